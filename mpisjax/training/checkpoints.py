@@ -1,0 +1,297 @@
+"""Checkpoints that are either whole or not there, and never trusted without a look.
+
+A checkpoint is a folder `step_00000123`: the training state as orbax writes it (`state/`), and
+`checkpoint.json`, the record: the step, the run's config, whatever the loop wants back, and the SHA-256 of
+every file beside it. The folder is written under a temporary name, synced, and renamed, so that a run killed
+at any moment leaves the earlier ones as they were. The record carries its own digest and is replaced in one
+rename, too: validation results join a checkpoint that is already on disk. On restoring, every file is hashed
+again; a checkpoint that fails is named, set aside, and the one before it is used. Arrays and JSON are all
+that is ever read: nothing in a checkpoint can execute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from mpisjax.errors import UserError
+
+FORMAT = 1
+RECORD_NAME = "checkpoint.json"
+STATE_NAME = "state"
+_STEP_NAME = re.compile(r"step_(\d{8,})")
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """One checkpoint on disk.
+
+    Attributes:
+        path: Its folder.
+        step: Training steps taken when it was written.
+        content: What the writer stored beside the arrays (JSON).
+    """
+
+    path: Path
+    step: int
+    content: dict[str, Any]
+
+
+class Damaged(Exception):
+    """A checkpoint whose files are not what its writer wrote; the text says which and how."""
+
+
+def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Checkpoint:
+    """Writes a checkpoint; afterwards it is whole under its name, or the folder is as it was.
+
+    Args:
+        directory: Where the checkpoints of a run lie; made where it is missing.
+        step: Training steps taken so far; names the checkpoint.
+        state: Any pytree of arrays.
+        content: Anything JSON can hold, given back on reading.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written; earlier checkpoints stand.
+    """
+    final = directory / f"step_{step:08d}"
+    draft = directory / f".draft_{step:08d}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+            checkpointer.save(draft / STATE_NAME, state)
+            checkpointer.wait_until_finished()
+        _write_record(draft, step, content, _digests(draft))
+        _sync_tree(draft)
+        if final.exists():  # the same step over again: what stands there is not what this run continues from
+            remove(final)
+        os.replace(draft, final)
+        _sync(directory)
+    except Exception as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise _storage_error(error, directory, step) from error
+    return Checkpoint(final, step, content)
+
+
+def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
+    """Replaces the JSON part of a checkpoint on disk in one rename; the arrays stay.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written; the earlier record stands.
+    """
+    try:
+        files = json.loads((checkpoint.path / RECORD_NAME).read_text())["files"]
+        _write_record(checkpoint.path, checkpoint.step, content, files)
+        _sync(checkpoint.path)
+    except OSError as error:
+        raise _storage_error(error, checkpoint.path.parent, checkpoint.step) from error
+    return checkpoint._replace(content=content)
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, earliest first, sound or not."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
+
+
+def read(directory: Path, step: int) -> Checkpoint:
+    """Reads the record of a checkpoint and verifies every file against it.
+
+    Raises:
+        Damaged: A file is missing, cut short or altered.
+    """
+    path = directory / f"step_{step:08d}"
+    try:
+        record = json.loads((path / RECORD_NAME).read_bytes())
+        if record["digest"] != _digest_of_record(record) or record["step"] != step:
+            raise Damaged(f"{path / RECORD_NAME} does not match its own digest")
+        if record["format"] != FORMAT:
+            raise UserError(
+                f"{path} has checkpoint format {record['format']}, not {FORMAT}; use the version that wrote it"
+            )
+        found = _digests(path)
+    except FileNotFoundError as error:
+        raise Damaged(f"{error.filename} is missing") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise Damaged(f"{path / RECORD_NAME} is not a checkpoint record") from error
+    for name in sorted(record["files"].keys() | found.keys()):
+        if name not in found:
+            raise Damaged(f"{path / name} is missing")
+        if record["files"].get(name) != found[name]:
+            raise Damaged(f"{path / name} has been cut short or altered")
+    return Checkpoint(path, step, record["content"])
+
+
+def restore(checkpoint: Checkpoint, template: Any) -> Any:
+    """Reads the arrays of a checkpoint that `read` has verified.
+
+    Args:
+        checkpoint: What to restore.
+        template: A pytree of arrays (or of shapes with shardings) of the structure that was saved. The arrays
+            that come back lie where the template's lie, however many devices wrote them.
+
+    Raises:
+        UserError: The state in the checkpoint has another structure or other shapes.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    try:
+        with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+            state = checkpointer.restore(checkpoint.path / STATE_NAME, abstract)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint.path} holds a training state of another shape than this version of mpisjax makes from its "
+            "config; use the version that wrote it"
+        ) from error
+    return state
+
+
+def newest(directory: Path, *, set_aside: bool) -> Checkpoint | None:
+    """The newest sound checkpoint; a warning names each newer one that is damaged.
+
+    Args:
+        directory: Where the checkpoints of a run lie.
+        set_aside: Whether damaged ones are renamed to `step_N.damaged`, as a run that goes on from here
+            needs.
+
+    Returns:
+        The checkpoint, or None where there is none, sound or damaged.
+
+    Raises:
+        UserError: There are checkpoints, and all are damaged.
+    """
+    broken: list[Path] = []
+    sound = None
+    for step in reversed(steps(directory)):
+        try:
+            sound = read(directory, step)
+            break
+        except Damaged as error:
+            broken.append(directory / f"step_{step:08d}")
+            _log.warning("checkpoint of step %d is damaged and is passed over: %s", step, error)
+    if broken and sound is None:
+        raise UserError(
+            f"all checkpoints in {directory} are damaged; delete the folder to start the run again"
+        )
+    for path in broken if set_aside else ():
+        aside = path.with_suffix(".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+    return sound
+
+
+def tidy(directory: Path, *, keep: int, also: int | None = None) -> None:
+    """Removes what is no longer needed: drafts of dead runs, old checkpoints, damaged ones that have been
+    outrun.
+
+    Args:
+        directory: Where the checkpoints of a run lie.
+        keep: How many of the latest to keep.
+        also: The step of one more to keep (the best by validation).
+    """
+    present = steps(directory)
+    for step in present[:-keep]:
+        if step != also:
+            remove(directory / f"step_{step:08d}")
+    for path in directory.glob(".*_*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob("step_*.damaged"):
+        if present and int(path.stem.removeprefix("step_")) <= present[-1]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint so that a run killed half-way leaves no half of it under its name."""
+    doomed = path.with_name(f".doomed_{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _write_record(path: Path, step: int, content: dict[str, Any], files: dict[str, str]) -> None:
+    record = {"format": FORMAT, "step": step, "content": content, "files": files}
+    record["digest"] = _digest_of_record(record)
+    write_atomically(path / RECORD_NAME, json.dumps(record, indent=1).encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that its name always shows the old bytes or the new ones, whole."""
+    draft = path.with_name(f"{path.name}.draft")
+    try:
+        with open(draft, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _digest_of_record(record: dict[str, Any]) -> str:
+    signed = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(path: Path) -> dict[str, str]:
+    digests = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file not in (path / RECORD_NAME, path / f"{RECORD_NAME}.draft"):
+            with open(file, "rb") as stream:
+                digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def _sync_tree(path: Path) -> None:
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _storage_error(error: Exception, directory: Path, step: int) -> Exception:
+    """The sentence for a failed write, or the error itself where it is not the disk's."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    standing = steps(directory)
+    stands = f"the one of step {standing[-1]} stands" if standing else "none stood before it"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "File too large")
+    ):
+        return UserError(
+            f"the disk of {directory} is full, so the checkpoint of step {step} was not written ({stands}); free some "
+            "space and run the same command to go on"
+        )
+    if isinstance(error, OSError):
+        return UserError(
+            f"the checkpoint of step {step} cannot be written to {directory} ({error.strerror or text}; {stands}); "
+            "mend that and run the same command to go on"
+        )
+    return error

@@ -1,0 +1,161 @@
+"""What a run measured, on disk: `metrics.jsonl` (one JSON object a line) and TensorBoard event files.
+
+The JSONL file is the record: its length is noted in every checkpoint, and a run that resumes cuts it back to
+that length, so that it neither repeats nor lacks a line. Rows are of three kinds: "train" (means over the
+steps since the row before), "validation" and "test". All but the fields in `TIMING` are reproduced bit for
+bit by a resumed run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from mpisjax.errors import UserError
+
+FILE_NAME = "metrics.jsonl"
+TIMING = ("images_per_second", "seconds")
+_log = logging.getLogger(__name__)
+
+
+def average(rows: Sequence[dict[str, float]]) -> dict[str, float | None]:
+    """Means over training steps; steps that were not finite are counted in `skipped_steps` and left out of
+    the means.
+
+    Args:
+        rows: One dict of a step's metrics each, all with the same keys, `finite` (0 or 1) among them.
+
+    Returns:
+        The mean of every key over the finite steps (None where there is none), and `skipped_steps`.
+    """
+    finite = [row for row in rows if row["finite"] >= 0.5]
+    means: dict[str, float | None] = {
+        key: sum(row[key] for row in finite) / len(finite) if finite else None
+        for key in rows[0]
+        if key not in ("finite", "skipped")
+    }
+    means["skipped_steps"] = float(len(rows) - len(finite))
+    return means
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads `metrics.jsonl`; an empty list where there is none, and a torn last line is left out."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class MetricsLog:
+    """Appends rows to `metrics.jsonl` and to TensorBoard, and can be cut back to an earlier length.
+
+    Args:
+        workdir: The run's folder.
+        length: Bytes of `metrics.jsonl` to keep (what a checkpoint noted; 0 for a new run); the rest is cut
+            off.
+        step: The step the run goes on from; TensorBoard is told to forget what lies beyond.
+        tensorboard: Whether to write event files, too.
+    """
+
+    def __init__(self, workdir: Path, *, length: int = 0, step: int = 0, tensorboard: bool = True) -> None:
+        path = workdir / FILE_NAME
+        try:
+            self._file = open(path, "ab")  # noqa: SIM115 (held open for the length of the run)
+            size = os.path.getsize(path)
+            if size < length:
+                _log.warning(
+                    "%s is shorter than the checkpoint says: rows before step %d are missing", path, step
+                )
+            self._file.truncate(min(size, length))
+            self._file.seek(0, os.SEEK_END)
+            self._events = _open_events(workdir / "tensorboard", step) if tensorboard else None
+        except OSError as error:
+            raise _write_error(workdir, error) from error
+        self._workdir = workdir
+
+    @property
+    def length(self) -> int:
+        """Bytes in `metrics.jsonl` so far."""
+        return self._file.tell()
+
+    def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
+        """Appends one row.
+
+        Args:
+            kind: "train", "validation" or "test".
+            step: Training steps taken.
+            row: Numbers, or dicts of them by stream or layer; one that is not finite becomes null.
+
+        Raises:
+            UserError: The disk is full or the folder cannot be written.
+        """
+        line = json.dumps({"kind": kind, "step": step, **_without_nan(row)}, allow_nan=False) + "\n"
+        try:
+            self._file.write(line.encode())
+            self._file.flush()
+            if self._events is not None:
+                self._events.write_event(_event(kind, step, row))
+                self._events.flush()
+        except OSError as error:
+            raise _write_error(self._workdir, error) from error
+
+    def sync(self) -> None:
+        """Forces the rows to the disk, as must be done before a checkpoint notes `length`."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _write_error(self._workdir, error) from error
+
+    def close(self) -> None:
+        """Closes the files."""
+        try:
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
+        except OSError as error:
+            _log.warning("%s: the last rows were not written (%s)", self._workdir, error.strerror)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for a number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _open_events(folder: Path, step: int) -> EventsWriter:
+    # tensorboardX's SummaryWriter writes from a thread fed by a bounded queue: on a full disk the thread
+    # dies, and the next caller waits for ever. Its synchronous writer raises here, where it can be answered.
+    folder.mkdir(exist_ok=True)
+    events = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}.{step}")
+    restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    events.write_event(event_pb2.Event(step=step + 1, session_log=restart))
+    events.flush()
+    return events
+
+
+def _event(kind: str, step: int, row: dict[str, Any]) -> event_pb2.Event:
+    values = []
+    for key, value in row.items():
+        for name, number in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(number, int | float):
+                tag = "/".join(part for part in (kind, key, name) if part)
+                values.append(summary_pb2.Summary.Value(tag=tag, simple_value=number))
+    return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+
+
+def _write_error(workdir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"metrics cannot be written to {workdir} ({error.strerror}); free some space or mend its permissions, "
+        "and run the same command to go on from the last checkpoint"
+    )
