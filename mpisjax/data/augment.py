@@ -1,0 +1,102 @@
+"""Normalisation and augmentation, inside `jit` and per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Scales bytes by 255, then to zero mean and unit variance.
+
+    Args:
+        images: uint8 [..., C].
+        mean: Per channel, of the pixels / 255.
+        std: Per channel, of the pixels / 255.
+
+    Returns:
+        float32 [..., C].
+    """
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    offset = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    return images.astype(jnp.float32) * scale + offset
+
+
+def augment(key: jax.Array, images: jax.Array, config: Any) -> jax.Array:
+    """Flips, shifts and cuts out, each sample by its own draw.
+
+    A sample's draw depends on the key and on its place in the (global) batch, so that it does not matter how many
+    devices share the batch. All frames of an event sample share one draw. What a shift brings in from outside, and a
+    cut-out square, is 0: apply this to bytes, before `normalize`, where 0 is black (or no event).
+
+    Args:
+        key: The step's random key.
+        images: [B, H, W, C] or [B, T, H, W, C], any dtype.
+        config: With `flip` (bool: mirror left to right with probability 1/2), `shift` (int: up to so many pixels in
+            either direction on both axes) and `cutout` (int: the side of a blanked square with its centre anywhere
+            in the image, T. DeVries and G. Taylor, 2017). False or 0 leaves the step out.
+
+    Returns:
+        As `images`.
+    """
+    if not (config.flip or config.shift or config.cutout):
+        return images
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(images.shape[0]))
+    return jax.vmap(lambda one, image: _augment_one(one, image, config))(keys, images)
+
+
+def _augment_one(key: jax.Array, image: jax.Array, config: Any) -> jax.Array:
+    """One sample, [..., H, W, C]."""
+    flip_key, shift_key, cutout_key = jax.random.split(key, 3)
+    height, width = image.shape[-3:-1]
+    if config.flip:
+        image = jnp.where(jax.random.bernoulli(flip_key), image[..., ::-1, :], image)
+    if config.shift:
+        by = jax.random.randint(shift_key, (2,), -config.shift, config.shift + 1)
+        image = _take_shifted(_take_shifted(image, by[0], -3), by[1], -2)
+    if config.cutout:
+        centre = jax.random.randint(cutout_key, (2,), 0, jnp.array([height, width]))
+        rows = _inside(centre[0], height, config.cutout)
+        columns = _inside(centre[1], width, config.cutout)
+        hole = rows[:, None, None] & columns[None, :, None]
+        image = jnp.where(hole, jnp.zeros((), image.dtype), image)
+    return image
+
+
+def _take_shifted(image: jax.Array, by: jax.Array, axis: int) -> jax.Array:
+    """The image moved by `by` pixels along an axis, zeros coming in."""
+    source = jnp.arange(image.shape[axis]) - by
+    valid = (source >= 0) & (source < image.shape[axis])
+    moved = jnp.take(image, source, axis, mode="clip")
+    shape = [1] * image.ndim
+    shape[axis] = image.shape[axis]
+    return jnp.where(valid.reshape(shape), moved, jnp.zeros((), image.dtype))
+
+
+def _inside(centre: jax.Array, length: int, side: int) -> jax.Array:
+    """bool [length]: which places lie in an interval of `side` places around the centre."""
+    first = centre - side // 2
+    place = jnp.arange(length)
+    return (place >= first) & (place < first + side)
+
+
+def mixup(key: jax.Array, images: jax.Array, one_hot: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Blends every sample with the one in the mirrored place of the batch (H. Zhang et al., "mixup", 2018).
+
+    Args:
+        key: The step's random key.
+        images: float [B, ...], normalised.
+        one_hot: float [B, K], the targets.
+        alpha: Both parameters of the beta distribution that the weight is drawn from, once a batch; 0 blends nothing.
+
+    Returns:
+        Images and targets, blended by the same weight.
+    """
+    if not alpha:
+        return images, one_hot
+    weight = jax.random.beta(key, alpha, alpha)
+    blended = [(weight * a + (1 - weight) * a[::-1]).astype(a.dtype) for a in (images, one_hot)]
+    return blended[0], blended[1]

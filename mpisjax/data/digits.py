@@ -1,0 +1,35 @@
+"""Scikit-learn's digits: 1,797 real handwritten digits of 8 x 8 pixels that come with the package.
+
+They are the test part of the UCI "Optical Recognition of Handwritten Digits" set (E. Alpaydin and C. Kaynak, 1998):
+32 x 32 bitmaps, summed over blocks of 4 x 4, so 17 grey levels. The copy in scikit-learn has no official split, so one
+is made here: 20% of each class is the test split, chosen by a fixed seed, and never depends on the configuration.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpisjax.data.splits import hold_out
+from mpisjax.data.types import Loaded
+from mpisjax.errors import UserError
+
+NUM_CLASSES = 10
+NUM_TEST = 360
+SPLIT_SEED = 1797
+
+
+def load() -> Loaded:
+    """The digits, in the order of the package within each split.
+
+    Returns:
+        uint8 [1437, 8, 8, 1] train and [360, 8, 8, 1] test images, the 17 levels spread over 0..255, and int32 labels.
+    """
+    try:
+        from sklearn.datasets import load_digits  # a slow import, wanted by this set alone
+    except ImportError as error:
+        raise UserError("the digits come with scikit-learn: pip install scikit-learn") from error
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    labels = labels.astype(np.int32)
+    train, test = hold_out(labels, NUM_TEST, SPLIT_SEED)
+    return Loaded(images[train], labels[train], images[test], labels[test])

@@ -1,0 +1,179 @@
+"""Splits, order, feeding and augmentation."""
+
+import gzip
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from data_helpers import settings, write_idx
+
+from mpisjax import data
+from mpisjax.data import splits
+from mpisjax.errors import UserError
+
+
+def test_digits_are_complete_and_split_by_fixed_seeds():
+    first, again = data.load(settings()), data.load(settings(num_validation=0, split_seed=9))
+    assert (
+        first.checksum == again.checksum == "3b7e6e8944138439e793b89a10ebfc921cc85f480adf4956d95a1b8e8190ed5b"
+    )
+    assert first.train.images.shape == (1337, 8, 8, 1) and first.train.images.dtype == np.uint8
+    assert first.validation.images.shape == (100, 8, 8, 1) and first.test.images.shape == (360, 8, 8, 1)
+    assert np.array_equal(first.test.images, again.test.images), (
+        "the test split must not depend on split_seed"
+    )
+    assert set(np.unique(first.train.images)) <= {round(level * 255 / 16) for level in range(17)}
+    assert sum(map(sum, data.summary(first)["class_counts"].values())) == 1797
+    assert first.train.labels.dtype == np.int32
+    scaled = np.asarray(first.train.images) / 255
+    np.testing.assert_allclose([first.mean[0], first.std[0]], [scaled.mean(), scaled.std()], rtol=1e-9)
+
+
+def test_validation_is_disjoint_balanced_and_a_function_of_split_seed():
+    labels = np.repeat(np.arange(10), 30).astype(np.int32)
+    kept, held = splits.hold_out(labels, 50, 3)
+    assert sorted([*kept, *held]) == list(range(300))
+    assert data.class_counts(labels[held], 10) == [5] * 10
+    assert np.array_equal(held, splits.hold_out(labels, 50, 3)[1])
+    assert not np.array_equal(held, splits.hold_out(labels, 50, 4)[1])
+    for count in (-1, 300):
+        with pytest.raises(UserError, match="num_validation"):
+            splits.hold_out(labels, count, 0)
+
+
+def test_an_epoch_is_a_permutation_without_the_rest():
+    steps = [data.train_indices(5, step, 103, 10) for step in range(20)]
+    for epoch in (steps[:10], steps[10:]):
+        assert len(set(np.concatenate(epoch))) == 100
+    assert not np.array_equal(np.concatenate(steps[:10]), np.concatenate(steps[10:]))
+    assert np.array_equal(steps[13], data.train_indices(5, 13, 103, 10)), "out of order must not matter"
+    assert not np.array_equal(steps[0], data.train_indices(6, 0, 103, 10))
+    with pytest.raises(UserError, match="batch_size"):
+        data.train_indices(0, 0, 5, 6)
+    with pytest.raises(UserError, match="seed"):
+        data.train_indices(-1, 0, 5, 5)
+
+
+def test_the_order_is_frozen():
+    """Checkpoints resume in the middle of an epoch, so the order may not change from version to version."""
+    assert data.train_indices(0, 0, 1000, 5).tolist() == EXPECTED_ORDER
+
+
+EXPECTED_ORDER = [998, 162, 670, 664, 185]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_feed_gives_what_train_indices_say(on_device):
+    split = data.load(settings()).train
+    feed = data.Feed(split, 64, seed=2, on_device=on_device)
+    assert feed.steps_per_epoch == 1337 // 64 and feed.on_device == on_device
+    for step in (0, 21, 3):
+        batch, indices = feed.batch(step), data.train_indices(2, step, 1337, 64)
+        assert np.array_equal(batch.images, split.images[indices]) and batch.images.dtype == jnp.uint8
+        assert np.array_equal(batch.labels, split.labels[indices]) and batch.labels.dtype == jnp.int32
+        assert np.array_equal(batch.mask, np.ones(64))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_batches_do_not_depend_on_sharding_and_travel_explicitly(on_device):
+    split = data.load(settings()).train
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    plain, sharded = data.Feed(split, 64, 0), data.Feed(split, 64, 0, sharding, on_device=on_device)
+    sharded.batch(0)
+    with jax.transfer_guard("disallow"):
+        batch = sharded.batch(1)
+    assert np.array_equal(plain.batch(1).images, batch.images)
+    assert all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf in batch)
+
+
+def test_eval_batches_cover_everything_once():
+    split = data.load(settings()).test
+    batches = list(data.eval_batches(split, 100))
+    assert [int(b.mask.sum()) for b in batches] == [100, 100, 100, 60]
+    assert np.array_equal(np.concatenate([b.images for b in batches])[:360], split.images)
+    assert np.array_equal(np.concatenate([b.labels for b in batches])[:360], split.labels)
+    assert all(b.images.shape == (100, 8, 8, 1) for b in batches) and not batches[-1].images[60:].any()
+    with pytest.raises(UserError):
+        list(data.eval_batches(split, 0))
+
+
+def test_normalize():
+    images = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 2), np.uint8)
+    mean, std = (0.4, 0.6), (0.2, 0.3)
+    got = data.normalize(jnp.asarray(images), mean, std)
+    np.testing.assert_allclose(got, (images / 255 - np.array(mean)) / np.array(std), atol=1e-5)
+    assert got.dtype == jnp.float32
+
+
+AUGMENT = settings().augment
+
+
+def one(**kinds):
+    config = settings().augment
+    config.update(dict(flip=False, shift=0, cutout=0, mixup=0.0) | kinds)
+    return config
+
+
+def test_flip_and_shift_move_pixels_and_nothing_else():
+    image = np.random.default_rng(0).integers(1, 256, (1, 6, 7, 3), np.uint8)
+    images = np.repeat(image, 200, 0)
+    flipped = np.asarray(data.augment(jax.random.key(0), jnp.asarray(images), one(flip=True)))
+    mirrored = (flipped == image[:, :, ::-1]).all((1, 2, 3))
+    assert ((flipped == image).all((1, 2, 3)) | mirrored).all() and 60 < mirrored.sum() < 140
+    padded = np.pad(image[0], ((2, 2), (2, 2), (0, 0)))
+    windows = {padded[i : i + 6, j : j + 7].tobytes() for i in range(5) for j in range(5)}
+    shifted = np.asarray(data.augment(jax.random.key(1), jnp.asarray(images), one(shift=2)))
+    seen = {sample.tobytes() for sample in shifted}
+    assert seen <= windows and len(seen) == 25
+
+
+def test_cutout_blanks_one_square():
+    images = jnp.full((100, 8, 8, 1), 9, jnp.uint8)
+    blanked = np.asarray(data.augment(jax.random.key(0), images, one(cutout=4)))[..., 0] == 0
+    rows, columns = blanked.any(2).sum(1), blanked.any(1).sum(1)
+    assert np.array_equal(blanked.sum((1, 2)), rows * columns) and rows.max() == columns.max() == 4
+    assert rows.min() >= 2 and columns.min() >= 2
+
+
+def test_events_share_one_draw_and_place_decides_the_draw():
+    config = one(flip=True, shift=3, cutout=3)
+    frame = np.random.default_rng(0).integers(1, 256, (12, 1, 9, 9, 2), np.uint8)
+    moved = np.asarray(data.augment(jax.random.key(4), jnp.asarray(np.repeat(frame, 5, 1)), config))
+    assert (moved == moved[:, :1]).all() and not (moved == frame).all()
+    alone = np.asarray(data.augment(jax.random.key(4), jnp.asarray(frame[:, 0]), config))
+    assert np.array_equal(alone, moved[:, 0]), "the same draw for frames and for images"
+    half = np.asarray(data.augment(jax.random.key(4), jnp.asarray(frame[:6, 0]), config))
+    assert np.array_equal(half, alone[:6])
+    assert not np.array_equal(alone, data.augment(jax.random.key(5), jnp.asarray(frame[:, 0]), config))
+
+
+def test_nothing_asked_nothing_done_and_float_works_inside_jit():
+    images = jnp.linspace(0, 1, 2 * 5 * 5).reshape(2, 5, 5, 1)
+    assert data.augment(jax.random.key(0), images, one()) is images
+    moved = jax.jit(lambda k, x: data.augment(k, x, one(shift=1)))(jax.random.key(0), images)
+    assert moved.dtype == images.dtype
+
+
+def test_mixup_keeps_targets_a_distribution():
+    images, one_hot = jnp.eye(6)[:, :, None], jnp.eye(6)
+    mixed, targets = data.mixup(jax.random.key(1), images, one_hot, 1.0)
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(mixed[..., 0], targets, rtol=1e-6)
+    assert 0 < float(targets[0, 0]) < 1
+    assert data.mixup(jax.random.key(1), images, one_hot, 0.0)[0] is images
+
+
+def test_idx_files_plain_or_gzipped(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = write_idx(tmp_path / "fashion_mnist", rng, 30, 20)
+    config = settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0)
+    dataset = data.load(config)
+    assert np.array_equal(dataset.train.images[..., 0], arrays["train"][0])
+    assert np.array_equal(dataset.test.labels, arrays["test"][1])
+    for path in (tmp_path / "fashion_mnist").iterdir():
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert data.load(config).checksum == dataset.checksum
+    assert str(tmp_path) in dataset.source
