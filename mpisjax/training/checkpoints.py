@@ -40,11 +40,13 @@ class Checkpoint(NamedTuple):
     Attributes:
         path: Its folder.
         step: Training steps taken when it was written.
+        layout: Shape and dtype of each array by its place in the tree.
         content: What the writer stored beside the arrays (JSON).
     """
 
     path: Path
     step: int
+    layout: dict[str, str]
     content: dict[str, Any]
 
 
@@ -69,6 +71,7 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
     """
     final = directory / f"step_{step:08d}"
     draft = directory / f".draft_{step:08d}"
+    layout = _layout(state)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
@@ -76,7 +79,7 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
         with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
             checkpointer.save(draft / STATE_NAME, state)
             checkpointer.wait_until_finished()
-        _write_record(draft, step, content, _digests(draft))
+        _write_record(draft, step, content, layout, _digests(draft))
         _sync_tree(draft)
         if final.exists():  # the same step over again: what stands there is not what this run continues from
             remove(final)
@@ -85,7 +88,7 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise _storage_error(error, directory, step) from error
-    return Checkpoint(final, step, content)
+    return Checkpoint(final, step, layout, content)
 
 
 def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
@@ -96,7 +99,7 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
     """
     try:
         files = json.loads((checkpoint.path / RECORD_NAME).read_text())["files"]
-        _write_record(checkpoint.path, checkpoint.step, content, files)
+        _write_record(checkpoint.path, checkpoint.step, content, checkpoint.layout, files)
         _sync(checkpoint.path)
     except OSError as error:
         raise _storage_error(error, checkpoint.path.parent, checkpoint.step) from error
@@ -139,7 +142,7 @@ def read(directory: Path, step: int) -> Checkpoint:
             raise Damaged(f"{path / name} is missing")
         if record["files"].get(name) != found[name]:
             raise Damaged(f"{path / name} has been cut short or altered")
-    return Checkpoint(path, step, record["content"])
+    return Checkpoint(path, step, record["layout"], record["content"])
 
 
 def restore(checkpoint: Checkpoint, template: Any) -> Any:
@@ -153,16 +156,17 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     Raises:
         UserError: The state in the checkpoint has another structure or other shapes.
     """
+    ours = _layout(template)
+    for place in sorted(checkpoint.layout.keys() | ours.keys()):
+        theirs, wanted = checkpoint.layout.get(place, "absent"), ours.get(place, "absent")
+        if theirs != wanted:
+            raise UserError(
+                f"{checkpoint.path} does not fit the training state of this config: state{place} is {theirs} there "
+                f"and {wanted} here; use the config and the version of mpisjax that wrote it"
+            )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    try:
-        with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-            state = checkpointer.restore(checkpoint.path / STATE_NAME, abstract)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{checkpoint.path} holds a training state of another shape than this version of mpisjax makes from its "
-            "config; use the version that wrote it"
-        ) from error
-    return state
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        return checkpointer.restore(checkpoint.path / STATE_NAME, abstract)
 
 
 def newest(directory: Path, *, set_aside: bool) -> Checkpoint | None:
@@ -227,8 +231,16 @@ def remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _write_record(path: Path, step: int, content: dict[str, Any], files: dict[str, str]) -> None:
-    record = {"format": FORMAT, "step": step, "content": content, "files": files}
+def _layout(state: Any) -> dict[str, str]:
+    """Shape and dtype of every array by its place in the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(place): f"{leaf.dtype}{list(leaf.shape)}" for place, leaf in leaves}
+
+
+def _write_record(
+    path: Path, step: int, content: dict[str, Any], layout: dict[str, str], files: dict[str, str]
+) -> None:
+    record = {"format": FORMAT, "step": step, "content": content, "layout": layout, "files": files}
     record["digest"] = _digest_of_record(record)
     write_atomically(path / RECORD_NAME, json.dumps(record, indent=1).encode())
 
@@ -280,7 +292,7 @@ def _storage_error(error: Exception, directory: Path, step: int) -> Exception:
     """The sentence for a failed write, or the error itself where it is not the disk's."""
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
-    standing = steps(directory)
+    standing = [other for other in steps(directory) if other != step]
     stands = f"the one of step {standing[-1]} stands" if standing else "none stood before it"
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
         sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "File too large")

@@ -127,7 +127,7 @@ class _Bar:
         )
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, highlight=False)
+        self._console.print(sentence, highlight=False, markup=False)
 
 
 @contextlib.contextmanager

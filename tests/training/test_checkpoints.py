@@ -1,0 +1,214 @@
+"""Checkpoints: what goes in comes out; what has been harmed in any way is named and never loaded."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpisjax.errors import UserError
+from mpisjax.training import checkpoints
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    ema: Any
+    rng: Any
+
+
+def state_at(step: int) -> State:
+    key = jax.random.key(step)
+    params = {
+        "a": {
+            "kernel": jax.random.normal(key, (7, 5)),
+            "scale": jnp.array([0.0, -0.0, jnp.nan, jnp.inf, 1e-42]),
+        }
+    }
+    return State(jnp.int32(step), params, (), jax.random.key_data(key))
+
+
+def save(directory: Path, *steps: int) -> None:
+    for step in steps:
+        checkpoints.save(directory, step, state_at(step), {"step": step, "loss": 0.1 + 0.2})
+
+
+def files(directory: Path, step: int) -> list[Path]:
+    return sorted(path for path in (directory / f"step_{step:08d}").rglob("*") if path.is_file())
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_round_trip_is_exact(tmp_path):
+    save(tmp_path, 3)
+    found = checkpoints.newest(tmp_path, set_aside=False)
+    assert (found.step, found.content) == (3, {"step": 3, "loss": 0.1 + 0.2})
+    state = checkpoints.restore(found, state_at(0))
+    assert isinstance(state, State) and state.ema == ()
+    assert bits(state) == bits(state_at(3))
+
+
+def test_no_checkpoint_is_not_an_error(tmp_path):
+    assert checkpoints.newest(tmp_path / "absent", set_aside=True) is None
+
+
+def test_update_replaces_the_content_alone(tmp_path):
+    save(tmp_path, 3)
+    checkpoints.update(checkpoints.read(tmp_path, 3), {"validation": 0.5})
+    assert checkpoints.read(tmp_path, 3).content == {"validation": 0.5}
+    assert bits(checkpoints.restore(checkpoints.read(tmp_path, 3), state_at(0))) == bits(state_at(3))
+
+
+def test_the_same_step_can_be_saved_again(tmp_path):
+    save(tmp_path, 3)
+    checkpoints.save(tmp_path, 3, state_at(9), {})
+    assert bits(checkpoints.restore(checkpoints.read(tmp_path, 3), state_at(0))) == bits(state_at(9))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+HARM = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "flipped": flip,
+    "missing": lambda path: path.unlink(),
+    "random": lambda path: path.write_bytes(os.urandom(200)),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_harm_to_any_file_is_named_and_the_one_before_is_used(tmp_path, log, harm):
+    save(tmp_path / "sound", 3, 5)
+    for number in range(len(files(tmp_path / "sound", 5))):
+        directory = tmp_path / str(number)
+        shutil.copytree(tmp_path / "sound", directory)
+        victim = files(directory, 5)[number]
+        HARM[harm](victim)
+        log.clear()
+        found = checkpoints.newest(directory, set_aside=False)
+        assert found.step == 3
+        assert str(victim) in log.text
+
+
+def test_an_added_file_is_not_trusted(tmp_path, log):
+    save(tmp_path, 3, 5)
+    (tmp_path / "step_00000005" / "state" / "more.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    assert checkpoints.newest(tmp_path, set_aside=False).step == 3
+    assert "more.pkl" in log.text
+
+
+def test_empty_folder_is_damaged(tmp_path, log):
+    save(tmp_path, 3)
+    (tmp_path / "step_00000005").mkdir()
+    assert checkpoints.newest(tmp_path, set_aside=True).step == 3
+    assert "checkpoint of step 5 is damaged" in log.text
+    assert checkpoints.steps(tmp_path) == [3]
+
+
+def test_all_damaged_is_refused_again_and_again(tmp_path):
+    save(tmp_path, 3, 5)
+    for step in (3, 5):
+        flip(files(tmp_path, step)[-1])
+    for _ in range(2):
+        with pytest.raises(UserError, match="all checkpoints in .* are damaged; delete the folder"):
+            checkpoints.newest(tmp_path, set_aside=True)
+
+
+def test_tidy_keeps_the_latest_and_the_best_and_clears_the_dead(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5)
+    (tmp_path / ".draft_00000006").mkdir()
+    (tmp_path / "step_00000004.damaged").mkdir()
+    (tmp_path / "step_00000009.damaged").mkdir()
+    checkpoints.tidy(tmp_path, keep=2, also=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step_00000002", "step_00000004", "step_00000005", "step_00000009.damaged"]
+
+
+def test_another_structure_is_refused(tmp_path):
+    save(tmp_path, 3)
+    template = state_at(0)._replace(params={"b": jnp.zeros(2)})
+    with pytest.raises(
+        UserError, match=r"state.params\['a'\]\['kernel'\] is float32\[7, 5\] there and absent here"
+    ):
+        checkpoints.restore(checkpoints.read(tmp_path, 3), template)
+    wider = state_at(0)._replace(rng=jnp.zeros(5, jnp.uint32))
+    with pytest.raises(UserError, match=r"state.rng is uint32\[2\] there and uint32\[5\] here"):
+        checkpoints.restore(checkpoints.read(tmp_path, 3), wider)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_failure_at_any_sync_leaves_the_older_one_whole(tmp_path, monkeypatch, number):
+    save(tmp_path, 3)
+    real, calls, limit = os.fsync, [0], [0]
+
+    def failing(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] > limit[0]:
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    told = 0
+    for limit[0] in range(30):
+        calls[0] = 0
+        try:
+            save(tmp_path, 5)
+        except UserError as error:
+            told += 1
+            words = "is full" if number == errno.ENOSPC else "cannot be written"
+            assert words in str(error) and "step 3 stands" in str(error) and "\n" not in str(error)
+        else:
+            break
+        assert checkpoints.newest(tmp_path, set_aside=False).step in (3, 5)
+        assert not list(tmp_path.glob(".draft*"))
+        if (tmp_path / "step_00000005").exists():
+            checkpoints.remove(tmp_path / "step_00000005")
+    assert told > 5
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from mpisjax.errors import UserError
+from mpisjax.training import checkpoints
+directory = Path(sys.argv[1])
+noise = np.random.default_rng(0).normal(size=100_000)
+checkpoints.save(directory, 1, {"w": noise}, {})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    checkpoints.save(directory, 2, {"w": noise + 1}, {})
+except UserError as error:
+    print(error)
+print(checkpoints.newest(directory, set_aside=False).step, *sorted(path.name for path in directory.iterdir()))
+"""
+
+
+def test_a_file_that_cannot_grow_is_told_in_one_sentence(tmp_path):
+    """The kernel refuses the write inside tensorstore's own threads, as it does on a full disk."""
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path / "c"],
+        capture_output=True,
+        text=True,
+        cwd=Path.cwd(),
+        check=True,
+    )
+    sentence, standing = run.stdout.splitlines()
+    assert sentence.startswith("the disk of") and "step 1 stands" in sentence
+    assert standing == "1 step_00000001"

@@ -1,0 +1,98 @@
+"""Runs in processes of their own, ended by signals at random moments and started again with the same command."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mpisjax.training import checkpoints, plots, record
+from mpisjax.training.metrics import TIMING, read_rows
+
+EPOCHS = 12
+SCRIPT = Path(__file__).with_name("tiny.py")
+ROOT = SCRIPT.parents[2]
+
+
+def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+    """Starts the tiny run with a checkpoint after every step, so that it is nearly always writing one."""
+    command = [sys.executable, SCRIPT, "--workdir", workdir, f"--config.train.epochs={EPOCHS}"]
+    command += ["--config.train.checkpoint_every=1", "--config.train.log_every=4", *arguments]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def final(workdir: Path):
+    """The last checkpoint's bits, and the rows without their timing."""
+    found = checkpoints.newest(workdir / record.FOLDER, set_aside=False)
+    state = checkpoints.restore(found, tiny.init_state(tiny.get_config()))
+    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir / "metrics.jsonl")]
+    return found.step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], rows
+
+
+def test_killed_at_random_and_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "save_curves", lambda *arguments: None)
+    config = tiny.get_config()
+    config.train.epochs = EPOCHS
+    tiny.fit(tmp_path / "whole", config)
+
+    chance = random.Random(time.time_ns())
+    kills = []
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        with start(tmp_path / "killed") as run:
+            assert run.stdout.readline(), run.stderr.read()  # the first step has been taken
+            delay = chance.uniform(0.0, 0.6)
+            time.sleep(delay)
+            run.send_signal(number)
+            asked = time.monotonic()
+            _, said = run.communicate(timeout=60)
+        kills.append((number.name, delay, run.returncode))
+        if number == signal.SIGKILL:
+            assert run.returncode == -signal.SIGKILL, kills
+        else:
+            assert run.returncode == 0 and time.monotonic() - asked < 10, (kills, said)
+            assert f"stopped by {number.name} after step" in said
+    with start(tmp_path / "killed") as run:
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 0, said
+    assert "Traceback" not in said
+    assert final(tmp_path / "killed") == final(tmp_path / "whole"), kills
+    assert (tmp_path / "killed" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_stopped_before_the_first_step(tmp_path, number):
+    with start(tmp_path) as run:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / ".lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run.send_signal(number)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 0 and "Traceback" not in said, said
+
+
+def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path):
+    with start(tmp_path, "--slow=0.05") as first:
+        assert first.stdout.readline()
+        with start(tmp_path) as second:
+            out, said = second.communicate(timeout=60)
+        assert (second.returncode, out) == (1, "")
+        assert said.count("\n") == 1 and f"is in use by another run (process {first.pid} on " in said
+        first.send_signal(signal.SIGTERM)
+        _, said = first.communicate(timeout=60)
+    assert first.returncode == 0 and "stopped by SIGTERM" in said

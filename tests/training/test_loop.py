@@ -1,0 +1,238 @@
+"""The loop: exact resume, one look at the test split, validation's choice, and what it says when things go wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mpisjax.errors import UserError
+from mpisjax.training import checkpoints, plots, record
+from mpisjax.training.loop import Diverged
+from mpisjax.training.metrics import TIMING, read_rows
+from mpisjax.training.preemption import Stopper
+
+
+class StopAt(tiny.Feed):
+    """Asks for a stop while a given step is being fetched, as a signal would."""
+
+    def __init__(self, step: int, stopper: Stopper) -> None:
+        super().__init__()
+        self.at, self.stopper = step, stopper
+
+    def batch(self, step: int):
+        if step == self.at:
+            self.stopper.request("SIGTERM")
+        return super().batch(step)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """Drawing takes longer than a run; `test_plots.py` draws."""
+    monkeypatch.setattr(plots, "save_curves", lambda *arguments: None)
+
+
+def bits(tree) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def rows_of(workdir: Path) -> list[dict]:
+    rows = read_rows(workdir / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its result, the steps it asked for, and its rows."""
+    workdir = tmp_path_factory.mktemp("whole")
+    feed = tiny.Feed()
+    result = tiny.fit(workdir, feed=feed)
+    return result, feed.asked, rows_of(workdir)
+
+
+def test_runs_to_the_end(whole, tmp_path):
+    result, asked, rows = whole
+    assert result.step == 24 and not result.stopped
+    assert asked == list(range(24))
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [4, 6, 8, 12, 16, 18, 20, 24]
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [6, 12, 18, 24]
+    assert [row["kind"] for row in rows].count("test") == 1
+    assert result.test["accuracy"] > 0.8
+
+
+# Around a log line (4), an epoch's end (6), a periodic checkpoint (10), in the first and the last step.
+@pytest.mark.parametrize(
+    "stops", [[0], [3], [4], [5], [6], [9, 10], [11, 12, 13], [23], list(range(0, 24, 2))]
+)
+def test_resume_is_exact(whole, tmp_path, stops):
+    result, asked, rows = whole
+    config = tiny.get_config()
+    config.train.checkpoint_every = 5  # it leaves the trajectory as it is
+    fetched = []
+    for stop in stops:
+        stopper = Stopper()
+        feed = StopAt(stop, stopper)
+        part = tiny.fit(tmp_path, config, feed=feed, stopper=stopper)
+        assert part.stopped and part.step == stop + 1
+        fetched += feed.asked
+    feed = tiny.Feed()
+    last = tiny.fit(tmp_path, config, feed=feed)
+    assert fetched + feed.asked == asked
+    assert bits(last.state) == bits(result.state)
+    assert (last.best_step, last.best_accuracy, last.test) == (
+        result.best_step,
+        result.best_accuracy,
+        result.test,
+    )
+    assert rows_of(tmp_path) == rows
+
+
+@pytest.mark.parametrize("call", [1, 4])
+def test_stop_during_validation_loses_and_repeats_nothing(whole, tmp_path, call):
+    stopper, calls = Stopper(), []
+
+    def eval_fn(state):
+        calls.append(int(state.step))
+        if len(calls) == call:
+            stopper.request("SIGTERM")
+            pytest.fail("a stop during an evaluation takes effect at once")
+        return tiny.evaluate(state, 1)
+
+    part = tiny.fit(tmp_path, eval_fn=eval_fn, stopper=stopper)
+    assert part.stopped and part.step == 6 * call
+    last = tiny.fit(tmp_path)
+    assert bits(last.state) == bits(whole[0].state)
+    assert rows_of(tmp_path) == whole[2]
+
+
+def test_stop_during_the_test_split_is_taken_up_again(whole, tmp_path):
+    stopper = Stopper()
+    part = tiny.fit(tmp_path, test_fn=lambda state: stopper.request("SIGINT"), stopper=stopper)
+    assert part.stopped and part.test is None
+    assert tiny.fit(tmp_path).test == whole[0].test
+    assert rows_of(tmp_path) == whole[2]
+
+
+def test_test_split_is_measured_once_with_the_best_state(tmp_path):
+    accuracies = {6: 0.5, 12: 0.9, 18: 0.9, 24: 0.7}
+    losses = {6: 1.0, 12: 0.4, 18: 0.3, 24: 0.1}
+    measured = []
+
+    def eval_fn(state):
+        step = int(state.step)
+        return tiny.Evaluation(accuracies[step], losses[step], {})
+
+    def test_fn(state):
+        measured.append(int(state.step))
+        return tiny.evaluate(state, 2)
+
+    config = tiny.get_config()
+    config.train.keep_checkpoints = 1
+    result = tiny.fit(tmp_path, config, eval_fn=eval_fn, test_fn=test_fn)
+    assert measured == [18]  # of two equals the one with the lower loss
+    assert (result.best_step, result.best_accuracy) == (18, 0.9)
+    assert checkpoints.steps(tmp_path / record.FOLDER) == [18, 24]
+    assert json.loads((tmp_path / "results.json").read_text())["checkpoint_step"] == 18
+    again = tiny.fit(tmp_path, config, eval_fn=eval_fn, test_fn=test_fn)
+    assert measured == [18] and again.test == result.test and again.step == 24
+
+
+def test_without_validation_the_last_state_is_tested(tmp_path):
+    measured = []
+
+    def test_fn(state):
+        measured.append(int(state.step))
+        return tiny.evaluate(state, 2)
+
+    result = tiny.fit(tmp_path, eval_fn=None, test_fn=test_fn)
+    assert measured == [24] and result.best_accuracy is None and result.best_step == 24
+
+
+def test_skipped_steps_are_told_and_leave_the_means_clean(tmp_path, log):
+    tiny.fit(tmp_path, feed=tiny.Feed(poisoned=frozenset({1, 2, 13, 14, 15, 16})))
+    first, *rest = [row for row in rows_of(tmp_path) if row["kind"] == "train"]
+    assert first["skipped_steps"] == 2 and np.isfinite(first["loss"])
+    assert [row["skipped_steps"] for row in rest if row["step"] in (16, 18)] == [3, 1]
+    assert "step 2 gave a loss or gradient that is not finite" in log.text
+    assert "epoch 3: 4 of 6 steps were not finite" in log.text
+
+
+def test_an_interval_without_a_finite_step_has_null_means(tmp_path):
+    config = tiny.get_config()
+    config.train.log_every = 1
+    tiny.fit(tmp_path, config, feed=tiny.Feed(poisoned=frozenset({1})))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["loss"] is None and "NaN" not in lines[1]
+
+
+def test_divergence_stops_with_the_last_good_state(tmp_path):
+    feed = tiny.Feed(poisoned=frozenset(range(8, 99)))
+    diagnose = lambda state, step: f"spectral radius 1.3 at step {step}"  # noqa: E731
+    with pytest.raises(
+        Diverged, match=r"5 steps in a row .*learning rate 0.1, .* 0.25.*; spectral radius 1.3"
+    ) as told:
+        tiny.fit(tmp_path, feed=feed, diagnose=diagnose)
+    assert "config.train.learning_rate" in str(told.value) and str(tmp_path) in str(told.value)
+    saved = checkpoints.newest(tmp_path / record.FOLDER, set_aside=False)
+    state = checkpoints.restore(saved, tiny.init_state(tiny.get_config()))
+    stopper = Stopper()
+    good = tiny.fit(tmp_path / "good", feed=StopAt(7, stopper), stopper=stopper)
+    assert saved.step == 13
+    assert bits(state.params) == bits(good.state.params) and bits(state.opt_state) == bits(
+        good.state.opt_state
+    )
+
+
+def test_unconverged_solver_is_told_once_and_then_once_an_epoch(tmp_path, log):
+    tiny.fit(tmp_path, train_step=tiny.make_train_step(tiny.get_config(), converged=False))
+    assert log.text.count("step 1: the forward solver has not converged (residual 0.25)") == 1
+    assert log.text.count("the forward solver did not converge in 6 of 6 steps (largest residual 0.25)") == 4
+    assert log.text.count("converge") == 5
+
+
+def test_another_config_is_refused_with_the_keys(tmp_path):
+    tiny.fit(tmp_path)
+    config = tiny.get_config()
+    config.train.learning_rate, config.train.epochs, config.train.log_every = 0.2, 9, 1
+    with pytest.raises(UserError) as told:
+        tiny.fit(tmp_path, config)
+    assert "train.epochs (4 there, 9 here), train.learning_rate (0.1 there, 0.2 here); use" in str(told.value)
+    assert "log_every" not in str(told.value)
+
+
+def test_other_data_are_refused(tmp_path):
+    tiny.fit(tmp_path)
+    with pytest.raises(UserError, match=r"other data \(checksum 000000000000, now 111111111111\)"):
+        tiny.fit(tmp_path, data_checksum="1" * 64)
+
+
+def test_a_state_that_does_not_count_steps_is_found_out(tmp_path):
+    step = tiny.make_train_step(tiny.get_config())
+
+    def stuck(state, batch):
+        new, metrics = step(state, batch)
+        return new._replace(step=state.step), metrics
+
+    with pytest.raises(RuntimeError, match="the state says step 0 after 6 steps"):
+        tiny.fit(tmp_path, train_step=stuck)
+
+
+@pytest.mark.parametrize("harm", ["latest", "best"])
+def test_damaged_checkpoint_is_named_and_training_ends_the_same(whole, tmp_path, log, harm):
+    stopper = Stopper()
+    config = tiny.get_config()
+    config.train.keep_checkpoints = 3
+    tiny.fit(tmp_path, config, feed=StopAt(13, stopper), stopper=stopper)
+    latest = checkpoints.steps(tmp_path / record.FOLDER)[-1]
+    victim = 14 if harm == "latest" else 12
+    assert latest == 14
+    target = next((tmp_path / record.FOLDER / f"step_{victim:08d}" / "state").rglob("d/*"))
+    target.write_bytes(target.read_bytes()[:-1])
+    last = tiny.fit(tmp_path, config)
+    assert (str(target) in log.text) == (harm == "latest")
+    assert bits(last.state) == bits(whole[0].state)
+    assert rows_of(tmp_path) == whole[2]

@@ -1,0 +1,202 @@
+"""Rows on disk, TensorBoard, progress on a terminal and elsewhere, the curves, and the record of a config."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import struct
+from pathlib import Path
+
+import ml_collections
+import pytest
+import tiny
+from tensorboardX.proto import event_pb2
+
+from mpisjax.errors import UserError
+from mpisjax.training import record
+from mpisjax.training.health import Health
+from mpisjax.training.metrics import MetricsLog, average, read_rows
+from mpisjax.training.pipeline import Pipeline
+from mpisjax.training.plots import save_curves
+from mpisjax.training.progress import describe, display, duration
+
+
+def test_average_leaves_out_what_was_skipped():
+    rows = [
+        {"loss": 1.0, "finite": 1.0, "skipped": 0.0},
+        {"loss": math.nan, "finite": 0.0, "skipped": 1.0},
+        {"loss": 2.0, "finite": 1.0, "skipped": 0.0},
+    ]
+    assert average(rows) == {"loss": 1.5, "skipped_steps": 1.0}
+    assert average(rows[1:2]) == {"loss": None, "skipped_steps": 1.0}
+
+
+def test_rows_are_cut_back_to_a_length(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("train", 1, {"loss": 0.1 + 0.2})
+    length = log.length
+    log.write("train", 2, {"loss": math.inf, "residual": {"stream1": math.nan, "stream2": 0.5}})
+    log.close()
+    assert read_rows(tmp_path / "metrics.jsonl")[1]["residual"] == {"stream1": None, "stream2": 0.5}
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"torn": ')
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 2
+    log = MetricsLog(tmp_path, length=length, step=1)
+    log.write("train", 2, {"loss": 1.0})
+    log.close()
+    assert read_rows(tmp_path / "metrics.jsonl") == [
+        {"kind": "train", "step": 1, "loss": 0.1 + 0.2},
+        {"kind": "train", "step": 2, "loss": 1.0},
+    ]
+
+
+def test_a_lost_metrics_file_is_told(tmp_path, log):
+    MetricsLog(tmp_path, length=500, step=7).close()
+    assert "rows before step 7 are missing" in log.text
+
+
+def events(folder: Path) -> list[event_pb2.Event]:
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda path: path.name.rsplit(".", 1)):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_events(tmp_path):
+    log = MetricsLog(tmp_path, step=4)
+    log.write("validation", 6, {"accuracy": 0.5, "loss": None, "residual": {"stream1": 0.25}})
+    log.close()
+    version, restart, row = events(tmp_path / "tensorboard")
+    assert version.file_version == "brain.Event:2"
+    assert restart.step == 5 and restart.session_log.status == event_pb2.SessionLog.START
+    assert row.step == 6
+    assert {value.tag: value.simple_value for value in row.summary.value} == {
+        "validation/accuracy": 0.5,
+        "validation/residual/stream1": 0.25,
+    }
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="metrics cannot be written to .*; free some space"):
+        MetricsLog(tmp_path).write("train", 1, {"loss": 1.0})
+
+
+MEANS = {
+    "loss": 0.12345, "accuracy": 0.9876, "forward_steps": 6.0, "forward_residual": 0.0123,
+    "adjoint_steps": 4.0, "adjoint_residual": 0.5, "skipped_steps": 0.0,
+}  # fmt: skip
+
+
+def test_description():
+    assert describe(MEANS, 12345.6) == (
+        "loss 0.1235, accuracy 98.76%, 12,346 images/s, forward 6 steps, residual 0.012, adjoint 4 steps, residual 0.5"
+    )
+    assert describe({"loss": None, "accuracy": None, "skipped_steps": 4.0}, None) == (
+        "loss not finite, accuracy not finite, 4 skipped"
+    )
+    assert [duration(3725.4), duration(None)] == ["1:02:05", "-:--:--"]
+
+
+def test_plain_lines_come_with_the_first_step_and_then_with_intervals():
+    stream = io.StringIO()
+    with display(20, 10, 0, stream) as screen:
+        for step in range(1, 21):
+            screen.step(step, MEANS, 100.0, due=step % 5 == 0)
+        screen.say("done")
+    lines = stream.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        f"epoch {1 + (step - 1) // 10}, step {step}/20" for step in (1, 5, 10, 15, 20)
+    ]
+    assert "left" not in lines[0] and lines[1].endswith(" left") and lines[-1] == "done"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bar_on_a_terminal(monkeypatch, log):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    with display(20, 10, 4, stream) as screen:
+        for step in range(5, 21):
+            screen.step(step, MEANS, 100.0, due=False)
+        screen.say("validated [bold]")
+        logging.getLogger("mpisjax.training").warning("seen above the bar")
+    text = stream.getvalue()
+    assert "epoch 2/2" in text and "20/20" in text and "accuracy 98.76%" in text
+    assert "validated [bold]" in text and "seen above the bar" in text
+
+
+def test_health_counts_skips_across_reads():
+    health = Health(max_skipped=3)
+    good = {"finite": 1.0, "skipped": 0.0, "learning_rate": 0.1}
+    health.look([good, {**good, "finite": 0.0, "skipped": 1.0}], 2)
+    health.look([{**good, "finite": 0.0, "skipped": 2.0}], 3)
+    with pytest.raises(UserError, match="training stopped at step 4: 3 steps in a row"):
+        health.look([{**good, "finite": 0.0, "skipped": 3.0}, good], 5)
+
+
+def test_pipeline_hands_over_every_step_once():
+    config = tiny.get_config()
+    state = tiny.init_state(config)
+    pipeline = Pipeline(tiny.make_train_step(config), tiny.Feed(), state)
+    assert pipeline.waits  # on a CPU
+    for waits in (True, False):
+        pipeline.waits = waits
+        for step in range(9):
+            state = pipeline.run(state, step)
+        rows = pipeline.collect()
+        assert len(rows) == 9 and pipeline.collect() == []
+        assert set(rows[0]) == set(tiny.Metrics._fields)
+        assert pipeline.rate(16) > 0 and pipeline.rate(16) is None
+
+
+def test_curves_of_a_run_and_of_nothing(tmp_path):
+    rows = []
+    for step in range(10, 101, 10):
+        row = {key: value / step for key, value in MEANS.items()}
+        rows.append({"kind": "train", "step": step, **row, "learning_rate": 0.1 / step, "grad_norm": None})
+    rows.append({"kind": "validation", "step": 50, "loss": 0.2, "accuracy": 0.5})
+    rows.append({"kind": "test", "step": 100, "loss": 0.2, "accuracy": 0.5})
+    for name, some in (("some.png", rows), ("none.png", [])):
+        save_curves(some, tmp_path / name, "a run", 10)
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "some.png").stat().st_size > (tmp_path / "none.png").stat().st_size
+    assert not list(tmp_path.glob("*.draft"))
+
+
+def test_a_config_survives_json():
+    config = tiny.get_config()
+    config.model = ml_collections.ConfigDict({"stem": (16, (3, 4)), "tol": None, "flag": True})
+    back = record.revive(json.loads(json.dumps(record.plain(config))))
+    assert back == config and back.model.stem == (16, (3, 4))
+
+
+def test_best_falls_back_to_the_best_that_is_sound(tmp_path, log):
+    accuracies = {6: 0.6, 12: 0.9, 18: 0.7, 24: 0.5}
+    config = tiny.get_config()
+    config.train.keep_checkpoints = 4
+    tiny.fit(
+        tmp_path,
+        config,
+        eval_fn=lambda state: tiny.Evaluation(accuracies[int(state.step)], 1.0, {}),
+        test_fn=None,
+    )
+    assert record.best(tmp_path).step == 12
+    target = tmp_path / record.FOLDER / "step_00000012" / "checkpoint.json"
+    target.write_bytes(target.read_bytes()[:-3])
+    assert record.best(tmp_path).step == 18
+    assert "the best checkpoint, of step 12, is damaged" in log.text and str(target) in log.text
+    with pytest.raises(UserError, match="holds no checkpoint; train first"):
+        record.best(tmp_path / "absent")
