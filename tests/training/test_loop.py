@@ -171,7 +171,7 @@ def test_an_interval_without_a_finite_step_has_null_means(tmp_path):
 
 def test_divergence_stops_with_the_last_good_state(tmp_path):
     feed = tiny.Feed(poisoned=frozenset(range(8, 99)))
-    diagnose = lambda state, step: f"spectral radius 1.3 at step {step}"  # noqa: E731
+    diagnose = lambda state, step: f"spectral radius 1.3 at step {step}"
     with pytest.raises(
         Diverged, match=r"5 steps in a row .*learning rate 0.1, .* 0.25.*; spectral radius 1.3"
     ) as told:
