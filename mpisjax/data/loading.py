@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mpisjax.data import digits, idx
+from mpisjax.data import cache, digits, sources
 from mpisjax.data.splits import class_counts, hold_out
 from mpisjax.data.types import DataSet, Loaded, Split
 from mpisjax.errors import UserError
 
-STATIC = {"digits": 10, "mnist": 10, "fashion_mnist": 10}
+NAMES = ("digits", *sources.IMAGE_SETS)
 
 
 def load(config: Any) -> DataSet:
@@ -28,16 +27,38 @@ def load(config: Any) -> DataSet:
     Raises:
         UserError: If a setting is wrong, or the data is missing or damaged.
     """
-    if config.name not in STATIC:
-        raise UserError(f"data.name is {config.name!r}, but must be one of {', '.join(STATIC)}")
+    if config.name not in NAMES:
+        raise UserError(f"data.name is {config.name!r}, but must be one of {', '.join(NAMES)}")
     if config.name == "digits":
-        loaded, source = digits.load(), "scikit-learn's digits, complete, split 80/20 by a fixed seed"
-    else:
-        paths = idx.find(Path(config.dir) / config.name) or idx.find(Path(config.dir))
-        if paths is None:
-            raise UserError(f"no {', '.join(idx.FILES.values())} (.gz or plain) in data.dir={config.dir!r}")
-        loaded, source = idx.load(paths), f"IDX files in {next(iter(paths.values())).parent}"
-    return assemble(config, loaded, source, checksum(loaded))
+        loaded = digits.load()
+        return assemble(config, loaded, digits.NUM_CLASSES, digits.SENTENCE, checksum(loaded))
+    return _load_images(config)
+
+
+def _load_images(config: Any) -> DataSet:
+    source = sources.find(config)
+    known = sources.IMAGE_SETS[config.name]
+
+    def build(allocate: cache.Allocate) -> dict[str, Any]:
+        loaded = source.read()
+        for name, array in zip(Loaded._fields, loaded, strict=True):
+            allocate(name, array.shape, array.dtype).append(np.asarray(array))
+        return {"checksum": checksum(loaded)}
+
+    entry = cache.fetch(config.cache_dir, config.name, {"fingerprint": source.fingerprint}, build)
+    loaded = Loaded(**entry.arrays)
+    sentence = f"{config.name}, {source.sentence}, {completeness(loaded, known.num_train, known.num_test)}"
+    if entry.note:
+        sentence += f"; {entry.note}"
+    return assemble(config, loaded, known.num_classes, sentence, entry.facts["checksum"])
+
+
+def completeness(loaded: Loaded, num_train: int, num_test: int) -> str:
+    """Says how many examples there are, and whether these are all."""
+    have = f"{len(loaded.train_labels):,} train and {len(loaded.test_labels):,} test"
+    if (len(loaded.train_labels), len(loaded.test_labels)) == (num_train, num_test):
+        return f"complete: {have}"
+    return f"a SUBSET: {have} of {num_train:,} and {num_test:,}"
 
 
 def checksum(loaded: Loaded) -> str:
@@ -50,17 +71,17 @@ def checksum(loaded: Loaded) -> str:
     return digest.hexdigest()
 
 
-def assemble(config: Any, loaded: Loaded, source: str, digest: str) -> DataSet:
+def assemble(config: Any, loaded: Loaded, num_classes: int, source: str, digest: str) -> DataSet:
     """Holds out validation and measures the train pixels."""
     kept, held = hold_out(loaded.train_labels, config.num_validation, config.split_seed)
-    train = Split(loaded.train_images[kept], loaded.train_labels[kept])
+    train = Split(np.asarray(loaded.train_images[kept]), np.asarray(loaded.train_labels[kept]))
     mean, std = statistics(np.asarray(train.images))
     return DataSet(
         name=config.name,
-        num_classes=STATIC[config.name],
+        num_classes=num_classes,
         train=train,
-        validation=Split(loaded.train_images[held], loaded.train_labels[held]),
-        test=Split(loaded.test_images[:], loaded.test_labels),
+        validation=Split(np.asarray(loaded.train_images[held]), np.asarray(loaded.train_labels[held])),
+        test=Split(np.array(loaded.test_images[:]), np.array(loaded.test_labels)),
         mean=mean,
         std=std,
         temporal=False,
