@@ -40,7 +40,7 @@ class _Array:
 
 
 _ARRAY_MAKERS = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-_KNOWN = _ARRAY_MAKERS | {"numpy ndarray", "numpy dtype", "_codecs encode"}
+_KNOWN = _ARRAY_MAKERS | {"numpy ndarray", "numpy dtype", "_codecs encode", "__builtin__ bytes"}
 _PUSH = {
     "BININT", "BININT1", "BININT2", "INT", "LONG1", "BINSTRING", "SHORT_BINSTRING", "STRING", "BINBYTES",
     "SHORT_BINBYTES", "BINBYTES8", "BINUNICODE", "SHORT_BINUNICODE", "UNICODE", "BINUNICODE8",
@@ -58,7 +58,7 @@ def load(content: bytes, name: str) -> dict[str, Any]:
     """Reads a pickled dictionary of arrays, lists, numbers and text.
 
     Args:
-        content: The pickle, of protocol 0 to 5, from Python 2 or 3.
+        content: The pickle, of protocol 0 to 4, from Python 2 or 3.
         name: What to call the file in an error.
 
     Returns:
@@ -195,6 +195,8 @@ class _Machine:
             name == "_codecs encode" and _text(arguments[1]) == "latin1"
         ):  # how protocol 2 writes Python 3's bytes
             self.stack.append(arguments[0].encode("latin-1"))
+        elif name == "__builtin__ bytes" and arguments == ():
+            self.stack.append(b"")
         else:
             raise Unexpected(f"a call of {name}")
 

@@ -107,12 +107,9 @@ def test_normalize():
     assert got.dtype == jnp.float32
 
 
-AUGMENT = settings().augment
-
-
 def one(**kinds):
     config = settings().augment
-    config.update(dict(flip=False, shift=0, cutout=0, mixup=0.0) | kinds)
+    config.update({"flip": False, "shift": 0, "cutout": 0, "mixup": 0.0} | kinds)
     return config
 
 

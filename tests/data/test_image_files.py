@@ -1,0 +1,231 @@
+"""IDX and CIFAR files, whole and broken."""
+
+import gzip
+import io
+import pickle
+import tarfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from data_helpers import cifar_members, idx_bytes, images_of, settings, tar_bytes, write_idx
+
+from mpisjax import data
+from mpisjax.data import archives, cifar, idx, pickles
+from mpisjax.errors import UserError
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("version", ["binary", "python"])
+@pytest.mark.parametrize("packed", ["archive", "plain archive", "folder", "loose"])
+def test_cifar_in_every_form(tmp_path, rng, name, version, packed):
+    members, arrays = cifar_members(name, rng, 20, version)
+    layout = cifar.LAYOUTS[name][0 if version == "binary" else 1]
+    if "archive" in packed:
+        content = tar_bytes(
+            [(f"{layout.folder}/readme.html", b"x"), *members], "w" if "plain" in packed else "w:gz"
+        )
+        (tmp_path / layout.archive).write_bytes(content)
+    else:
+        (tmp_path / layout.folder).mkdir()
+        for path, content in members:
+            (tmp_path / (path if packed == "folder" else path.rpartition("/")[2])).write_bytes(content)
+    dataset = data.load(settings(name=name, dir=str(tmp_path), num_validation=0))
+    assert np.array_equal(dataset.train.images, images_of(arrays["train"][0]))
+    assert np.array_equal(dataset.train.labels, arrays["train"][1])
+    assert np.array_equal(dataset.test.images, images_of(arrays["test"][0]))
+    assert np.array_equal(dataset.test.labels, arrays["test"][1])
+    assert "SUBSET" in dataset.source and "of 50,000 and 10,000" in dataset.source
+    assert dataset.num_classes == layout.num_classes and len(dataset.mean) == 3
+
+
+def test_some_batches_are_a_subset(tmp_path, rng):
+    members, _ = cifar_members("cifar10", rng, 20)
+    for path, content in (members[0], members[3], members[5]):
+        (tmp_path / path.rpartition("/")[2]).write_bytes(content)
+    dataset = data.load(settings(name="cifar10", dir=str(tmp_path), num_validation=0))
+    assert len(dataset.train.labels) == 40 and "SUBSET: 40 train and 20 test" in dataset.source
+
+
+class Trap:
+    """Unpickled, it would leave a trace."""
+
+    def __reduce__(self):
+        return (TRACE.append, ("ran",))
+
+
+TRACE: list = []
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_pickles_are_read_but_not_run(protocol, rng):
+    batch = {
+        "data": rng.integers(0, 256, (3, 3072), np.uint8),
+        "labels": [1, 2, 300],
+        "names": ["a", b"b"],
+        "n": None,
+    }
+    read = pickles.load(pickle.dumps(batch, protocol), "batch")
+    assert np.array_equal(read["data"], batch["data"]) and read["labels"] == [1, 2, 300] and read["n"] is None
+    for bad in (Trap(), {"data": Trap()}, {"data": OrderedDict()}, {"data": np.zeros(3)}, [1], {1: 2}):
+        with pytest.raises(UserError, match="batch"):
+            pickles.load(pickle.dumps(bad, protocol), "batch")
+    assert not TRACE
+
+
+def test_a_pickle_of_python_2(rng):
+    """As the official files are written: protocol 2, `str` for bytes, and an array's bytes as a `str` too."""
+    pixels = rng.integers(0, 256, (2, 3072), np.uint8)
+    content = (
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x16training batch 1 of 5\x20q\x03U\x06labelsq\x04]q\x05(K\x06K\x09e"
+        b"U\x04dataq\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09"
+        b"(K\x01K\x02M\x00\x0c\x86cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ"
+        b"\xff\xff\xff\xffK\x00tb\x89T\x00\x18\x00\x00" + pixels.tobytes() + b"tbu."
+    )
+    assert np.array_equal(pickle.loads(content, encoding="bytes")[b"data"], pixels), (
+        "the example itself is right"
+    )
+    read = pickles.load(content, "batch")
+    assert np.array_equal(read["data"], pixels) and read["labels"] == [6, 9]
+
+
+def test_a_pickle_that_wants_memory_gets_none():
+    claims = [
+        b"\x80\x02r\xff\xff\xff\xff.",
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
+        b"\x80\x02T\xff\xff\xff\x7f.",
+    ]
+    for content in claims:
+        with pytest.raises(UserError):
+            pickles.load(content, "batch")
+
+
+def write_archive(tmp_path, content):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(content)
+    return settings(name="cifar10", dir=str(tmp_path), num_validation=0, source="files")
+
+
+def test_broken_archives_are_refused(tmp_path, rng):
+    members, _ = cifar_members("cifar10", rng, 20)
+    whole = tar_bytes(members)
+    for cut in (0, 1, 10, 300, len(whole) // 2, len(whole) - 4):
+        with pytest.raises(UserError, match="truncated|damaged|holds no"):
+            data.load(write_archive(tmp_path, whole[:cut]))
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    with pytest.raises(UserError, match="truncated or damaged"):
+        data.load(write_archive(tmp_path, bytes(flipped)))
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+    data.load(write_archive(tmp_path, whole))
+
+
+@pytest.mark.parametrize("path", ["../evil.bin", "/etc/evil", "cifar-10-batches-bin/../../evil"])
+def test_paths_that_climb_out_are_refused(tmp_path, rng, path):
+    members, _ = cifar_members("cifar10", rng, 2)
+    with pytest.raises(UserError, match="climbs out"):
+        data.load(write_archive(tmp_path, tar_bytes([*members, (path, b"x")])))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        link = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, path
+        tar.addfile(link)
+    with pytest.raises(UserError, match="climbs out"):
+        data.load(write_archive(tmp_path, buffer.getvalue()))
+
+
+def test_links_bombs_and_crowds_are_refused(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        link = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "elsewhere"
+        tar.addfile(link)
+    with pytest.raises(UserError, match="no regular file"):
+        data.load(write_archive(tmp_path, buffer.getvalue()))
+    bomb = tar_bytes([("zeros", bytes(8 << 20))])
+    assert len(bomb) < 1 << 16
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(bomb)
+    with pytest.raises(UserError, match="more than 1 MiB"):
+        archives.read_members(path, ["zeros"], limit=1 << 20)
+    with pytest.raises(UserError, match="more than 1 MiB"):
+        archives.read_members(path, ["something else"], limit=1 << 20)
+    with pytest.raises(UserError, match="members"):
+        data.load(write_archive(tmp_path, tar_bytes([(f"{n}", b"") for n in range(1001)])))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "multiple of 3073"),
+        (bytes(3072), "multiple of 3073"),
+        (bytes(3073 + 5), "multiple of 3073"),
+        (b"\x0a" + bytes(3072), "label 10"),
+    ],
+)
+def test_wrong_records_are_refused(tmp_path, content, says):
+    (tmp_path / "test_batch.bin").write_bytes(bytes(3073))
+    (tmp_path / "data_batch_1.bin").write_bytes(content)
+    with pytest.raises(UserError, match=says) as caught:
+        data.load(settings(name="cifar10", dir=str(tmp_path), num_validation=0))
+    assert "data_batch_1.bin" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        ({"labels": [1]}, "no 'data'"),
+        ({"data": np.zeros((0, 3072), np.uint8), "labels": []}, "no 'data'"),
+        ({"data": np.zeros((2, 3071), np.uint8), "labels": [1, 2]}, "no 'data'"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "no 'labels'"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, "label outside"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [-1]}, "label outside"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["1"]}, "no 'labels'"),
+        ({"data": np.zeros((1, 3072), np.float32), "labels": [1]}, "other than bytes"),
+    ],
+)
+def test_wrong_pickled_batches_are_refused(batch, says):
+    with pytest.raises(UserError, match=says):
+        cifar.parse_python(pickle.dumps(batch, 2), "batch", cifar.LAYOUTS["cifar10"][1])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("train-images-idx3-ubyte.gz", b"", "truncated"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x08"), "truncated"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx_bytes(np.zeros((5, 27, 28), np.uint8))), "28 x 28"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx_bytes(np.zeros((0, 28, 28), np.uint8))), "no image"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(idx_bytes(np.zeros((29, 28, 28), np.uint8))),
+            "30 labels",
+        ),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x0d\x03" + bytes(12)), "no IDX file of bytes"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "more than"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx_bytes(np.full(30, 10, np.uint8))), "label 10"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx_bytes(np.zeros(30, np.uint8)) + b"\0"), "goes on"),
+        (
+            "train-labels-idx1-ubyte.gz",
+            gzip.compress(idx_bytes(np.zeros(30, np.uint8)))[:-3],
+            "truncated or damaged",
+        ),
+        ("train-labels-idx1-ubyte.gz", idx_bytes(np.zeros(30, np.uint8))[:-1], "truncated"),
+    ],
+)
+def test_wrong_idx_files_are_refused_by_name(tmp_path, rng, file, content, says):
+    write_idx(tmp_path, rng, 30, 20)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=says) as caught:
+        data.load(settings(name="mnist", dir=str(tmp_path), num_validation=0, source="files"))
+    assert file in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_gzip_bomb_costs_nothing():
+    bomb = gzip.compress(idx_bytes(np.zeros((1, 28, 28), np.uint8)) + bytes(50 << 20))
+    with pytest.raises(UserError, match="goes on"):
+        idx.parse(gzip.GzipFile(fileobj=io.BytesIO(bomb)), 3, "bomb")
