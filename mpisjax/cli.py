@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -32,6 +34,10 @@ from mpisjax.training.preemption import SIGNALS, Preempted
 
 _ARGUMENT = re.compile(r"--?(?P<no>no)?config(?:\.(?P<key>[^=]*))?(?:=(?P<value>.*))?", re.DOTALL)
 _FLAG = re.compile(r"--?[A-Za-z]")
+
+# The versions of JAX that the tests were run with: from the first, up to but without the second.
+JAX_VERSIONS = ("0.10", "0.13")
+_log = logging.getLogger(__name__)
 
 
 class Arguments(NamedTuple):
@@ -162,6 +168,7 @@ def run(
         del argv
         _set_up_log()
         with _sentences():
+            check_jax(importlib.metadata.version("jax"))
             return main(config[0])
 
     app.run(program, flags_parser=parse)
@@ -173,6 +180,44 @@ def config_from(default: str | os.PathLike[str]) -> Callable[[Arguments], ml_col
     return lambda arguments: load_config(
         os.fspath(default) if arguments.config_file is None else arguments.config_file
     )
+
+
+def check_jax(version: str) -> None:
+    """Refuses a JAX older than what mpisjax was tested with, and warns of one that is newer.
+
+    Raises:
+        UserError: It is older.
+    """
+    oldest, beyond = JAX_VERSIONS
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if found < tuple(map(int, oldest.split("."))):
+        raise UserError(
+            f"JAX {version} is too old; mpisjax needs {oldest} or newer: pip install -U 'jax>={oldest},<{beyond}'"
+        )
+    if found >= tuple(map(int, beyond.split("."))):
+        _log.warning("JAX %s is newer than what mpisjax was tested with (before %s)", version, beyond)
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for an error that is the machine's rather than the program's, None for any other."""
+    text = _one_line(error)
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
+        return f"JAX cannot use the devices asked for ({text}); install their plugin or unset JAX_PLATFORMS"
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text:
+        return f"the device has too little memory ({text[:200]}); lower config.train.batch_size or the model's widths"
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EROFS,
+        errno.EPERM,
+    ):
+        return (
+            f"cannot write or read {error.filename or 'a file'} ({error.strerror}); mend that and run again"
+        )
+    return None
 
 
 def _set_up_log() -> None:
@@ -191,8 +236,11 @@ def _set_up_log() -> None:
 def _sentences() -> Iterator[None]:
     try:
         yield
-    except UserError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
         sys.exit(1)
     except Preempted as stop:
         # A second signal must not turn the orderly end into a death.

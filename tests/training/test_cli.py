@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -169,6 +170,27 @@ def test_a_variant_reaches_get_config(tmp_path):
     )
     assert cli.load_config(f"{path}:small").v == "small"
     assert cli.load_config(str(path)).v == ""
+
+
+def test_versions_of_jax(log):
+    with pytest.raises(UserError, match="JAX 0.9.2 is too old; mpisjax needs 0.10 or newer"):
+        cli.check_jax("0.9.2")
+    cli.check_jax("0.10.2")
+    cli.check_jax("0.12.0.dev1")
+    assert not log.text
+    cli.check_jax("0.13.0")
+    cli.check_jax("1.0")
+    assert log.text.count("is newer than what mpisjax was tested with") == 2
+
+
+def test_the_machines_errors_are_explained():
+    full = OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+    assert "/tmp/x (No space left on device)" in cli.explain(full)
+    assert "JAX_PLATFORMS" in cli.explain(RuntimeError("Unable to initialize backend 'cuda': ..."))
+    assert "batch_size" in cli.explain(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."))
+    assert cli.explain(UserError("a\n b")) == "a b"
+    for error in (ValueError("x"), RuntimeError("x"), OSError(errno.EBADF, "x"), KeyError("x")):
+        assert cli.explain(error) is None
 
 
 @pytest.mark.parametrize(
