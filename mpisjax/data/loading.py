@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from mpisjax.data import cache, digits, sources
+from mpisjax.data import cache, digits, event_sets, sources
+from mpisjax.data.frames import Frames
+from mpisjax.data.recordings import EVENT_SETS
 from mpisjax.data.splits import class_counts, hold_out
 from mpisjax.data.types import DataSet, Loaded, Split
 from mpisjax.errors import UserError
 
-NAMES = ("digits", *sources.IMAGE_SETS)
+NAMES = ("digits", *sources.IMAGE_SETS, *EVENT_SETS, "saccade_digits")
 
 
 def load(config: Any) -> DataSet:
@@ -32,6 +34,13 @@ def load(config: Any) -> DataSet:
     if config.name == "digits":
         loaded = digits.load()
         return assemble(config, loaded, digits.NUM_CLASSES, digits.SENTENCE, checksum(loaded))
+    if config.name == "saccade_digits":
+        return assemble_events(config, digits.NUM_CLASSES, *event_sets.load_saccade_digits(config))
+    if config.name in EVENT_SETS:
+        found, where = sources.find_recordings(config)
+        return assemble_events(
+            config, EVENT_SETS[config.name].num_classes, *event_sets.load_recordings(config, found, where)
+        )
     return _load_images(config)
 
 
@@ -85,6 +94,24 @@ def assemble(config: Any, loaded: Loaded, num_classes: int, source: str, digest:
         mean=mean,
         std=std,
         temporal=False,
+        source=source,
+        checksum=digest,
+    )
+
+
+def assemble_events(config: Any, num_classes: int, loaded: Loaded, source: str, digest: str) -> DataSet:
+    """Holds out validation, leaving frames where they are."""
+    kept, held = hold_out(loaded.train_labels, config.num_validation, config.split_seed)
+    assert isinstance(loaded.train_images, Frames)
+    return DataSet(
+        name=config.name,
+        num_classes=num_classes,
+        train=Split(loaded.train_images.take(kept), loaded.train_labels[kept]),
+        validation=Split(loaded.train_images.take(held), loaded.train_labels[held]),
+        test=Split(loaded.test_images, loaded.test_labels),
+        mean=(0.0, 0.0),
+        std=(1 / 255, 1 / 255),
+        temporal=True,
         source=source,
         checksum=digest,
     )

@@ -1,4 +1,4 @@
-"""Finds an image set: prepared by TFDS, else as original files, else by a download."""
+"""Finds a data set: prepared by TFDS, else as original files, else by a download."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from mpisjax.data import cache, cifar, download, idx, prepared
+from mpisjax.data import cache, cifar, download, event_download, idx, prepared
+from mpisjax.data.recordings import EVENT_SETS, Recordings
 from mpisjax.data.types import Loaded
 from mpisjax.errors import UserError
 
@@ -60,9 +61,26 @@ def find(config: Any) -> Source:
     Raises:
         UserError: If none has.
     """
-    finders = {"tfds": _prepared, "files": _files, "download": _download}
+    return _first(config, {"tfds": _prepared, "files": _files, "download": _download})
+
+
+def find_recordings(config: Any) -> tuple[Recordings, str]:
+    """As `find`, for event sets, which TFDS does not have.
+
+    Returns:
+        The recordings, and where they are, for people.
+    """
+    return _first(config, {"files": _event_files, "download": _event_download})
+
+
+Found = TypeVar("Found")
+
+
+def _first(config: Any, finders: dict[str, Callable[[Any], Found]]) -> Found:
     if config.source != "auto" and config.source not in finders:
-        raise UserError(f"data.source is {config.source!r}, but must be auto, {', '.join(finders)}")
+        raise UserError(
+            f"data.source is {config.source!r}, but for {config.name} must be auto, {', '.join(finders)}"
+        )
     if config.dir and not Path(config.dir).expanduser().is_dir():
         raise UserError(f"data.dir is {config.dir!r}, but there is no such folder")
     reasons = []
@@ -79,6 +97,8 @@ def find(config: Any) -> Source:
 
 def _wanted(name: str) -> str:
     """The files that would do, by name."""
+    if name in EVENT_SETS:
+        return EVENT_SETS[name].wanted
     if name in cifar.LAYOUTS:
         return cifar.LAYOUTS[name][0].archive
     return ", ".join(f"{stem}.gz" for stem in idx.FILES.values())
@@ -135,6 +155,26 @@ def _download(config: Any) -> Source:
         return _source(sentence, found.paths, partial(cifar.load, found))
     files = {key: paths[f"{stem}.gz"] for key, stem in idx.FILES.items()}
     return _source(sentence, tuple(files.values()), partial(idx.load, files))
+
+
+def _event_files(config: Any) -> tuple[Recordings, str]:
+    folders = _folders(config) if config.dir else [*_folders(config), downloads_folder(config)]
+    for folder in folders:
+        found = EVENT_SETS[config.name].find(folder)
+        if found is not None:
+            return found, f"recordings in {found.folder}"
+    raise Missing(f"its recordings are not in {' or '.join(str(folder) for folder in _folders(config))}")
+
+
+def _event_download(config: Any) -> tuple[Recordings, str]:
+    try:
+        folder = event_download.download(config.name, downloads_folder(config))
+    except UserError as error:
+        raise Missing(str(error)) from error
+    found = EVENT_SETS[config.name].find(folder)
+    if found is None:
+        raise Missing(f"what was downloaded to {folder} has no recordings")
+    return found, f"downloaded to {found.folder}"
 
 
 def _source(sentence: str, paths: tuple[Path, ...], read: Callable[[], Loaded]) -> Source:
