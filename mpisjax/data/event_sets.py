@@ -11,13 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mpisjax.data import cache, saccades
-from mpisjax.data.events import Invalid, Recording, import_tonic, read
+from mpisjax.data.events import Invalid, Recording, forget, import_tonic, read
 from mpisjax.data.frames import Binning, Frames, binning_of, stored_row, stored_width, to_frames
 from mpisjax.data.recordings import EVENT_SETS, Recordings, fingerprint
 from mpisjax.data.types import Loaded
 from mpisjax.errors import UserError
 
-SADLY = 5  # how many invalid recordings are named one by one
+NAMED = 5  # how many invalid recordings are named one by one
 
 
 def load_saccade_digits(config: Any) -> tuple[Loaded, str, str]:
@@ -60,6 +60,7 @@ def load_recordings(config: Any, found: Recordings, where: str) -> tuple[Loaded,
     import_tonic()
 
     def build(allocate: cache.Allocate) -> dict[str, Any]:
+        forget()
         digest = hashlib.sha256()
         invalid: list[str] = []
         for split, recordings in (("train", found.train), ("test", found.test)):
@@ -68,10 +69,10 @@ def load_recordings(config: Any, found: Recordings, where: str) -> tuple[Loaded,
             _store(allocate, split, stream, labels, binning, digest)
         if invalid:
             total = len(found.train) + len(found.test)
-            more = "; and others" if len(invalid) > SADLY else ""
+            more = "; and others" if len(invalid) > NAMED else ""
             raise UserError(
                 f"{len(invalid)} of the {total} recordings in {found.folder} are invalid, so none was used:"
-                f" {'; '.join(invalid[:SADLY])}{more}; fetch them again or remove them"
+                f" {'; '.join(invalid[:NAMED])}{more}; fetch them again or remove them"
             )
         return {"checksum": digest.hexdigest()}
 

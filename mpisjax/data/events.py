@@ -265,6 +265,11 @@ def _whole(path: Path, width: int, height: int) -> np.ndarray:
     return check(events, width, height)
 
 
+def forget() -> None:
+    """Forgets the file that was read last: it may have changed."""
+    _whole.cache_clear()
+
+
 def read(recording: Recording, width: int, height: int) -> np.ndarray:
     """The events of a recording, checked.
 

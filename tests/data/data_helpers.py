@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from mpisjax.data import cifar
+from mpisjax.data import cifar, events
 
 
 def settings(**changes) -> ConfigDict:
@@ -95,3 +95,61 @@ def images_of(planes: np.ndarray) -> np.ndarray:
     for channel in range(3):
         images[..., channel] = planes[:, channel * 1024 : (channel + 1) * 1024].reshape(-1, 32, 32)
     return images
+
+
+def random_events(
+    rng: np.random.Generator, size: int, width: int, height: int, duration: int = 300_000
+) -> np.ndarray:
+    """Valid events in time order."""
+    recorded = np.empty(size, events.EVENT)
+    for name, end in (("x", width), ("y", height), ("p", 2)):
+        recorded[name] = rng.integers(0, end, size)
+    recorded["t"] = np.sort(rng.integers(0, duration, size))
+    return recorded
+
+
+def nmnist_bytes(recorded: np.ndarray) -> bytes:
+    """Events as N-MNIST's `.bin`."""
+    rows = np.empty((len(recorded), 5), np.uint8)
+    t = recorded["t"]
+    rows[:, 0], rows[:, 1] = recorded["x"], recorded["y"]
+    rows[:, 2], rows[:, 3], rows[:, 4] = recorded["p"] << 7 | t >> 16, t >> 8 & 255, t & 255
+    return rows.tobytes()
+
+
+def aedat2_bytes(recorded: np.ndarray) -> bytes:
+    """Events as CIFAR10-DVS's `.aedat`."""
+    address = (127 - recorded["x"]) << 8 | (127 - recorded["y"]) << 1 | (1 - recorded["p"])
+    header = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n#End Of ASCII Header\r\n"
+    return header + np.stack([address, recorded["t"]], 1).astype(">u4").tobytes()
+
+
+def aedat3_bytes(recorded: np.ndarray, packet: int = 64) -> bytes:
+    """Events as DVS128 Gesture's `.aedat`, with a packet of another type and an invalid event among them."""
+    content = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
+    for start in range(0, len(recorded), packet):
+        part = recorded[start : start + packet]
+        word = part["x"].astype(np.int64) << 17 | part["y"] << 2 | part["p"] << 1 | 1
+        pairs = np.stack([word, part["t"]], 1)
+        pairs = np.concatenate([pairs, [[999 << 17, 0]]])  # marked invalid
+        numbers = (8, 4, 0, len(pairs) + 1, len(pairs), len(part))
+        content += np.array([1, 1], "<u2").tobytes() + np.array(numbers, "<u4").tobytes()
+        content += pairs.astype("<u4").tobytes() + bytes(8)  # room for one more event than there is
+        content += (
+            np.array([0, 1], "<u2").tobytes() + np.array([8, 4, 0, 1, 1, 1], "<u4").tobytes() + bytes(8)
+        )
+    return content
+
+
+def write_nmnist(
+    folder: Path, rng: np.random.Generator, num_train: int, num_test: int, size: int = 400
+) -> dict:
+    """A small N-MNIST; returns the events by split, in the order of the numbers."""
+    made: dict[str, list] = {"Train": [], "Test": []}
+    for split, count in (("Train", num_train), ("Test", num_test)):
+        for number in range(count):
+            path = folder / "NMNIST" / split / str(number % 10) / f"{number + 1:05d}.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made[split].append(random_events(rng, size, 34, 34))
+            path.write_bytes(nmnist_bytes(made[split][-1]))
+    return made
