@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ def load(content: bytes, name: str) -> dict[str, Any]:
         UserError: If it holds anything else, or is damaged.
     """
     try:
-        result = _Machine().run(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strange escapes within text, from pickletools
+            result = _Machine().run(content)
     except (Unexpected, ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
         raise UserError(
             f"{name} is not a pickle of plain arrays and lists ({error}): fetch the file again"
