@@ -1,0 +1,28 @@
+"""Spiking neural networks trained by their equilibrium (MPIS-SNNs), in JAX.
+
+The idea is `equilibrium_forward`: a network written once as a transition, run as spikes or solved as rates, and
+differentiated implicitly. Everything else in the package serves it.
+"""
+
+from mpisjax.equilibrium import Equilibrium, adjoint_probe, equilibrium_forward
+from mpisjax.errors import UserError
+from mpisjax.neurons import IF, LIF, dbrelu
+from mpisjax.simulate import Simulation, SpikeForward, simulate
+from mpisjax.solvers import Adjoint, AdjointStats, RateForward
+
+__version__ = "0.1.0"
+__all__ = [
+    "IF",
+    "LIF",
+    "Adjoint",
+    "AdjointStats",
+    "Equilibrium",
+    "RateForward",
+    "Simulation",
+    "SpikeForward",
+    "UserError",
+    "adjoint_probe",
+    "dbrelu",
+    "equilibrium_forward",
+    "simulate",
+]

@@ -1,0 +1,61 @@
+"""Norms and relative residuals of rates pytrees, by stream and sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def sample_norms(tree: Any, batch_axis: int | None = 0) -> Any:
+    """L2 norm of each leaf (stream) and each entry of its batch axis (sample); float32 at least.
+
+    Args:
+      tree: pytree of arrays.
+      batch_axis: the samples' axis; None: a leaf is one sample and its norm a scalar.
+
+    Returns:
+      The same pytree with leaves of shape [batch] (or []).
+    """
+
+    def norm(x: Array) -> Array:
+        axes = tuple(a for a in range(x.ndim) if batch_axis is None or a != batch_axis % x.ndim)
+        return jnp.sqrt(jnp.sum(jnp.square(_wide(x)), axis=axes))
+
+    return jax.tree.map(norm, tree)
+
+
+def relative_residual(value: Any, previous: Any, batch_axis: int | None = 0) -> Any:
+    """||value - previous|| / ||value|| by stream and sample, with `value = f(previous)`.
+
+    A silent stream (both zero) has residual 0; the denominator is floored at the dtype's epsilon, so the
+    quotient is finite wherever the rates are.
+    """
+
+    def ratio(difference: Array, norm: Array) -> Array:
+        return difference / jnp.maximum(norm, jnp.finfo(norm.dtype).eps)
+
+    differences = sample_norms(jax.tree.map(lambda a, b: _wide(a) - _wide(b), value, previous), batch_axis)
+    return jax.tree.map(ratio, differences, sample_norms(value, batch_axis))
+
+
+def worst(residual: Any) -> Array:
+    """The largest residual over streams, by sample: shape [batch] (or []). NaN where any stream is NaN."""
+    leaves = jax.tree.leaves(residual)
+    out = leaves[0]
+    for leaf in leaves[1:]:
+        out = jnp.maximum(out, leaf)
+    return out
+
+
+def global_norm(tree: Any) -> Array:
+    """L2 norm over every entry of a pytree; float32 at least."""
+    squares = [jnp.sum(jnp.square(_wide(x))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares[1:], squares[0]))
