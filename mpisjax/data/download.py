@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mpisjax.errors import UserError
 PROBE_SECONDS = 4.0  # to answer a request for the file's size; all that a run without network waits for
 STALL_SECONDS = 30.0  # without a byte, once a download has begun
 RETRIES = 2
+STALE_SECONDS = 24 * 3600  # after which an unfinished download is taken for dead
 MIRROR = "MPISJAX_MIRROR"
 
 
@@ -62,7 +64,14 @@ def download(name: str, folder: Path) -> dict[str, Path]:
         manager = DownloadManager(
             download_dir=folder, url_infos=infos, dataset_name=name, force_checksums_validation=True
         )
-        cached = all(manager._get_checksum_dl_result(_resource(url)) for url in infos)
+        known = getattr(
+            manager, "_get_checksum_dl_result", None
+        )  # private, so it may go: then the server is always asked
+        cached = known is not None and all(known(_resource(url)) for url in infos)
+        earlier = set(_unfinished(folder))
+        for path in earlier:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror or error}): set data.cache_dir"
@@ -74,10 +83,15 @@ def download(name: str, folder: Path) -> dict[str, Path]:
         with _patience():
             paths = manager.download({info.filename: url for url, info in infos.items()})
     except Exception as error:  # TFDS, requests, promise and the file system each have their own
-        for left in folder.glob("**/*.tmp.*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for path in set(_unfinished(folder)) - earlier:  # those of before may be another run's
+            shutil.rmtree(path, ignore_errors=True)
         raise UserError(_explain(name, error)) from error
     return {filename: Path(path) for filename, path in paths.items()}
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """The folders in which TFDS keeps a file until it is whole and checked."""
+    return [path for path in folder.glob("**/*.tmp.*") if path.is_dir()]
 
 
 def _resource(url: str) -> Any:

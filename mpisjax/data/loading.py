@@ -31,6 +31,8 @@ def load(config: Any) -> DataSet:
     """
     if config.name not in NAMES:
         raise UserError(f"data.name is {config.name!r}, but must be one of {', '.join(NAMES)}")
+    if config.name in ("digits", *sources.IMAGE_SETS) and (config.crop or config.denoise_us):
+        raise UserError(f"data.crop and data.denoise_us are for event sets: set both to 0 for {config.name}")
     if config.name == "digits":
         loaded = digits.load()
         return assemble(config, loaded, digits.NUM_CLASSES, digits.SENTENCE, checksum(loaded))

@@ -1,6 +1,10 @@
 """Splits, order, feeding and augmentation."""
 
 import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +90,48 @@ def test_batches_do_not_depend_on_sharding_and_travel_explicitly(on_device):
         batch = sharded.batch(1)
     assert np.array_equal(plain.batch(1).images, batch.images)
     assert all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf in batch)
+
+
+TWO_DEVICES = """
+import jax, numpy as np
+from data_helpers import settings
+from mpisjax import data
+assert len(jax.devices()) == 2
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+config = settings(augment={"flip": True, "shift": 2, "cutout": 3, "mixup": 0.5})
+split = data.load(config).train
+def inputs(key, batch):
+    images = data.augment(key, batch.images, config.augment)
+    one_hot = jax.nn.one_hot(batch.labels, 10)
+    return images, *data.mixup(key, data.normalize(images, (0.5,), (0.3,)), one_hot, 0.5)
+inputs = jax.jit(inputs)
+for on_device in (False, True):
+    one, two = data.Feed(split, 32, 0), data.Feed(split, 32, 0, sharding, on_device=on_device)
+    for step in range(3):
+        alone, shared = (jax.block_until_ready(inputs(jax.random.key(step), feed.batch(step))) for feed in (one, two))
+        assert len(two.batch(step).images.sharding.device_set) == 2
+        assert all(np.array_equal(a, b) for a, b in zip(alone, shared))
+for one, two in zip(data.eval_batches(split, 32), data.eval_batches(split, 32, sharding)):
+    assert all(np.array_equal(a, b) for a, b in zip(one, two))
+try:
+    data.Feed(split, 31, 0, sharding)
+except data.loading.UserError as error:
+    print("refused:", error)
+"""
+
+
+def test_order_and_augmentation_do_not_depend_on_the_number_of_devices():
+    here = Path(__file__).resolve()
+    path = os.pathsep.join([str(here.parents[2]), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": path
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "refused: a batch size of 31 cannot be shared by 2 devices" in done.stdout
 
 
 def test_eval_batches_cover_everything_once():

@@ -237,6 +237,7 @@ def test_settings_are_checked(tmp_path):
         ({"name": "mnist", "source": "web"}, "data.source"),
         ({"name": "mnist", "dir": str(tmp_path / "absent")}, "no such folder"),
         ({"num_validation": 5000}, "num_validation"),
+        ({"crop": 4}, "event sets"),
         ({"split_seed": -1}, "seed"),
     ):
         with pytest.raises(UserError, match=says):
