@@ -76,7 +76,9 @@ def load(place: Path, size: tuple[int, int, int], num_classes: int) -> Loaded:
     except UserError:
         raise
     except Exception as error:  # TFDS raises what it likes for a damaged folder
-        raise UserError(f"{place} cannot be read by TFDS ({_first_line(error)}): update TFDS or prepare it again") from error
+        raise UserError(
+            f"{place} cannot be read by TFDS ({_first_line(error)}): update TFDS or prepare it again"
+        ) from error
     return Loaded(*splits[0], *splits[1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -122,6 +123,8 @@ def _prepared(config: Any) -> Source:
     place = prepared.find(config.name, config.dir)
     if place is None:
         raise Missing("TFDS has not prepared it")
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise Missing(f"TFDS has prepared it in {place}, but is not installed to read it")
     known = IMAGE_SETS[config.name]
     return Source(
         f"prepared by TFDS in {place}",

@@ -114,6 +114,8 @@ for on_device in (False, True):
         assert all(np.array_equal(a, b) for a, b in zip(alone, shared))
 for one, two in zip(data.eval_batches(split, 32), data.eval_batches(split, 32, sharding)):
     assert all(np.array_equal(a, b) for a, b in zip(one, two))
+import sys
+assert not {"tonic", "tensorflow_datasets", "tensorflow"} & set(sys.modules), "imported only where needed"
 try:
     data.Feed(split, 31, 0, sharding)
 except data.loading.UserError as error:

@@ -197,6 +197,46 @@ def test_a_missing_file_on_the_server_is_an_error(server):
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_that_falls_silent_or_hangs_up_is_given_up_on(tmp_path, monkeypatch):
+    silent = threading.Event()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"x" * 1000)
+            self.wfile.flush()
+            if "10-" not in self.path:
+                silent.wait(30)
+
+        def log_message(self, *_):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MPISJAX_MIRROR", f"http://127.0.0.1:{httpd.server_port}")
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+    for name in ("cifar100", "cifar10"):
+        with pytest.raises(UserError, match="download of cifar10+ failed|wrong checksum"):
+            data.load(settings(name=name, source="download"))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    silent.set()
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_prepared_data_without_tfds_is_passed_over(tmp_path, monkeypatch):
+    write_prepared(tmp_path, "tfrecord")
+    write_idx(tmp_path / "fashion_mnist", np.random.default_rng(9), 30, 20)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda _: None)
+    assert "files in" in data.load(settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0)).source
+
+
 def test_tfds_records_the_files_that_are_read(monkeypatch):
     monkeypatch.delenv("MPISJAX_MIRROR")
     for name in ("mnist", "fashion_mnist"):
