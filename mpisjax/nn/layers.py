@@ -1,0 +1,83 @@
+"""The layer every current comes from: weight-normalised (transposed) convolution with batch normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mpisjax.nn.ops import conv2d, conv_transpose2d
+
+Array = jax.Array
+_EPSILON = 1e-5
+
+
+class ConvNorm(nn.Module):
+    """`BN(conv(x, gain * v / ||v||))`: a weight-normalised convolution and batch normalisation.
+
+    With running statistics both are affine and fold into one kernel and one shift, which `hoist` then computes
+    once a solve. With batch statistics the running ones are updated.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the kernel.
+      stride: 1 or 2.
+      transpose: transposed convolution; the call then needs the output's size.
+      momentum: what the running statistics keep at an update.
+      dtype: of the convolution and its result; statistics and parameters stay float32 (or wider).
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    transpose: bool = False
+    momentum: float = 0.9
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, batch_statistics: bool, size: tuple[int, int] | None = None) -> Array:
+        """[batch, h, w, in] -> [batch, h', w', features], in `dtype`."""
+        dtype = self.dtype or x.dtype
+        out_axis = 2 if self.transpose else 3
+        channels = (self.features, x.shape[-1]) if self.transpose else (x.shape[-1], self.features)
+        init = nn.initializers.variance_scaling(
+            2.0, "fan_in", "normal", in_axis=(-1 if self.transpose else -2), out_axis=(-2 if self.transpose else -1)
+        )
+        kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, *channels))
+        gain = self.param("gain", nn.initializers.ones, (self.features,))
+        scale = self.param("scale", nn.initializers.ones, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
+        var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
+
+        def along(vector: Array) -> Array:
+            return vector[:, None] if self.transpose else vector
+
+        others = tuple(a for a in range(4) if a != out_axis)
+        norm = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=others) + jnp.finfo(kernel.dtype).tiny)
+        kernel = kernel * along(gain / norm)
+
+        def convolve(kernel: Array) -> Array:
+            kernel = kernel.astype(dtype)
+            if self.transpose:
+                assert size is not None
+                return conv_transpose2d(x.astype(dtype), kernel, self.stride, size)
+            return conv2d(x.astype(dtype), kernel, self.stride)
+
+        if not batch_statistics:
+            factor = scale * lax.rsqrt(var.value + _EPSILON)
+            return convolve(kernel * along(factor)) + (bias - mean.value * factor).astype(dtype)
+
+        y = convolve(kernel)
+        wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+        batch_mean = jnp.mean(wide, axis=(0, 1, 2))
+        batch_var = jnp.mean(jnp.square(wide - batch_mean), axis=(0, 1, 2))
+        if not self.is_initializing():
+            keep = self.momentum
+            mean.value = keep * mean.value + (1 - keep) * lax.stop_gradient(batch_mean)
+            var.value = keep * var.value + (1 - keep) * lax.stop_gradient(batch_var)
+        factor = scale * lax.rsqrt(batch_var + _EPSILON)
+        return (wide * factor + (bias - batch_mean * factor)).astype(dtype)
