@@ -9,7 +9,8 @@ import jax
 from mpisjax.equilibrium import Equilibrium, equilibrium_forward
 from mpisjax.neurons import LIF, RateReading
 from mpisjax.nn.mpis import MPIS, sample_masks
-from mpisjax.simulate import Simulation, SpikeForward, simulate
+from mpisjax.residuals import relative_residual
+from mpisjax.simulate import Simulation, SpikeForward, simulate, weighted_mean_frame
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward
 
 Array = jax.Array
@@ -130,6 +131,21 @@ def spikes(net: MPIS, variables: dict[str, Any], images: Array, *, neuron: LIF, 
         time_axis=0 if net.temporal else None,
         record=True,
     )
+
+
+def equivalent_step(
+    net: MPIS, variables: dict[str, Any], images: Array, rates: Any, neuron: LIF
+) -> tuple[Any, dict[str, Array], Any]:
+    """One step of the equivalent map f, in evaluation.
+
+    Returns:
+      `(f(rates), every population's rate by name, ||f(r) - r|| / ||f(r)|| by stream and sample)`.
+    """
+    x = net.apply(variables, images, False, method="encode")
+    x = weighted_mean_frame(x, neuron.leak) if net.temporal else x
+    reading = RateReading(neuron)
+    stepped = transition_of(net)(variables, rates, x, reading)
+    return stepped, reading.activity, relative_residual(stepped, rates)
 
 
 def parameter_count(variables: dict[str, Any]) -> int:

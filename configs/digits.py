@@ -1,0 +1,30 @@
+"""scikit-learn's 1,797 handwritten digits, 8x8: the default, no download.
+
+    python train.py
+"""
+
+import ml_collections
+
+from mpisjax import configuration
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """The settings; there are no variants."""
+    if variant:
+        raise configuration.UserError(f"configs/digits.py has no variant {variant!r}: leave it out.")
+    c = configuration.base()
+    c.name = "digits"
+    c.data.name = "digits"
+    c.data.num_validation = 180
+    c.data.augment.shift = 1
+    c.model.stem = (16,)
+    c.model.layers = (24, 32)
+    c.forward.mode = "spikes"
+    c.forward.num_steps = 16
+    c.train.epochs = 30
+    c.train.batch_size = 64
+    c.train.learning_rate = 0.1
+    c.train.label_smoothing = 0.1
+    c.train.log_every = 20
+    c.train.warmup_epochs = 2.0
+    return c

@@ -1,0 +1,176 @@
+"""Every setting with its default, and the objects that settings stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ml_collections
+
+from mpisjax.errors import UserError
+
+if TYPE_CHECKING:
+    from mpisjax.data import DataSet
+
+
+def base() -> ml_collections.ConfigDict:
+    """The settings that every config file starts from."""
+    c = ml_collections.ConfigDict
+    return c(
+        {
+            "name": "unnamed",
+            "seed": 0,
+            "data": c(
+                {
+                    "name": "digits",
+                    "dir": "",  # folder with the original files; empty: prepared data or a download
+                    "cache_dir": "",  # decoded arrays; empty: the user's cache folder
+                    "source": "auto",  # auto, tfds, files or download
+                    "num_validation": 0,  # examples held out of train
+                    "split_seed": 0,
+                    "crop": 0,  # event sets: side of the centre crop, 0 for none
+                    "num_frames": 30,  # event sets
+                    "frames": "count",  # event sets: count or binary
+                    "binning": "time",  # event sets: frames of equal time or of equal event count
+                    "denoise_us": 0.0,  # event sets
+                    "augment": c({"flip": False, "shift": 0, "cutout": 0, "mixup": 0.0}),
+                }
+            ),
+            "model": c(
+                {
+                    "stem": (16,),
+                    "stem_strides": (1,),
+                    "layers": (32, 48),
+                    "num_streams": 2,
+                    "fusion_layer": 2,
+                    "stride_layer": 2,
+                    "kernel_size": 3,
+                    "head": "fused",  # fused or smallest
+                    "dropout": 0.0,
+                    "momentum": 0.9,  # of batch normalisation's running statistics
+                    "dtype": "float32",  # float32 or bfloat16: currents and rates
+                }
+            ),
+            "neuron": c({"threshold": 1.0, "leak": 1.0, "initial_potential": 0.0}),
+            "forward": c(
+                {
+                    "mode": "spikes",  # spikes (the paper's) or rates; evaluation always reports both paths
+                    "num_steps": 30,  # spikes: time steps T
+                    "settle_tol": 0.0,  # spikes: stop when the rates settle to this; 0 runs all steps
+                    "solver": "picard",  # rates: picard or anderson
+                    "max_steps": 12,  # rates
+                    "tol": 1e-2,  # rates
+                    "history": 3,  # rates, anderson
+                    "damping": 0.0,  # rates
+                }
+            ),
+            "adjoint": c({"solver": "neumann", "max_steps": 12, "tol": 1e-2, "history": 5}),
+            "train": c(
+                {
+                    "epochs": 10,
+                    "batch_size": 128,
+                    "learning_rate": 0.1,
+                    "momentum": 0.9,
+                    "weight_decay": 5e-4,
+                    "warmup_epochs": 1.0,
+                    "schedule": "cosine",  # cosine or step
+                    "milestones": (0.5, 0.75),  # step: fractions of the run at which the rate falls
+                    "decay": 0.1,  # step: by this factor
+                    "label_smoothing": 0.0,
+                    "gradient_clip": 0.0,  # global norm; 0 for none
+                    "ema": 0.0,  # decay of the averaged weights that evaluation uses; 0 for none
+                    "log_every": 50,
+                    "checkpoint_every": 0,
+                    "keep_checkpoints": 2,
+                    "max_skipped": 10,
+                }
+            ),
+            "eval": c({"batch_size": 256}),
+            "devices": c({"all_cores": True}),  # CPU: one host device a core, the batch shared among them
+        }
+    )
+
+
+def neuron_of(config: ml_collections.ConfigDict) -> Any:
+    """The neuron's constants."""
+    from mpisjax.neurons import LIF
+
+    return LIF(**config.neuron)
+
+
+def forward_of(config: ml_collections.ConfigDict, temporal: bool = False) -> Any:
+    """The training forward."""
+    from mpisjax.solvers import RateForward
+
+    f = config.forward
+    if f.mode == "rates":
+        return RateForward(f.solver, f.max_steps, f.tol, f.history, f.damping)
+    if f.mode != "spikes":
+        raise UserError(f"forward.mode is {f.mode!r}: choose 'spikes' or 'rates'.")
+    return spikes_of(config, temporal)
+
+
+def spikes_of(config: ml_collections.ConfigDict, temporal: bool = False, num_steps: int | None = None) -> Any:
+    """The spiking forward, of evaluation always and of training where `forward.mode` says so.
+
+    Input over time has as many steps as frames.
+    """
+    from mpisjax.simulate import SpikeForward
+
+    f = config.forward
+    if temporal:
+        return SpikeForward(None)
+    if f.settle_tol < 0:
+        raise UserError(f"forward.settle_tol is {f.settle_tol}: set it above 0, or to 0 to run every step.")
+    return SpikeForward(f.num_steps if num_steps is None else num_steps, f.settle_tol or None)
+
+
+def solved_of(config: ml_collections.ConfigDict) -> Any:
+    """The rate solver of evaluations: tight, whatever training got by with."""
+    from mpisjax.solvers import RateForward
+
+    return RateForward("anderson", max_steps=60, tol=1e-3, damping=config.forward.damping)
+
+
+def adjoint_of(config: ml_collections.ConfigDict) -> Any:
+    """The adjoint solver."""
+    from mpisjax.solvers import Adjoint
+
+    return Adjoint(**config.adjoint)
+
+
+def net_of(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
+    """The network for a data set."""
+    import jax.numpy as jnp
+
+    from mpisjax.nn.mpis import MPIS
+
+    settings = dict(config.model)
+    name = settings.pop("dtype")
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"model.dtype is {name!r}: choose 'float32' or 'bfloat16'.")
+    dtype = None if name == "float32" else jnp.bfloat16
+    return MPIS(num_classes=dataset.num_classes, temporal=dataset.temporal, dtype=dtype, **settings)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings of training that cannot be.
+
+    Raises:
+        UserError: in one sentence that names the setting.
+    """
+    t = config.train
+    for key, least in (("epochs", 1), ("batch_size", 1), ("log_every", 1), ("keep_checkpoints", 1), ("max_skipped", 1)):
+        if t[key] < least:
+            raise UserError(f"train.{key} is {t[key]}: set it to at least {least}.")
+    if t.schedule not in ("cosine", "step"):
+        raise UserError(f"train.schedule is {t.schedule!r}: choose 'cosine' or 'step'.")
+    if not t.learning_rate > 0:
+        raise UserError(f"train.learning_rate is {t.learning_rate}: set it above 0.")
+    for key in ("momentum", "label_smoothing", "ema"):
+        if not 0 <= t[key] < 1:
+            raise UserError(f"train.{key} is {t[key]}: set it in [0, 1).")
+    for key in ("weight_decay", "warmup_epochs", "gradient_clip", "checkpoint_every"):
+        if not t[key] >= 0:
+            raise UserError(f"train.{key} is {t[key]}: set it to 0 or more.")
+    if config.eval.batch_size < 1:
+        raise UserError(f"eval.batch_size is {config.eval.batch_size}: set it to at least 1.")

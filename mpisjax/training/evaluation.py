@@ -1,0 +1,153 @@
+"""Accuracy by the equivalent path and by pure spikes, residuals and firing rates, exact over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from mpisjax import configuration
+from mpisjax.data import Batch, eval_batches
+from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS
+from mpisjax.training.devices import batch_sharding, data_mesh, replicated
+from mpisjax.training.step import prepare_images
+
+Array = jax.Array
+
+
+class Evaluation(NamedTuple):
+    """What was measured over a split.
+
+    Attributes:
+      accuracy: by the equivalent path, one step of the rate map on what the forward found.
+      accuracy_spikes: by the spikes' own rates; None where the rates were solved for.
+      loss: cross-entropy of the equivalent path.
+      residual: by stream, mean relative residual.
+      firing_rates: by population, mean leak-weighted rate (of spikes, or of the solved rates).
+      num_steps: mean time steps (or solver steps) a sample.
+      num_examples: examples.
+    """
+
+    accuracy: float
+    accuracy_spikes: float | None
+    loss: float
+    residual: dict[str, float]
+    firing_rates: dict[str, float]
+    num_steps: float
+    num_examples: int
+
+
+def make_eval_step(
+    config: ml_collections.ConfigDict,
+    net: MPIS,
+    dataset: Any,
+    mesh: jax.sharding.Mesh,
+    num_steps: int | None = None,
+    mode: str = "spikes",
+) -> Callable[[dict[str, Any], Batch], dict[str, Any]]:
+    """`step(variables, batch)` -> sums over the batch's real rows, to be added up over batches.
+
+    Args:
+      config: all settings.
+      net: the network.
+      dataset: normalisation and kind of input.
+      mesh: devices that share the batch.
+      num_steps: time steps; None: `forward.num_steps`.
+      mode: "spikes" or "rates" (solve for the equilibrium by the rate map to a tight tolerance).
+    """
+    neuron = configuration.neuron_of(config)
+    forward = configuration.spikes_of(config, dataset.temporal, num_steps)
+
+    def step(variables: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        x = prepare_images(batch.images, dataset)
+        mask = batch.mask
+
+        def total(by_sample: Array) -> Array:
+            return jnp.sum(by_sample * mask)
+
+        if mode == "rates":
+            solver = configuration.solved_of(config)
+            out = model.apply(net, variables, x, neuron=neuron, forward=solver)
+            found, steps, spike_logits = out.equilibrium.rates, out.equilibrium.num_steps, None
+        else:
+            simulation = model.spikes(net, variables, x, neuron=neuron, forward=forward)
+            found, steps = simulation.rates, simulation.num_steps
+            spike_logits = net.apply(variables, found, False, method="classify")
+        rates, layer_rates, residual = model.equivalent_step(net, variables, x, found, neuron)
+        if mode == "spikes":
+            layer_rates = simulation.layer_rates
+        logits = net.apply(variables, rates, False, method="classify")
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        sums = {
+            "count": jnp.sum(mask),
+            "correct": total(jnp.argmax(logits, -1) == batch.labels),
+            "loss": total(loss),
+            "steps": total(steps * jnp.ones_like(mask)),
+            "residual": {k: total(v) for k, v in residual.items()},
+            "firing_rates": {k: total(jnp.mean(v, axis=tuple(range(1, v.ndim)))) for k, v in layer_rates.items()},
+        }
+        if spike_logits is not None:
+            sums["correct_spikes"] = total(jnp.argmax(spike_logits, -1) == batch.labels)
+        return sums
+
+    whole = replicated(mesh)
+    return jax.jit(step, in_shardings=(whole, batch_sharding(mesh)), out_shardings=whole)
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict,
+    net: MPIS,
+    dataset: Any,
+    num_steps: int | None = None,
+    mode: str = "spikes",
+) -> Callable[[dict[str, Any], Any], Evaluation]:
+    """`evaluator(variables, split) -> Evaluation`, compiled once however often it is called."""
+    mesh = data_mesh(config.eval.batch_size, config.devices.all_cores)
+    step = make_eval_step(config, net, dataset, mesh, num_steps, mode)
+
+    def evaluator(variables: dict[str, Any], split: Any) -> Evaluation:
+        variables = jax.device_put(variables, replicated(mesh))
+        sums: Any = None
+        for batch in eval_batches(split, config.eval.batch_size, batch_sharding(mesh)):
+            part = jax.device_get(step(variables, batch))
+            sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
+        mean = jax.tree.map(lambda s: float(s) / float(sums["count"]), sums)
+        return Evaluation(
+            accuracy=mean["correct"],
+            accuracy_spikes=mean.get("correct_spikes"),
+            loss=mean["loss"],
+            residual=mean["residual"],
+            firing_rates=mean["firing_rates"],
+            num_steps=mean["steps"],
+            num_examples=int(sums["count"]),
+        )
+
+    return evaluator
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    net: MPIS,
+    variables: dict[str, Any],
+    dataset: Any,
+    split: Any,
+    num_steps: int | None = None,
+    mode: str = "spikes",
+) -> Evaluation:
+    """Measures a network on a split.
+
+    Args:
+      config: all settings.
+      net: the network.
+      variables: `{"params": ..., "batch_stats": ...}`.
+      dataset: normalisation and kind of input.
+      split: examples and labels.
+      num_steps: time steps; None: `forward.num_steps`. Input over time has as many as frames.
+      mode: "spikes" or "rates".
+    """
+    return make_evaluator(config, net, dataset, num_steps, mode)(variables, split)

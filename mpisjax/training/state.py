@@ -1,0 +1,85 @@
+"""The training state, the optimiser and the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+Array = jax.Array
+
+
+class TrainState(NamedTuple):
+    """All that a run is, beside its config and data.
+
+    Attributes:
+      step: int32 scalar, steps taken (skipped ones too: they used up their batch).
+      params: the network's parameters.
+      batch_stats: running statistics of batch normalisation.
+      opt_state: the optimiser's.
+      ema: averaged parameters, () where none are kept.
+      skipped: int32 scalar, steps in a row whose loss or gradient was not finite.
+      rng: uint32 key data; every step folds its number in.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    skipped: Array
+    rng: Array
+
+
+def schedule_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Linear warm-up, then cosine to zero or steps down at the milestones."""
+    t = config.train
+    total = t.epochs * steps_per_epoch
+    warmup = min(round(t.warmup_epochs * steps_per_epoch), max(total - 1, 0))
+    if t.schedule == "cosine":
+        after = optax.cosine_decay_schedule(t.learning_rate, max(total - warmup, 1))
+    else:
+        falls = {max(round(m * total) - warmup, 0): t.decay for m in t.milestones}
+        after = optax.piecewise_constant_schedule(t.learning_rate, falls)
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(t.learning_rate / warmup, t.learning_rate, warmup)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def optimizer_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum; weight decay on kernels alone, not on gains, scales and shifts."""
+    t = config.train
+
+    def kernels(params: Any) -> Any:
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(t.gradient_clip) if t.gradient_clip else optax.identity(),
+        optax.add_decayed_weights(t.weight_decay, mask=kernels),
+        optax.sgd(schedule_of(config, steps_per_epoch), momentum=t.momentum or None, nesterov=bool(t.momentum)),
+    )
+
+
+def init_state(
+    config: ml_collections.ConfigDict, variables: dict[str, Any], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if config.train.ema else (),
+        skipped=jnp.zeros((), jnp.int32),
+        rng=jax.random.key_data(jax.random.key(config.seed + 1)),
+    )
+
+
+def evaluated_params(state: TrainState) -> Any:
+    """The parameters that evaluation uses: the averaged ones where they are kept."""
+    return state.params if state.ema == () else state.ema

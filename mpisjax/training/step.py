@@ -1,0 +1,160 @@
+"""One training step, `jit`-compiled and sharded: augment, find the equilibrium, differentiate, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from mpisjax import configuration
+from mpisjax.data import Batch, augment, mixup, normalize
+from mpisjax.equilibrium import adjoint_probe
+from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS
+from mpisjax.training.devices import batch_sharding, replicated
+from mpisjax.training.state import TrainState, optimizer_of, schedule_of
+
+Array = jax.Array
+
+
+class Metrics(NamedTuple):
+    """What a training step reports; float32 scalars.
+
+    Attributes:
+      loss: cross-entropy, smoothed as trained.
+      accuracy: on the augmented batch, by the equivalent path.
+      grad_norm: global norm of the gradient.
+      learning_rate: of this step.
+      forward_steps: time steps, or solver steps.
+      forward_residual: mean relative residual over samples, of the worst stream.
+      forward_converged: share of samples that converged.
+      adjoint_steps: products with J^T (-1: not counted by this solver).
+      adjoint_residual: relative residual of the adjoint solve.
+      finite: 1 if the step changed the parameters, 0 if it was skipped.
+      skipped: steps in a row that were skipped.
+    """
+
+    loss: Array
+    accuracy: Array
+    grad_norm: Array
+    learning_rate: Array
+    forward_steps: Array
+    forward_residual: Array
+    forward_converged: Array
+    adjoint_steps: Array
+    adjoint_residual: Array
+    finite: Array
+    skipped: Array
+
+
+def prepare_images(images: Array, dataset: Any, dtype: Any = None) -> Array:
+    """uint8 batch -> network input; frames [batch, time, ...] become [time, batch, ...]."""
+    x = normalize(images, dataset.mean, dataset.std)
+    x = x if dtype is None else x.astype(dtype)
+    return x.swapaxes(0, 1) if dataset.temporal else x
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict,
+    net: MPIS,
+    dataset: Any,
+    steps_per_epoch: int,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step for a config.
+
+    Args:
+      config: all settings.
+      net: the network.
+      dataset: its normalisation, class count and whether input is over time.
+      steps_per_epoch: for the schedule.
+      mesh: devices to share the batch; None: the default one.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`; the state's buffers are donated. A step whose loss or gradient is
+      not finite leaves parameters, optimiser and statistics as they were and counts itself.
+    """
+    neuron, adjoint = configuration.neuron_of(config), configuration.adjoint_of(config)
+    forward = configuration.forward_of(config, dataset.temporal)
+    optimizer, schedule = optimizer_of(config, steps_per_epoch), schedule_of(config, steps_per_epoch)
+    smoothing, averaging = config.train.label_smoothing, config.train.ema
+
+    def loss_fn(params: Any, probe: Any, state: TrainState, x: Array, targets: Array, rng: Array) -> Any:
+        out = model.apply(
+            net,
+            {"params": params, "batch_stats": state.batch_stats},
+            x,
+            neuron=neuron,
+            forward=forward,
+            adjoint=adjoint,
+            train=True,
+            rng=rng,
+            probe=probe,
+        )
+        return optax.softmax_cross_entropy(out.logits, targets).mean(), out
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        augment_key, mixup_key, dropout_key = jax.random.split(rng, 3)
+        targets = jax.nn.one_hot(batch.labels, dataset.num_classes)
+        x = augment(augment_key, batch.images, config.data.augment)
+        if config.data.augment.mixup:
+            x = normalize(x, dataset.mean, dataset.std)
+            x, targets = mixup(mixup_key, x, targets, config.data.augment.mixup)
+            x = x.swapaxes(0, 1) if dataset.temporal else x
+        else:
+            x = prepare_images(x, dataset)
+        targets = optax.smooth_labels(targets, smoothing) if smoothing else targets
+
+        differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+        (loss, out), (grads, adjoint_stats) = differentiate(
+            state.params, adjoint_probe(), state, x, targets, dropout_key
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        ema = state.ema
+        if averaging:
+            # Warmed up, so that the average does not remember the initial weights.
+            rate = jnp.minimum(averaging, (1 + state.step) / (10 + state.step))
+            ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, params)
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        equilibrium = out.equilibrium
+        worst = jnp.max(jnp.stack([jnp.mean(r) for r in jax.tree.leaves(equilibrium.residual)]))
+        metrics = Metrics(
+            loss=loss,
+            accuracy=jnp.mean(jnp.argmax(out.logits, -1) == jnp.argmax(targets, -1)),
+            grad_norm=norm,
+            learning_rate=schedule(state.step),
+            forward_steps=equilibrium.num_steps,
+            forward_residual=worst,
+            forward_converged=jnp.mean(equilibrium.converged),
+            adjoint_steps=adjoint_stats.num_steps,
+            adjoint_residual=adjoint_stats.residual,
+            finite=finite,
+            skipped=skipped,
+        )
+        new = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            batch_stats=keep(out.batch_stats, state.batch_stats),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(ema, state.ema),
+            skipped=skipped,
+            rng=state.rng,
+        )
+        return new, Metrics(*(jnp.asarray(m, jnp.float32) for m in metrics))
+
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    whole = replicated(mesh)
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, batch_sharding(mesh)), out_shardings=whole)
