@@ -44,6 +44,7 @@ def base() -> ml_collections.ConfigDict:
                     "fusion_layer": 2,
                     "stride_layer": 2,
                     "kernel_size": 3,
+                    "feedback_gain": 1.0,  # where the gain of the feedback's weight norm starts
                     "head": "fused",  # fused or smallest
                     "dropout": 0.0,
                     "momentum": 0.9,  # of batch normalisation's running statistics
@@ -64,8 +65,16 @@ def base() -> ml_collections.ConfigDict:
                 }
             ),
             "adjoint": c({"solver": "neumann", "max_steps": 12, "tol": 1e-2, "history": 5}),
+            "bptt": c(
+                {
+                    "surrogate": "triangular",  # rectangular, triangular, arctan or sigmoid
+                    "readout": "rate",  # what the classifier sees: rate or membrane
+                    "remat": False,  # compute each step again in the backward pass, to save memory
+                }
+            ),
             "train": c(
                 {
+                    "method": "implicit",  # implicit, or bptt: the simulation differentiated through time
                     "epochs": 10,
                     "batch_size": 128,
                     "learning_rate": 0.1,
@@ -138,6 +147,13 @@ def adjoint_of(config: ml_collections.ConfigDict) -> Any:
     return Adjoint(**config.adjoint)
 
 
+def bptt_of(config: ml_collections.ConfigDict) -> Any:
+    """How the simulation is differentiated through time; None where training is implicit."""
+    from mpisjax.baselines.bptt import BPTT
+
+    return BPTT(**config.bptt) if config.train.method == "bptt" else None
+
+
 def net_of(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
     """The network for a data set."""
     import jax.numpy as jnp
@@ -162,6 +178,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, least in (("epochs", 1), ("batch_size", 1), ("log_every", 1), ("keep_checkpoints", 1), ("max_skipped", 1)):
         if t[key] < least:
             raise UserError(f"train.{key} is {t[key]}: set it to at least {least}.")
+    if t.method not in ("implicit", "bptt"):
+        raise UserError(f"train.method is {t.method!r}: choose 'implicit' or 'bptt'.")
+    if t.method == "bptt" and (config.forward.mode != "spikes" or config.forward.settle_tol):
+        raise UserError(
+            "train.method is 'bptt', which differentiates a simulation of fixed length: set forward.mode to "
+            "'spikes' and forward.settle_tol to 0."
+        )
     if t.schedule not in ("cosine", "step"):
         raise UserError(f"train.schedule is {t.schedule!r}: choose 'cosine' or 'step'.")
     if not t.learning_rate > 0:

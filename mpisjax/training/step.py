@@ -11,6 +11,7 @@ import ml_collections
 import optax
 
 from mpisjax import configuration
+from mpisjax.baselines import bptt
 from mpisjax.data import Batch, augment, mixup, normalize
 from mpisjax.equilibrium import adjoint_probe
 from mpisjax.nn import model
@@ -80,21 +81,17 @@ def make_train_step(
     """
     neuron, adjoint = configuration.neuron_of(config), configuration.adjoint_of(config)
     forward = configuration.forward_of(config, dataset.temporal)
+    through_time = configuration.bptt_of(config)
     optimizer, schedule = optimizer_of(config, steps_per_epoch), schedule_of(config, steps_per_epoch)
     smoothing, averaging = config.train.label_smoothing, config.train.ema
 
     def loss_fn(params: Any, probe: Any, state: TrainState, x: Array, targets: Array, rng: Array) -> Any:
-        out = model.apply(
-            net,
-            {"params": params, "batch_stats": state.batch_stats},
-            x,
-            neuron=neuron,
-            forward=forward,
-            adjoint=adjoint,
-            train=True,
-            rng=rng,
-            probe=probe,
-        )
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        shared: dict[str, Any] = {"neuron": neuron, "train": True, "rng": rng}
+        if through_time is None:
+            out = model.apply(net, variables, x, forward=forward, adjoint=adjoint, probe=probe, **shared)
+        else:
+            out = bptt.apply(net, variables, x, num_steps=forward.num_steps, bptt=through_time, **shared)
         return optax.softmax_cross_entropy(out.logits, targets).mean(), out
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

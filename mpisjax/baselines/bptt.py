@@ -1,0 +1,215 @@
+"""Backpropagation through time: the simulation, differentiated step by step with a surrogate gradient.
+
+The same transition and the same neuron as `equilibrium_forward` takes; memory grows with the number of steps,
+which is what the implicit method is there to avoid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mpisjax.baselines.surrogates import SurrogateReading, check_surrogate
+from mpisjax.equilibrium import Equilibrium
+from mpisjax.errors import UserError
+from mpisjax.neurons import LIF, RateReading, population_shapes, resting_potentials
+from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS, sample_masks
+from mpisjax.residuals import relative_residual, worst
+from mpisjax.simulate import SpikeForward, weighted_mean_frame
+from mpisjax.tracing import detach, hoist
+
+Array = jax.Array
+READOUTS = ("rate", "membrane")
+
+
+@dataclasses.dataclass(frozen=True)
+class BPTT:
+    """How a simulation is differentiated through time.
+
+    Attributes:
+      surrogate: stands for the spike's derivative: "rectangular", "triangular", "arctan" or "sigmoid".
+      readout: what the classifier sees of the fed-back populations: "rate", the leak-weighted firing rate, or
+        "membrane", the leak-weighted mean of the membrane potential before reset, in thresholds.
+      remat: keep only the state between steps and compute each step again in the backward pass: less memory a
+        step, one more forward.
+
+    Raises:
+      UserError: there is no such surrogate or readout.
+    """
+
+    surrogate: str = "triangular"
+    readout: str = "rate"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        check_surrogate(self.surrogate)
+        if self.readout not in READOUTS:
+            raise UserError(f"bptt.readout is {self.readout!r}: choose 'rate' or 'membrane'.")
+
+
+class Unrolled(NamedTuple):
+    """A differentiable simulation.
+
+    Attributes:
+      rates: leak-weighted firing rates of the fed-back populations, structure of `init`.
+      readout: what the classifier sees: `rates`, or their mean membrane potentials; structure of `init`.
+    """
+
+    rates: Any
+    readout: Any
+
+
+def unroll(
+    transition: Callable[..., Any],
+    params: Any,
+    x: Any,
+    init: Any,
+    *,
+    neuron: LIF,
+    num_steps: int | None,
+    bptt: BPTT,
+    time_axis: int | None = None,
+) -> Unrolled:
+    """Simulates a transition, differentiably in `params` and `x`.
+
+    Args:
+      transition: `transition(params, rates, x, fire) -> rates`, as for `equilibrium_forward`.
+      params: pytree, passed through.
+      x: pytree: a constant current, or frames on `time_axis`.
+      init: rates pytree: structure, shape and dtype; the first step's feedback.
+      neuron: the neuron's constants.
+      num_steps: time steps; None: as many as `x` has frames.
+      bptt: surrogate, readout, rematerialisation.
+      time_axis: None, or the frames' axis in every leaf of `x`.
+
+    Returns:
+      An `Unrolled`; its rates are those of `mpisjax.simulate`.
+
+    Raises:
+      UserError: neither `num_steps` nor frames say how long to simulate, or they disagree.
+    """
+    frames = None if time_axis is None else jax.tree.map(lambda a: jnp.moveaxis(a, time_axis, 0), x)
+    if frames is None:
+        if num_steps is None or num_steps < 1:
+            raise UserError(f"forward.num_steps is {num_steps}: a simulation needs at least 1 time step.")
+        example, length = x, num_steps
+    else:
+        length = jax.tree.leaves(frames)[0].shape[0]
+        if num_steps not in (None, length):
+            raise UserError(
+                f"forward.num_steps is {num_steps} but x carries {length} frames: make them equal."
+            )
+        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), frames)
+    shapes = population_shapes(transition, params, init, example)
+    potentials = resting_potentials(neuron, shapes)
+
+    def one_step(potentials: dict[str, Array], spikes: Any, x_t: Any) -> Any:
+        fire = SurrogateReading(neuron, potentials, bptt.surrogate)
+        spikes = transition(params, spikes, x if frames is None else x_t, fire)
+        return fire.potentials, spikes, fire.membranes
+
+    step, constants = hoist(one_step, potentials, init, None if frames is None else example)
+
+    def accumulate(total: Any, now: Any) -> Any:
+        return jax.tree.map(lambda a, b: neuron.leak * a + b, total, now)
+
+    def advance(constants: Any, carry: Any, x_t: Any) -> Any:
+        potentials, spikes, total, membranes = carry
+        potentials, spikes, membranes_now = step(constants, potentials, spikes, x_t)
+        membranes = accumulate(membranes, membranes_now) if bptt.readout == "membrane" else membranes
+        return potentials, spikes, accumulate(total, spikes), membranes
+
+    # The barrier against common subexpressions that checkpoint adds is not needed in a scan, and is slow.
+    advance = jax.checkpoint(advance, prevent_cse=False) if bptt.remat else advance
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), init)
+    silent = {k: jnp.zeros_like(u) for k, u in potentials.items()} if bptt.readout == "membrane" else {}
+    carry = (potentials, init, zeros, silent)
+    (_, _, total, membranes), _ = jax.lax.scan(
+        lambda carry, x_t: (advance(constants, carry, x_t), None), carry, frames, length=length
+    )
+    weight = sum(neuron.leak**k for k in range(length))
+    mean = jax.tree.map(lambda s, like: (s / weight).astype(like.dtype), total, init)
+    if bptt.readout == "rate":
+        return Unrolled(mean, mean)
+    # The transition itself says which populations are fed back, and in which structure.
+    example_x = x if frames is None else jax.tree.map(lambda a: a[0], frames)
+    seen = transition(
+        params, init, example_x, lambda name, current: (membranes[name] / weight).astype(current.dtype)
+    )
+    return Unrolled(mean, seen)
+
+
+def apply(
+    net: MPIS,
+    variables: dict[str, Any],
+    images: Array,
+    *,
+    neuron: LIF,
+    num_steps: int | None,
+    bptt: BPTT,
+    train: bool = False,
+    rng: Array | None = None,
+) -> model.Output:
+    """Classifies images by a simulation that can be differentiated through time.
+
+    Batch normalisation is affine with running statistics in every step, as it is in the simulation that
+    evaluates the net; in training, the batch's statistics at the mean activity update the running ones, once
+    (as the implicit method's do), and stem and head take batch statistics. Statistics of single steps would
+    not do: where a layer is still silent their variance is zero and their gradient explodes.
+
+    Args:
+      net: the network.
+      variables: `{"params": ..., "batch_stats": ...}`.
+      images: [batch, h, w, c], temporal [time, batch, h, w, c].
+      neuron: neuron constants.
+      num_steps: time steps; temporal input has as many as frames.
+      bptt: surrogate, readout, rematerialisation.
+      train: batch statistics and dropout.
+      rng: key for dropout; needed where `train` and the network drops out.
+
+    Returns:
+      A `model.Output`; its equilibrium holds the simulation's rates and their residual, and has "converged"
+      as a simulation does.
+    """
+    stats, variables = variables["batch_stats"], dict(variables)
+
+    def run(variables: Any, *args: Any, method: str) -> tuple[Any, Any]:
+        if not train:
+            return net.apply(variables, *args, False, method=method), variables["batch_stats"]
+        out, updated = net.apply(variables, *args, True, method=method, mutable=["batch_stats"])
+        return out, updated["batch_stats"]
+
+    x, stats = run(variables, images, method="encode")
+    if train and net.dropout:
+        assert rng is not None, "dropout needs an rng"
+        variables["masks"] = sample_masks(net, rng, images.shape[1 if net.temporal else 0])
+    variables["batch_stats"] = stats
+    unrolled = unroll(
+        model.transition_of(net),
+        variables,
+        x,
+        net.initial_rates(images),
+        neuron=neuron,
+        num_steps=None if net.temporal else num_steps,
+        bptt=bptt,
+        time_axis=0 if net.temporal else None,
+    )
+
+    def at_the_mean(variables: Any, rates: Any, x: Any) -> Any:
+        mean_x = weighted_mean_frame(x, neuron.leak) if net.temporal else x
+        fixed = net.apply(variables, rates, mean_x, RateReading(neuron), False, method="transition")
+        _, stats = run(variables, rates, mean_x, RateReading(neuron), method="transition")
+        return relative_residual(fixed, rates), stats
+
+    residual, stats = detach(at_the_mean, variables, unrolled.rates, x)
+    logits, stats = run({**variables, "batch_stats": stats}, unrolled.readout, method="classify")
+    steps = images.shape[0] if net.temporal else num_steps
+    converged = worst(residual) <= SpikeForward().residual_tol
+    return model.Output(
+        logits, Equilibrium(unrolled.rates, residual, jnp.asarray(steps, jnp.int32), converged), stats
+    )
