@@ -1,4 +1,4 @@
-"""The layer every current comes from: weight-normalised (transposed) convolution with batch normalisation."""
+"""The layer every current comes from: weight-normalised (transposed) convolution, batch normalisation."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class ConvNorm(nn.Module):
       kernel_size: side of the kernel.
       stride: 1 or 2.
       transpose: transposed convolution; the call then needs the output's size.
+      batch_norm: False leaves batch normalisation out: `conv(x, gain * v / ||v||) + bias`.
+      initial_gain: where the weight norm's gain starts.
       momentum: what the running statistics keep at an update.
       dtype: of the convolution and its result; statistics and parameters stay float32 (or wider).
     """
@@ -34,6 +36,8 @@ class ConvNorm(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     transpose: bool = False
+    batch_norm: bool = True
+    initial_gain: float = 1.0
     momentum: float = 0.9
     dtype: Any = None
 
@@ -47,11 +51,8 @@ class ConvNorm(nn.Module):
             2.0, "fan_in", "normal", in_axis=(-1 if self.transpose else -2), out_axis=(-2 if self.transpose else -1)
         )
         kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, *channels))
-        gain = self.param("gain", nn.initializers.ones, (self.features,))
-        scale = self.param("scale", nn.initializers.ones, (self.features,))
+        gain = self.param("gain", nn.initializers.constant(self.initial_gain), (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
-        var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
 
         def along(vector: Array) -> Array:
             return vector[:, None] if self.transpose else vector
@@ -67,6 +68,11 @@ class ConvNorm(nn.Module):
                 return conv_transpose2d(x.astype(dtype), kernel, self.stride, size)
             return conv2d(x.astype(dtype), kernel, self.stride)
 
+        if not self.batch_norm:
+            return convolve(kernel) + bias.astype(dtype)
+        scale = self.param("scale", nn.initializers.ones, (self.features,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
+        var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
         if not batch_statistics:
             factor = scale * lax.rsqrt(var.value + _EPSILON)
             return convolve(kernel * along(factor)) + (bias - mean.value * factor).astype(dtype)

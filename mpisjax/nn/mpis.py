@@ -33,7 +33,7 @@ class MPIS(nn.Module):
         a_i^k = fire("stream{i}/layer{k}", c_i^k);   next rates_i = a_i^L
 
     Currents are fused, before the neurons: spikes stay binary and both readings keep one fixed point.
-    Currents are batch-normalised and masked by dropout before they are fused.
+    Currents are masked by dropout before they are fused.
 
     Attributes:
       num_classes: classes.
@@ -44,6 +44,8 @@ class MPIS(nn.Module):
       fusion_layer: the layer l at which streams are fused, 1..L.
       stride_layer: the layer, 2..L, that halves the resolution (Trans doubles it back); 0 for none.
       kernel_size: side of every 3x3-like kernel.
+      feedback_gain: where the gain of Trans's weight norm starts. Trans has no batch normalisation: dividing by
+        the spread of the feedback, which is small, would multiply the Jacobian by its inverse.
       head: "fused": the larger streams' rates are brought to the smallest by learned stride-2 convolutions and
         added, then 1x1 conv, BN, DBReLU and a dense layer; "smallest": a dense layer on the smallest stream.
       dropout: rate of variational dropout: one mask a sample and channel for the whole solve.
@@ -64,6 +66,7 @@ class MPIS(nn.Module):
     fusion_layer: int = 2
     stride_layer: int = 2
     kernel_size: int = 3
+    feedback_gain: float = 0.5
     head: str = "fused"
     dropout: float = 0.0
     temporal: bool = False
@@ -103,7 +106,16 @@ class MPIS(nn.Module):
         n, depth, width = self.num_streams, len(self.layers), self.layers[self.fusion_layer - 1]
         self.stem_layers = [conv(c, stride=s) for c, s in zip(self.stem, self.stem_strides, strict=True)]
         self.inject = conv(self.layers[0])
-        self.trans = [conv(self.layers[0], stride=2 if self.stride_layer else 1, transpose=True) for _ in range(n)]
+        self.trans = [
+            conv(
+                self.layers[0],
+                stride=2 if self.stride_layer else 1,
+                transpose=True,
+                batch_norm=False,
+                initial_gain=self.feedback_gain,
+            )
+            for _ in range(n)
+        ]
         self.feb = [
             [conv(self.layers[k - 1], stride=2 if k == self.stride_layer else 1) for k in range(2, depth + 1)]
             for _ in range(n)
