@@ -86,6 +86,7 @@ def base() -> ml_collections.ConfigDict:
                     "decay": 0.1,  # step: by this factor
                     "label_smoothing": 0.0,
                     "gradient_clip": 0.0,  # global norm; 0 for none
+                    "jacobian_penalty": 0.0,  # weight of ||J||_F^2 / n of the equivalent map; 0 for none
                     "ema": 0.0,  # decay of the averaged weights that evaluation uses; 0 for none
                     "log_every": 50,
                     "checkpoint_every": 0,
@@ -192,7 +193,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key in ("momentum", "label_smoothing", "ema"):
         if not 0 <= t[key] < 1:
             raise UserError(f"train.{key} is {t[key]}: set it in [0, 1).")
-    for key in ("weight_decay", "warmup_epochs", "gradient_clip", "checkpoint_every"):
+    for key in ("weight_decay", "warmup_epochs", "gradient_clip", "jacobian_penalty", "checkpoint_every"):
         if not t[key] >= 0:
             raise UserError(f"train.{key} is {t[key]}: set it to 0 or more.")
     if config.eval.batch_size < 1:

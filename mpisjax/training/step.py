@@ -11,11 +11,14 @@ import ml_collections
 import optax
 
 from mpisjax import configuration
+from mpisjax.analysis.spectrum import jacobian_penalty
 from mpisjax.baselines import bptt
 from mpisjax.data import Batch, augment, mixup, normalize
 from mpisjax.equilibrium import adjoint_probe
+from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
+from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training.devices import batch_sharding, replicated
 from mpisjax.training.state import TrainState, optimizer_of, schedule_of
 
@@ -26,7 +29,7 @@ class Metrics(NamedTuple):
     """What a training step reports; float32 scalars.
 
     Attributes:
-      loss: cross-entropy, smoothed as trained.
+      loss: as trained: cross-entropy, smoothed, and the Jacobian penalty where there is one.
       accuracy: on the augmented batch, by the equivalent path.
       grad_norm: global norm of the gradient.
       learning_rate: of this step.
@@ -92,7 +95,18 @@ def make_train_step(
             out = model.apply(net, variables, x, forward=forward, adjoint=adjoint, probe=probe, **shared)
         else:
             out = bptt.apply(net, variables, x, num_steps=forward.num_steps, bptt=through_time, **shared)
-        return optax.softmax_cross_entropy(out.logits, targets).mean(), out
+        loss = optax.softmax_cross_entropy(out.logits, targets).mean()
+        if config.train.jacobian_penalty:
+            # Of the map that is solved in evaluation: running statistics, nothing dropped.
+            encoded = net.apply(variables, x, False, method="encode")
+            encoded = weighted_mean_frame(encoded, neuron.leak) if net.temporal else encoded
+            transition = model.transition_of(net)
+            loss += config.train.jacobian_penalty * jacobian_penalty(
+                lambda r: transition(variables, r, encoded, RateReading(neuron)),
+                out.equilibrium.rates,
+                jax.random.fold_in(rng, 1),
+            )
+        return loss, out
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)

@@ -171,7 +171,9 @@ def temporary_bytes(method, steps):
         return jnp.sum(out.logits**2)
 
     compiled = jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    usage = compiled.memory_analysis()
+    assert usage is not None
+    return usage.temp_size_in_bytes
 
 
 def test_memory_grows_linearly_with_time_and_the_implicit_method_s_does_not():
@@ -212,5 +214,5 @@ def test_rates_cannot_be_trained_through_time():
     config = configuration.base()
     config.train.method = "bptt"
     config.forward.mode = "rates"
-    with pytest.raises(mpisjax.UserError, match="forward.mode"):
+    with pytest.raises(mpisjax.UserError, match=r"forward\.mode"):
         configuration.check(config)
