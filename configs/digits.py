@@ -1,6 +1,6 @@
 """scikit-learn's 1,797 handwritten digits, 8x8: the default, no download.
 
-    python train.py
+python train.py
 """
 
 import ml_collections

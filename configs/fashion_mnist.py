@@ -1,6 +1,6 @@
 """Fashion-MNIST (Zalando, 2017), 60,000 / 10,000 images, at the paper's size.
 
-    python train.py --config configs/fashion_mnist.py --config.data.dir=<folder with the IDX files>
+python train.py --config configs/fashion_mnist.py --config.data.dir=<folder with the IDX files>
 """
 
 import ml_collections

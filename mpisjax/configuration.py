@@ -44,7 +44,7 @@ def base() -> ml_collections.ConfigDict:
                     "fusion_layer": 2,
                     "stride_layer": 2,
                     "kernel_size": 3,
-                    "feedback_gain": 1.0,  # where the gain of the feedback's weight norm starts
+                    "feedback_gain": 0.5,  # where the gain of the feedback's weight norm starts
                     "head": "fused",  # fused or smallest
                     "dropout": 0.0,
                     "momentum": 0.9,  # of batch normalisation's running statistics
@@ -176,7 +176,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         UserError: in one sentence that names the setting.
     """
     t = config.train
-    for key, least in (("epochs", 1), ("batch_size", 1), ("log_every", 1), ("keep_checkpoints", 1), ("max_skipped", 1)):
+    for key, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("log_every", 1),
+        ("keep_checkpoints", 1),
+        ("max_skipped", 1),
+    ):
         if t[key] < least:
             raise UserError(f"train.{key} is {t[key]}: set it to at least {least}.")
     if t.method not in ("implicit", "bptt"):

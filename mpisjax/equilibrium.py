@@ -63,7 +63,9 @@ def _implicit(rate_map: Transition, adjoint: Adjoint, constants: list[Any], rate
     return rates
 
 
-def _implicit_fwd(rate_map: Transition, adjoint: Adjoint, constants: list[Any], rates: Any, probe: Any) -> Any:
+def _implicit_fwd(
+    rate_map: Transition, adjoint: Adjoint, constants: list[Any], rates: Any, probe: Any
+) -> Any:
     return rates, (constants, rates)
 
 
@@ -174,7 +176,14 @@ def equilibrium_forward(
 
         def spikes(params: Any, x: Any, init: Any) -> Any:
             return simulate(
-                transition, params, x, init, neuron=neuron, forward=forward, time_axis=time_axis, batch_axis=batch_axis
+                transition,
+                params,
+                x,
+                init,
+                neuron=neuron,
+                forward=forward,
+                time_axis=time_axis,
+                batch_axis=batch_axis,
             )
 
         simulation = detach(spikes, params, x, init)

@@ -40,7 +40,9 @@ class SpikeForward:
 
     def __post_init__(self) -> None:
         if self.num_steps is not None and self.num_steps < 1:
-            raise UserError(f"forward.num_steps is {self.num_steps}: a simulation needs at least 1 time step.")
+            raise UserError(
+                f"forward.num_steps is {self.num_steps}: a simulation needs at least 1 time step."
+            )
         if self.tol is not None and not self.tol > 0:
             raise UserError(f"forward.tol is {self.tol}: set it above 0, or to None to run every step.")
 
@@ -144,7 +146,9 @@ def simulate(
         frames = jax.tree.map(lambda a: jnp.moveaxis(a, time_axis, 0), x)
         lengths = {a.shape[0] for a in jax.tree.leaves(frames)}
         if len(lengths) != 1:
-            raise UserError(f"x carries {sorted(lengths)} frames in its leaves: give every leaf the same number.")
+            raise UserError(
+                f"x carries {sorted(lengths)} frames in its leaves: give every leaf the same number."
+            )
         (length,) = lengths
         if forward.num_steps not in (None, length):
             raise UserError(
@@ -181,13 +185,19 @@ def simulate(
             return new if forward.tol is None else jnp.where(_by_sample(active, s, batch_axis), new, total)
 
         def count(total: Array, s: Array) -> Array:
-            return total + (s if forward.tol is None else s * _by_sample(active, s, batch_axis).astype(s.dtype))
+            return total + (
+                s if forward.tol is None else s * _by_sample(active, s, batch_axis).astype(s.dtype)
+            )
 
         total = jax.tree.map(accumulate, carry.total, spikes)
-        recorded = {k: (accumulate(carry.recorded[k][0], s), count(carry.recorded[k][1], s)) for k, s in fired.items()}
+        recorded = {
+            k: (accumulate(carry.recorded[k][0], s), count(carry.recorded[k][1], s)) for k, s in fired.items()
+        }
         steps = carry.num_steps + active
         if forward.tol is not None:
-            moved = worst(relative_residual(_rates(total, weight), _rates(carry.total, carry.weight), batch_axis))
+            moved = worst(
+                relative_residual(_rates(total, weight), _rates(carry.total, carry.weight), batch_axis)
+            )
             # The first step moves from nothing: it settles no one.
             active = active & ~((moved <= forward.tol) & (steps > 1))
         return _Carry(potentials, spikes, total, weight, recorded, active, steps)

@@ -262,7 +262,12 @@ def solve_adjoint(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
 
     if config.solver == "gmres":
         v = solve_gmres(
-            matvec, g, init=g, tol=config.tol, restart=config.history, maxiter=-(-config.max_steps // config.history)
+            matvec,
+            g,
+            init=g,
+            tol=config.tol,
+            restart=config.history,
+            maxiter=-(-config.max_steps // config.history),
         )
     else:
         v = _KRYLOV[config.solver](matvec, g, init=g, tol=config.tol, maxiter=config.max_steps)

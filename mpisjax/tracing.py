@@ -73,7 +73,9 @@ def hoist(fn: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], l
         env: dict[Any, Any] = dict(zip(constants, constant_values, strict=True))
         env.update(zip(jaxpr.invars, jax.tree.leaves(args), strict=True))
         _run(inner, env)
-        return jax.tree.unflatten(out_tree, [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars])
+        return jax.tree.unflatten(
+            out_tree, [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+        )
 
     return loop_fn, values
 
@@ -82,7 +84,9 @@ def detach(fn: Callable[..., Any], *args: Any) -> Any:
     """`fn(*args)` with no derivative, neither through `args` nor through what `fn` closes over."""
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     consts, leaves = jax.lax.stop_gradient((closed.consts, jax.tree.leaves(args)))
-    env: dict[Any, Any] = dict(zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], [*consts, *leaves], strict=True))
+    env: dict[Any, Any] = dict(
+        zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], [*consts, *leaves], strict=True)
+    )
     _run(closed.jaxpr.eqns, env)
     out = [v.val if isinstance(v, Literal) else env[v] for v in closed.jaxpr.outvars]
     return jax.tree.unflatten(jax.tree.structure(out_shape), out)

@@ -48,7 +48,11 @@ class ConvNorm(nn.Module):
         out_axis = 2 if self.transpose else 3
         channels = (self.features, x.shape[-1]) if self.transpose else (x.shape[-1], self.features)
         init = nn.initializers.variance_scaling(
-            2.0, "fan_in", "normal", in_axis=(-1 if self.transpose else -2), out_axis=(-2 if self.transpose else -1)
+            2.0,
+            "fan_in",
+            "normal",
+            in_axis=(-1 if self.transpose else -2),
+            out_axis=(-2 if self.transpose else -1),
         )
         kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, *channels))
         gain = self.param("gain", nn.initializers.constant(self.initial_gain), (self.features,))

@@ -78,7 +78,9 @@ class MPIS(nn.Module):
         if self.num_streams < 1:
             raise UserError(f"model.num_streams is {self.num_streams}: a network needs at least 1 stream.")
         if depth < 1 or min(self.layers) < 1:
-            raise UserError(f"model.layers is {tuple(self.layers)}: give at least one layer, of at least 1 channel.")
+            raise UserError(
+                f"model.layers is {tuple(self.layers)}: give at least one layer, of at least 1 channel."
+            )
         if not 1 <= self.fusion_layer <= depth:
             raise UserError(f"model.fusion_layer is {self.fusion_layer}: choose a layer from 1 to {depth}.")
         if self.stride_layer != 0 and not 2 <= self.stride_layer <= depth:
@@ -123,7 +125,9 @@ class MPIS(nn.Module):
         # D_{d,i}: a chain of i - d stride-2 convolutions.
         self.down = [[[conv(width, stride=2) for _ in range(i - d)] for d in range(i)] for i in range(n)]
         if self.head == "fused":
-            self.head_down = [[conv(self.layers[-1], stride=2) for _ in range(n - 1 - i)] for i in range(n - 1)]
+            self.head_down = [
+                [conv(self.layers[-1], stride=2) for _ in range(n - 1 - i)] for i in range(n - 1)
+            ]
             self.mix = conv(self.layers[-1], kernel_size=1)
         self.classifier = nn.Dense(self.num_classes)
 
@@ -135,7 +139,9 @@ class MPIS(nn.Module):
         dtype = jnp.dtype(self.dtype or jnp.result_type(float))
         halvings = 1 if self.stride_layer else 0
         return {
-            stream_name(i + 1): jnp.zeros((batch, *(halved(n, i + halvings) for n in size), self.layers[-1]), dtype)
+            stream_name(i + 1): jnp.zeros(
+                (batch, *(halved(n, i + halvings) for n in size), self.layers[-1]), dtype
+            )
             for i in range(self.num_streams)
         }
 
@@ -165,7 +171,8 @@ class MPIS(nn.Module):
             activity = [fire(f"{stream_name(i + 1)}/layer{k}", c) for i, c in enumerate(currents)]
             if k < len(self.layers):
                 currents = [
-                    self._dropped(i, k + 1, self.feb[i][k - 1](a, batch_statistics)) for i, a in enumerate(activity)
+                    self._dropped(i, k + 1, self.feb[i][k - 1](a, batch_statistics))
+                    for i, a in enumerate(activity)
                 ]
         return {stream_name(i + 1): a for i, a in enumerate(activity)}
 

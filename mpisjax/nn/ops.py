@@ -97,7 +97,9 @@ def conv_transpose2d(x: Array, w: Array, stride: int, size: tuple[int, int]) -> 
     return _input_gradient(x, w, stride, size)
 
 
-def _transpose_fwd(x: Array, w: Array, stride: int, size: tuple[int, int]) -> tuple[Array, tuple[Array, Array]]:
+def _transpose_fwd(
+    x: Array, w: Array, stride: int, size: tuple[int, int]
+) -> tuple[Array, tuple[Array, Array]]:
     return _input_gradient(x, w, stride, size), (x, w)
 
 

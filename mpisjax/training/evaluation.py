@@ -89,7 +89,9 @@ def make_eval_step(
             "loss": total(loss),
             "steps": total(steps * jnp.ones_like(mask)),
             "residual": {k: total(v) for k, v in residual.items()},
-            "firing_rates": {k: total(jnp.mean(v, axis=tuple(range(1, v.ndim)))) for k, v in layer_rates.items()},
+            "firing_rates": {
+                k: total(jnp.mean(v, axis=tuple(range(1, v.ndim)))) for k, v in layer_rates.items()
+            },
         }
         if spike_logits is not None:
             sums["correct_spikes"] = total(jnp.argmax(spike_logits, -1) == batch.labels)

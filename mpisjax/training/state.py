@@ -60,7 +60,9 @@ def optimizer_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> opt
     return optax.chain(
         optax.clip_by_global_norm(t.gradient_clip) if t.gradient_clip else optax.identity(),
         optax.add_decayed_weights(t.weight_decay, mask=kernels),
-        optax.sgd(schedule_of(config, steps_per_epoch), momentum=t.momentum or None, nesterov=bool(t.momentum)),
+        optax.sgd(
+            schedule_of(config, steps_per_epoch), momentum=t.momentum or None, nesterov=bool(t.momentum)
+        ),
     )
 
 
