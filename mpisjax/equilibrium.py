@@ -91,7 +91,7 @@ def _check_transition(transition: Transition, params: Any, x: Any, init: Any, ne
         ]
 
     out = jax.eval_shape(lambda *a: transition(*a, RateReading(neuron)), params, init, x)
-    if jax.tree.structure(out) != jax.tree.structure(init) or describe(out) != describe(init):
+    if str(jax.tree.structure(out)) != str(jax.tree.structure(init)) or describe(out) != describe(init):
         raise UserError(
             f"the transition returns rates {describe(out)} but init is {describe(init)}: give both the same "
             "structure, shapes and dtypes."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -39,7 +39,7 @@ def init_variables(net: MPIS, rng: Array, images: Array, neuron: LIF) -> dict[st
       images: a batch, or zeros like one: [batch, h, w, c], temporal [time, batch, h, w, c].
       neuron: its threshold scales the rate reading.
     """
-    return net.init(rng, images, RateReading(neuron))
+    return dict(net.init(rng, images, RateReading(neuron)))
 
 
 def transition_of(net: MPIS) -> Any:
@@ -133,6 +133,11 @@ def spikes(
         time_axis=0 if net.temporal else None,
         record=True,
     )
+
+
+def classify(net: MPIS, variables: dict[str, Any], rates: Any) -> Array:
+    """The head alone, in evaluation: rates -> logits [batch, num_classes]."""
+    return cast(Array, net.apply(variables, rates, False, method="classify"))
 
 
 def equivalent_step(

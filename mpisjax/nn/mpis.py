@@ -186,7 +186,7 @@ class MPIS(nn.Module):
                     lower = layer(lower, batch_statistics)
                 total = total + lower
             for u in range(i + 1, len(currents)):
-                total = total + upsample(currents[u], 2 ** (u - i), current.shape[1:3])
+                total = total + upsample(currents[u], 2 ** (u - i), (current.shape[1], current.shape[2]))
             fused.append(total)
         return fused
 

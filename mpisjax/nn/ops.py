@@ -73,7 +73,7 @@ def _conv2d_fwd(x: Array, w: Array, stride: int) -> tuple[Array, tuple[Array, Ar
 
 def _conv2d_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, w = saved
-    return _input_gradient(g, w, stride, x.shape[1:3]), _kernel_gradient(x, g, w, stride)
+    return _input_gradient(g, w, stride, (x.shape[1], x.shape[2])), _kernel_gradient(x, g, w, stride)
 
 
 conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)

@@ -7,8 +7,13 @@ core, the batch shared among them. Accelerators are left alone.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import jax
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)  # JAX makes these attributes at run time; type checkers do not see them
 
 
 def prepare(all_cores: bool = True) -> None:
@@ -24,7 +29,7 @@ def prepare(all_cores: bool = True) -> None:
         count stays.
     """
     forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if all_cores and not forced and jax.config.jax_num_cpu_devices <= 0:
+    if all_cores and not forced and _setting("jax_num_cpu_devices") <= 0:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         try:
             jax.config.update("jax_num_cpu_devices", cores)
@@ -57,8 +62,8 @@ def compilation_cache(folder: str | None = None) -> str:
     A folder set in JAX_COMPILATION_CACHE_DIR wins. Where the folder cannot be made, compiling is merely not
     remembered.
     """
-    if jax.config.jax_compilation_cache_dir:
-        return str(jax.config.jax_compilation_cache_dir)
+    if _setting("jax_compilation_cache_dir"):
+        return str(_setting("jax_compilation_cache_dir"))
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = folder or os.path.join(home, "mpisjax", "compiled")
     try:

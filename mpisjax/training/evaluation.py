@@ -77,11 +77,11 @@ def make_eval_step(
         else:
             simulation = model.spikes(net, variables, x, neuron=neuron, forward=forward)
             found, steps = simulation.rates, simulation.num_steps
-            spike_logits = net.apply(variables, found, False, method="classify")
+            spike_logits = model.classify(net, variables, found)
         rates, layer_rates, residual = model.equivalent_step(net, variables, x, found, neuron)
         if mode == "spikes":
             layer_rates = simulation.layer_rates
-        logits = net.apply(variables, rates, False, method="classify")
+        logits = model.classify(net, variables, rates)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         sums = {
             "count": jnp.sum(mask),
