@@ -50,7 +50,7 @@ class Checkpoint(NamedTuple):
     content: dict[str, Any]
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """A checkpoint whose files are not what its writer wrote; the text says which and how."""
 
 
@@ -119,29 +119,29 @@ def read(directory: Path, step: int) -> Checkpoint:
     """Reads the record of a checkpoint and verifies every file against it.
 
     Raises:
-        Damaged: A file is missing, cut short or altered.
+        DamagedError: A file is missing, cut short or altered.
     """
     path = directory / f"step_{step:08d}"
     try:
         record = json.loads((path / RECORD_NAME).read_bytes())
         if record["digest"] != _digest_of_record(record) or record["step"] != step:
-            raise Damaged(f"{path / RECORD_NAME} does not match its own digest")
+            raise DamagedError(f"{path / RECORD_NAME} does not match its own digest")
         if record["format"] != FORMAT:
             raise UserError(
                 f"{path} has checkpoint format {record['format']}, not {FORMAT}; use the version that wrote it"
             )
         found = _digests(path)
     except FileNotFoundError as error:
-        raise Damaged(f"{error.filename} is missing") from error
+        raise DamagedError(f"{error.filename} is missing") from error
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise Damaged(f"{path / RECORD_NAME} is not a checkpoint record") from error
+        raise DamagedError(f"{path / RECORD_NAME} is not a checkpoint record") from error
     for name in sorted(record["files"].keys() | found.keys()):
         if name not in found:
-            raise Damaged(f"{path / name} is missing")
+            raise DamagedError(f"{path / name} is missing")
         if record["files"].get(name) != found[name]:
-            raise Damaged(f"{path / name} has been cut short or altered")
+            raise DamagedError(f"{path / name} has been cut short or altered")
     return Checkpoint(path, step, record["layout"], record["content"])
 
 
@@ -189,7 +189,7 @@ def newest(directory: Path, *, set_aside: bool) -> Checkpoint | None:
         try:
             sound = read(directory, step)
             break
-        except Damaged as error:
+        except DamagedError as error:
             broken.append(directory / f"step_{step:08d}")
             _log.warning("checkpoint of step %d is damaged and is passed over: %s", step, error)
     if broken and sound is None:

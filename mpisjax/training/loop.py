@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, plots, record
-from mpisjax.training.health import Diverged, Health
+from mpisjax.training.health import DivergenceError, Health
 from mpisjax.training.lock import hold
 from mpisjax.training.metrics import FILE_NAME, MetricsLog, average, read_rows
 from mpisjax.training.pipeline import Feed, Pipeline, TrainStep
@@ -27,6 +27,10 @@ from mpisjax.training.progress import Display, display
 
 CURVES_NAME = "curves.png"
 RESULTS_NAME = "results.json"
+ADVICE = (
+    "lower config.train.learning_rate, damp the solver with config.forward.damping, or set "
+    "config.train.jacobian_penalty"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +75,7 @@ def fit(
     eval_fn: EvalFn | None = None,
     test_fn: EvalFn | None = None,
     data_checksum: str = "",
+    adjoint_tol: float | None = None,
     diagnose: Callable[[Any, int], str] | None = None,
     stopper: Stopper | None = None,
 ) -> FitResult:
@@ -78,7 +83,7 @@ def fit(
 
     Args:
         config: The run's config; of it the loop reads `name` and, in `train`, `epochs`, `batch_size`,
-            `log_every` (steps), `checkpoint_every` (steps; 0: at the end of epochs only), `keep_checkpoints`,
+            `log_every` (steps, counted anew in every epoch), `checkpoint_every` (steps; 0: at the end of epochs only), `keep_checkpoints`,
             `max_skipped`.
         workdir: The run's folder; made where it is missing.
         state: The state at step 0 (a pytree of arrays); where a checkpoint is restored, the template for it.
@@ -90,6 +95,7 @@ def fit(
         test_fn: Measures a state on the test split. It is called once, after the last step, with the best
             state.
         data_checksum: Identifies the data; a run is not continued on other data.
+        adjoint_tol: The `adjoint_residual` up to which the adjoint solve counts as converged; None: no limit.
         diagnose: Takes (state, step) when training has diverged and gives a clause for the message.
         stopper: Who listens for signals; by default the loop itself does.
 
@@ -99,7 +105,7 @@ def fit(
     Raises:
         UserError: The folder is in use or cannot be written, its checkpoints belong to another config or are
             all damaged, or the disk is full.
-        Diverged: `train.max_skipped` steps in a row were not finite; the last good state has been saved.
+        DivergenceError: `train.max_skipped` steps in a row were not finite; the last good state has been saved.
     """
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(hold(workdir))
@@ -112,6 +118,7 @@ def fit(
             Pipeline(train_step, feed, state),
             feed.steps_per_epoch,
             data_checksum,
+            Health(config.train.max_skipped, adjoint_tol),
             stopper,
         )
         stack.callback(run.close)
@@ -133,6 +140,7 @@ class _Run:
         pipeline: Pipeline,
         steps_per_epoch: int,
         data_checksum: str,
+        health: Health,
         stopper: Stopper,
     ) -> None:
         self.state, self.step, self.progress = state, 0, record.Progress()
@@ -141,7 +149,7 @@ class _Run:
         self._pipeline, self._stopper = pipeline, stopper
         self._steps_per_epoch, self._total = steps_per_epoch, config.train.epochs * steps_per_epoch
         self._data_checksum = data_checksum
-        self._health = Health(config.train.max_skipped)
+        self._health = health
         self._saved: checkpoints.Checkpoint | None = None
         self._stepped = False
         self._resume()
@@ -208,8 +216,9 @@ class _Run:
         first, self._stepped = not self._stepped, True
         self.state = self._pipeline.run(self.state, self.step)
         self.step += 1
-        ends_epoch = self.step % self._steps_per_epoch == 0
-        due = ends_epoch or self.step % self._settings.log_every == 0
+        in_epoch = self.step % self._steps_per_epoch
+        ends_epoch = in_epoch == 0
+        due = ends_epoch or in_epoch % self._settings.log_every == 0
         every = self._settings.checkpoint_every
         saves = every > 0 and self.step % every == 0 and not ends_epoch
         if self._pipeline.waits or due or first or saves:
@@ -238,10 +247,12 @@ class _Run:
         self.progress = self.progress._replace(pending=(*self.progress.pending, *rows))
         try:
             self._health.look(rows, self.step)
-        except Diverged as error:
+        except DivergenceError as error:
             self._save()
             more = f"; {diagnose(self.state, self.step)}" if diagnose is not None else ""
-            raise Diverged(f"{error}{more}; the last good state is in {self._directory}") from None
+            raise DivergenceError(
+                f"{error}{more}; {ADVICE}; the last good state is in {self._directory}"
+            ) from None
 
     def _validate(self, eval_fn: EvalFn, screen: Display) -> bool:
         try:

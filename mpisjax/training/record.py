@@ -12,7 +12,7 @@ import ml_collections
 
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints
-from mpisjax.training.checkpoints import Checkpoint, Damaged
+from mpisjax.training.checkpoints import Checkpoint, DamagedError
 
 FOLDER = "checkpoints"
 
@@ -24,6 +24,7 @@ FREE_KEYS = (
     "data.dir",
     "data.cache_dir",
     "data.source",
+    "devices.all_cores",
     "eval.batch_size",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -167,13 +168,13 @@ def best(workdir: Path) -> Checkpoint:
         return latest
     try:
         return checkpoints.read(directory, progress.best_step)
-    except Damaged as error:
+    except DamagedError as error:
         _log.warning("the best checkpoint, of step %d, is damaged: %s", progress.best_step, error)
     sound = [latest]
     for step in checkpoints.steps(directory):
         try:
             sound.append(checkpoints.read(directory, step))
-        except Damaged:
+        except DamagedError:
             continue
     return max(sound, key=lambda one: (_accuracy(one), one.step))
 

@@ -125,7 +125,7 @@ def test_all_damaged_is_refused_again_and_again(tmp_path):
     for step in (3, 5):
         flip(files(tmp_path, step)[-1])
     for _ in range(2):
-        with pytest.raises(UserError, match="all checkpoints in .* are damaged; delete the folder"):
+        with pytest.raises(UserError, match=r"all checkpoints in .* are damaged; delete the folder"):
             checkpoints.newest(tmp_path, set_aside=True)
 
 

@@ -173,7 +173,7 @@ def test_a_variant_reaches_get_config(tmp_path):
 
 
 def test_versions_of_jax(log):
-    with pytest.raises(UserError, match="JAX 0.9.2 is too old; mpisjax needs 0.10 or newer"):
+    with pytest.raises(UserError, match=r"JAX 0.9.2 is too old; mpisjax needs 0.10 or newer"):
         cli.check_jax("0.9.2")
     cli.check_jax("0.10.2")
     cli.check_jax("0.12.0.dev1")

@@ -72,9 +72,9 @@ def test_a_file_is_no_workdir(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_told(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="cannot be written .Permission denied.; name a folder"):
+    with pytest.raises(UserError, match=r"cannot be written .Permission denied.; name a folder"):
         hold(tmp_path).__enter__()
-    with pytest.raises(UserError, match="cannot be made .Permission denied.; name a folder"):
+    with pytest.raises(UserError, match=r"cannot be made .Permission denied.; name a folder"):
         hold(tmp_path / "below").__enter__()
 
 

@@ -12,7 +12,7 @@ import tiny
 
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, plots, record
-from mpisjax.training.loop import Diverged
+from mpisjax.training.loop import DivergenceError
 from mpisjax.training.metrics import TIMING, read_rows
 from mpisjax.training.preemption import Stopper
 
@@ -58,7 +58,7 @@ def test_runs_to_the_end(whole, tmp_path):
     result, asked, rows = whole
     assert result.step == 24 and not result.stopped
     assert asked == list(range(24))
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [4, 6, 8, 12, 16, 18, 20, 24]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [4, 6, 10, 12, 16, 18, 22, 24]
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [6, 12, 18, 24]
     assert [row["kind"] for row in rows].count("test") == 1
     assert result.test["accuracy"] > 0.8
@@ -171,9 +171,12 @@ def test_an_interval_without_a_finite_step_has_null_means(tmp_path):
 
 def test_divergence_stops_with_the_last_good_state(tmp_path):
     feed = tiny.Feed(poisoned=frozenset(range(8, 99)))
-    diagnose = lambda state, step: f"spectral radius 1.3 at step {step}"
+
+    def diagnose(state, step):
+        return f"spectral radius 1.3 at step {step}"
+
     with pytest.raises(
-        Diverged, match=r"5 steps in a row .*learning rate 0.1, .* 0.25.*; spectral radius 1.3"
+        DivergenceError, match=r"5 steps in a row .*learning rate 0.1, .* 0.25.*; spectral radius 1.3"
     ) as told:
         tiny.fit(tmp_path, feed=feed, diagnose=diagnose)
     assert "config.train.learning_rate" in str(told.value) and str(tmp_path) in str(told.value)
@@ -189,8 +192,15 @@ def test_divergence_stops_with_the_last_good_state(tmp_path):
 
 def test_unconverged_solver_is_told_once_and_then_once_an_epoch(tmp_path, log):
     tiny.fit(tmp_path, train_step=tiny.make_train_step(tiny.get_config(), converged=False))
-    assert log.text.count("step 1: the forward solver has not converged (residual 0.25)") == 1
-    assert log.text.count("the forward solver did not converge in 6 of 6 steps (largest residual 0.25)") == 4
+    assert (
+        log.text.count("step 1: the forward solver has not converged for every sample (residual 0.25)") == 1
+    )
+    assert (
+        log.text.count(
+            "the forward solver did not converge for every sample in 6 of 6 steps (largest residual 0.25)"
+        )
+        == 4
+    )
     assert log.text.count("converge") == 5
 
 

@@ -85,7 +85,7 @@ def test_tensorboard_events(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="metrics cannot be written to .*; free some space"):
+    with pytest.raises(UserError, match=r"metrics cannot be written to .*; free some space"):
         MetricsLog(tmp_path).write("train", 1, {"loss": 1.0})
 
 

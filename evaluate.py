@@ -1,0 +1,77 @@
+"""Measures the best state of a run: accuracy by the equivalent path and by spikes alone, residuals, firing rates.
+
+    python evaluate.py --workdir runs/digits
+    python evaluate.py --workdir runs/digits --steps 1,2,5,10,30 --json out.json
+
+Prints tables, and the same figures as one line of JSON on standard output, or in --json FILE. The config is the
+run's own; --config.data.dir=DIR and the like override it where files lie elsewhere.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from mpisjax import cli
+from mpisjax.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "folder of the run")
+SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "what to measure on")
+JSON = flags.DEFINE_string("json", None, "file for the figures as JSON; standard output by default")
+STEPS = flags.DEFINE_list("steps", [], "numbers of time steps to compare, such as 1,2,5,10,30")
+
+
+def config_of_run(arguments: cli.Arguments):
+    """The config that the run was trained with."""
+    if arguments.config_file is not None:
+        raise UserError(
+            "evaluate.py takes the config from --workdir; leave --config out, or override single settings"
+        )
+    from mpisjax.training.run import config_of
+
+    return config_of(Path(WORKDIR.value))
+
+
+def main(config) -> None:
+    """Evaluates as the flags say."""
+    from mpisjax.training import devices
+
+    devices.prepare(config.devices.all_cores)
+
+    from rich.console import Console
+
+    from mpisjax.training import report
+    from mpisjax.training.checkpoints import write_atomically
+    from mpisjax.training.run import evaluate_at, restore_best
+
+    counts = [_steps(item) for item in STEPS.value]
+    parts, state, step = restore_best(Path(WORKDIR.value), config)
+    split = getattr(parts.dataset, SPLIT.value)
+    if not len(split.labels):
+        raise UserError(f"the run holds out no {SPLIT.value} examples; choose --split test")
+    console = Console()
+    results = report.as_json(evaluate_at(config, parts, state, split, None))
+    epoch = step // parts.feed.steps_per_epoch
+    examples = f"{SPLIT.value} split, {results['num_examples']} examples"
+    report.show(console, f"{WORKDIR.value}, state of epoch {epoch}, {examples}", results)
+    if counts:
+        results["by_steps"] = [
+            report.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
+        ]
+        report.show_steps(console, results["by_steps"])
+    header = {"workdir": WORKDIR.value, "checkpoint_step": step, "split": SPLIT.value}
+    text = json.dumps({**header, **results})
+    if JSON.value is None:
+        print(text)
+    else:
+        write_atomically(Path(JSON.value), f"{text}\n".encode())
+
+
+def _steps(item: str) -> int:
+    if not item.strip().isdigit() or int(item) < 1:
+        raise UserError(f"--steps holds {item!r}; give whole numbers from 1 on, such as 1,2,5,10,30")
+    return int(item)
+
+
+if __name__ == "__main__":
+    cli.run(main, config_of_run)

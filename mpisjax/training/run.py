@@ -1,0 +1,262 @@
+"""A whole run from a config: data, network, devices and loop put together, and what is said about them first."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mpisjax import configuration
+from mpisjax.analysis.spectrum import spectral_radius
+from mpisjax.data import DataSet, Feed, load, summary
+from mpisjax.errors import UserError
+from mpisjax.neurons import RateReading
+from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS
+from mpisjax.simulate import weighted_mean_frame
+from mpisjax.training import checkpoints, devices, record
+from mpisjax.training.evaluation import Evaluation, make_evaluator
+from mpisjax.training.lock import hold
+from mpisjax.training.loop import FitResult, fit
+from mpisjax.training.preemption import watch
+from mpisjax.training.state import TrainState, evaluated_params, init_state, optimizer_of
+from mpisjax.training.step import make_train_step, prepare_images
+
+LOG_NAME = "train.log"
+SHOWN_SAMPLES = 32  # of a batch, to estimate the spectral radius when training has diverged
+_log = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """What a config stands for.
+
+    Attributes:
+        dataset: The data.
+        net: The network.
+        mesh: The devices that share a training batch.
+        feed: The training batches.
+        state: The state before the first step, whole on every device of the mesh.
+    """
+
+    dataset: DataSet
+    net: MPIS
+    mesh: jax.sharding.Mesh
+    feed: Feed
+    state: TrainState
+
+
+def assemble(config: ml_collections.ConfigDict) -> Parts:
+    """Loads the data and makes the network and its initial state.
+
+    Raises:
+        UserError: A setting cannot be, or data are missing or damaged.
+    """
+    configuration.check(config)
+    look_for_devices()
+    dataset = load(config.data)
+    net = configuration.net_of(config, dataset)
+    mesh = devices.data_mesh(config.train.batch_size, config.devices.all_cores)
+    feed = Feed(dataset.train, config.train.batch_size, config.seed, devices.batch_sharding(mesh))
+    optimizer = optimizer_of(config, feed.steps_per_epoch)
+
+    def initial() -> TrainState:
+        images = prepare_images(jnp.zeros((1, *dataset.train.images.shape[1:]), jnp.uint8), dataset)
+        neuron = configuration.neuron_of(config)
+        variables = model.init_variables(net, jax.random.key(config.seed), images, neuron)
+        return init_state(config, variables, optimizer)
+
+    state = jax.jit(initial, out_shardings=devices.replicated(mesh))()
+    return Parts(dataset, net, mesh, feed, state)
+
+
+def look_for_devices() -> None:
+    """Makes JAX find its devices.
+
+    Raises:
+        UserError: It finds none of the kind that is asked for.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={asked!r}; install its plugin (for a GPU: pip install "
+            "'jax[cuda12]') or unset JAX_PLATFORMS"
+        ) from error
+
+
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """What evaluation takes of a training state."""
+    return {"params": evaluated_params(state), "batch_stats": state.batch_stats}
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> FitResult:
+    """Trains as a config says, from wherever the run in `workdir` stands.
+
+    Args:
+        config: All settings.
+        workdir: The run's folder; made where it is missing.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        UserError: A setting cannot be, data are missing or damaged, the folder is in use or does not belong to this
+            config, the disk is full, or training diverged.
+    """
+    configuration.check(config)
+    with hold(workdir) as path, watch() as stopper, _log_to(path / LOG_NAME):
+        parts = assemble(config)
+        _introduce(config, parts)
+        evaluator = make_evaluator(config, parts.net, parts.dataset)
+
+        def measure(split: Any) -> Any:
+            return lambda state: evaluator(variables_of(state), split)
+
+        result = fit(
+            config,
+            path,
+            state=parts.state,
+            train_step=make_train_step(
+                config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh
+            ),
+            feed=parts.feed,
+            eval_fn=measure(parts.dataset.validation) if len(parts.dataset.validation.labels) else None,
+            test_fn=measure(parts.dataset.test),
+            data_checksum=parts.dataset.checksum,
+            adjoint_tol=_adjoint_tolerance(config),
+            diagnose=lambda state, step: _diagnose(config, parts, state, step),
+            stopper=stopper,
+        )
+        if result.test is not None:
+            _conclude(config, path, parts, result)
+        return result
+
+
+def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
+    """The residual up to which the adjoint solve counts as converged; None where nothing is solved."""
+    solves = config.train.method == "implicit" and config.adjoint.solver != "phantom"
+    return config.adjoint.tol if solves else None
+
+
+def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
+    about = summary(parts.dataset)
+    _log.info("data: %s: %s", about["name"], about["source"])
+    _log.info("data checksum: %s", about["checksum"])
+    for split, counts in about["class_counts"].items():
+        counts = np.asarray(counts)
+        _log.info("%s: %d examples, by class: %s", split, counts.sum(), " ".join(map(str, counts)))
+    count = model.parameter_count({"params": parts.state.params})
+    _log.info("network: %s parameters", f"{count:,}")
+    used = parts.mesh.devices.ravel()
+    _log.info(
+        "devices: %d x %s (%s), each taking %d of a batch of %d",
+        len(used), used[0].platform, used[0].device_kind, config.train.batch_size // len(used), config.train.batch_size,
+    )  # fmt: skip
+    _log.info("config: %s", json.dumps(record.flatten(record.plain(config))))
+
+
+def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, result: FitResult) -> None:
+    test = result.test or {}
+    spikes = test.get("accuracy_spikes")
+    _log.info(
+        "test accuracy %.2f%% by the equivalent path%s, of the state of epoch %d; see %s",
+        100 * test["accuracy"],
+        f", {100 * spikes:.2f}% by spikes alone (T = {test['num_steps']:g})" if spikes is not None else "",
+        result.best_step // parts.feed.steps_per_epoch,
+        path,
+    )
+
+
+def _diagnose(config: ml_collections.ConfigDict, parts: Parts, state: TrainState, step: int) -> str:
+    """The spectral radius of the equivalent map's Jacobian at the equilibrium of the last batch."""
+    net, neuron = parts.net, configuration.neuron_of(config)
+    images = parts.feed.batch(step - 1).images[:SHOWN_SAMPLES]
+
+    @jax.jit
+    def radius(variables: Any, images: jax.Array) -> jax.Array:
+        x = prepare_images(images, parts.dataset)
+        rates = model.apply(
+            net, variables, x, neuron=neuron, forward=configuration.solved_of(config)
+        ).equilibrium.rates
+        current = net.apply(variables, x, False, method="encode")
+        current = weighted_mean_frame(current, neuron.leak) if net.temporal else current
+        transition = model.transition_of(net)
+        return spectral_radius(
+            lambda r: transition(variables, r, current, RateReading(neuron)), rates, jax.random.key(0)
+        )
+
+    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    return f"spectral radius of the Jacobian {float(radius(variables, jax.device_get(images)).max()):.2f}"
+
+
+class _QuietFileHandler(logging.FileHandler):
+    """Goes on without the file when the disk is full, rather than print a traceback an entry."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Does nothing."""
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Copies the package's log to a file, as far as the disk takes it."""
+    logger = logging.getLogger("mpisjax")
+    try:
+        handler = _QuietFileHandler(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); name a --workdir you may write to"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+
+
+def restore_best(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Parts, TrainState, int]:
+    """The best state of a run, and what its config stands for.
+
+    Args:
+        workdir: The run's folder.
+        config: The run's config (see `config_of`), perhaps with other settings of evaluation.
+
+    Returns:
+        The parts, the state, and the step it was saved at.
+
+    Raises:
+        UserError: There is no sound checkpoint, or it does not fit the config.
+    """
+    chosen = record.best(workdir)
+    parts = assemble(config)
+    return parts, checkpoints.restore(chosen, parts.state), chosen.step
+
+
+def config_of(workdir: Path) -> ml_collections.ConfigDict:
+    """The config of the run in `workdir`, from its best checkpoint.
+
+    Raises:
+        UserError: There is no sound checkpoint.
+    """
+    return record.revive(record.best(workdir).content["config"])
+
+
+def evaluate_at(
+    config: ml_collections.ConfigDict, parts: Parts, state: TrainState, split: Any, num_steps: int | None
+) -> Evaluation:
+    """Measures a state on a split with `num_steps` time steps (None: as configured)."""
+    return make_evaluator(config, parts.net, parts.dataset, num_steps)(variables_of(state), split)
