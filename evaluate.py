@@ -45,10 +45,14 @@ def main(config) -> None:
     from mpisjax.training.run import evaluate_at, restore_best
 
     counts = [_steps(item) for item in STEPS.value]
+    if JSON.value is not None and not Path(JSON.value).parent.is_dir():
+        raise UserError(f"--json {JSON.value} lies in no folder; make the folder or name another file")
     parts, state, step = restore_best(Path(WORKDIR.value), config)
     split = getattr(parts.dataset, SPLIT.value)
     if not len(split.labels):
         raise UserError(f"the run holds out no {SPLIT.value} examples; choose --split test")
+    if counts and parts.dataset.temporal:
+        raise UserError("--steps needs a constant input; an event set takes as many steps as data.num_frames")
     console = Console()
     results = report.as_json(evaluate_at(config, parts, state, split, None))
     epoch = step // parts.feed.steps_per_epoch
