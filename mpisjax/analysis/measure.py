@@ -1,0 +1,149 @@
+"""One pass over examples: accuracy, confusion, firing rates from true spike counts, SynOps and energy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mpisjax import configuration
+from mpisjax.analysis.operations import Cost, additions_per_step, cost, synapses, synops
+from mpisjax.baselines import bptt
+from mpisjax.data import Batch, Split, eval_batches
+from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS
+from mpisjax.simulate import SpikeForward
+from mpisjax.training.step import prepare_images
+
+Array = jax.Array
+
+
+class Measurement(NamedTuple):
+    """What a simulation of T steps gave.
+
+    Attributes:
+      num_steps: T.
+      num_examples: examples.
+      accuracy: as the network was trained to answer: by the equivalent path, f of the spikes' rates; by BPTT's own
+        readout where it was trained through time.
+      accuracy_spikes: by the spikes' own rates.
+      confusion: int [classes, classes]: row true class, column answer (of `accuracy`).
+      firing_rates: spikes a neuron and step by population: true spike counts over all steps, unweighted.
+      residual: mean relative residual of the rates by stream.
+      cost: of a sample.
+    """
+
+    num_steps: int
+    num_examples: int
+    accuracy: float
+    accuracy_spikes: float
+    confusion: np.ndarray
+    firing_rates: dict[str, float]
+    residual: dict[str, float]
+    cost: Cost
+
+
+def first_examples(split: Split, limit: int | None) -> Split:
+    """The split, or its first `limit` examples."""
+    if limit is None or limit >= len(split.labels):
+        return split
+    return Split(np.asarray(split.images[np.arange(limit)]), split.labels[:limit])
+
+
+def measure(
+    config: ml_collections.ConfigDict,
+    net: MPIS,
+    variables: dict[str, Any],
+    dataset: Any,
+    split: Split,
+    num_steps: int | None = None,
+) -> Measurement:
+    """Simulates every example for a fixed number of steps and counts.
+
+    Args:
+      config: all settings.
+      net: the network.
+      variables: `{"params": ..., "batch_stats": ...}`.
+      dataset: normalisation and kind of input.
+      split: examples and labels.
+      num_steps: T; None: `forward.num_steps`. Input over time has as many as frames.
+    """
+    neuron = configuration.neuron_of(config)
+    # Every step is run: the operations of settled samples would be unknown otherwise.
+    forward = SpikeForward(None if dataset.temporal else num_steps or config.forward.num_steps)
+    through_time = configuration.bptt_of(config)
+    shape = split.images.shape
+    links = synapses(net, (shape[-3], shape[-2], shape[-1]))
+    steps = shape[1] if dataset.temporal else int(forward.num_steps or 0)
+    populations: dict[str, tuple[int, ...]] = {}
+
+    @jax.jit
+    def count(variables: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        x = prepare_images(batch.images, dataset)
+        mask = batch.mask
+        simulation = model.spikes(net, variables, x, neuron=neuron, forward=forward)
+        rates, _, residual = model.equivalent_step(net, variables, x, simulation.rates, neuron)
+        by_spikes: Any = net.apply(variables, simulation.rates, False, method="classify")
+        if through_time is None:
+            logits: Any = net.apply(variables, rates, False, method="classify")
+        elif through_time.readout == "rate":
+            logits = by_spikes
+        else:
+            logits = bptt.apply(
+                net, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=through_time
+            ).logits
+        populations.update({k: v.shape[1:] for k, v in simulation.spike_counts.items()})
+        answers = jax.nn.one_hot(jnp.argmax(logits, -1), net.num_classes)
+        truth = jax.nn.one_hot(batch.labels, net.num_classes) * mask[:, None]
+        spiked = {k: jnp.mean(v, axis=(1, 2, 3)) / steps for k, v in simulation.spike_counts.items()}
+        by_sample = {
+            "spikes": jnp.argmax(by_spikes, -1) == batch.labels,
+            "residual": residual,
+            "rates": spiked,
+            "synops": synops(links, simulation.spike_counts),
+        }
+        sums = jax.tree.map(lambda v: jnp.sum(v * mask), by_sample)
+        return {**sums, "confusion": truth.T @ answers, "count": jnp.sum(mask)}
+
+    total: Any = None
+    for batch in eval_batches(split, config.eval.batch_size):
+        part = jax.tree.map(lambda a: np.asarray(a, np.float64), count(variables, batch))
+        total = part if total is None else jax.tree.map(np.add, total, part)
+    number = float(total["count"])
+    mean = {
+        k: jax.tree.map(lambda v: float(v) / number, total[k])
+        for k in ("spikes", "residual", "rates", "synops")
+    }
+    return Measurement(
+        num_steps=steps,
+        num_examples=int(number),
+        accuracy=float(np.trace(total["confusion"])) / number,
+        accuracy_spikes=mean["spikes"],
+        confusion=np.rint(total["confusion"]).astype(int),
+        firing_rates=mean["rates"],
+        residual=mean["residual"],
+        cost=cost(
+            links,
+            mean["synops"],
+            num_steps=steps,
+            neurons=sum(int(np.prod(s)) for s in populations.values()),
+            additions=additions_per_step(net, populations),
+            leak=neuron.leak,
+        ),
+    )
+
+
+def against_steps(
+    config: ml_collections.ConfigDict,
+    net: MPIS,
+    variables: dict[str, Any],
+    dataset: Any,
+    split: Split,
+    steps: Iterable[int],
+) -> list[Measurement]:
+    """`measure` for several T: accuracy against latency and SynOps. Arguments as there."""
+    return [measure(config, net, variables, dataset, split, t) for t in steps]
