@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mpisjax.nn.normalize import EPSILON, batch_normalize
 from mpisjax.nn.ops import conv2d, conv_transpose2d
 
 Array = jax.Array
-_EPSILON = 1e-5
 
 
 class ConvNorm(nn.Module):
@@ -78,16 +78,12 @@ class ConvNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
         if not batch_statistics:
-            factor = scale * lax.rsqrt(var.value + _EPSILON)
+            factor = scale * lax.rsqrt(var.value + EPSILON)
             return convolve(kernel * along(factor)) + (bias - mean.value * factor).astype(dtype)
 
-        y = convolve(kernel)
-        wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-        batch_mean = jnp.mean(wide, axis=(0, 1, 2))
-        batch_var = jnp.mean(jnp.square(wide - batch_mean), axis=(0, 1, 2))
+        out, batch_mean, batch_var = batch_normalize(convolve(kernel), scale, bias)
         if not self.is_initializing():
             keep = self.momentum
-            mean.value = keep * mean.value + (1 - keep) * lax.stop_gradient(batch_mean)
-            var.value = keep * var.value + (1 - keep) * lax.stop_gradient(batch_var)
-        factor = scale * lax.rsqrt(batch_var + _EPSILON)
-        return (wide * factor + (bias - batch_mean * factor)).astype(dtype)
+            mean.value = keep * mean.value + (1 - keep) * batch_mean
+            var.value = keep * var.value + (1 - keep) * batch_var
+        return out
