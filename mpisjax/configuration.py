@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def base() -> ml_collections.ConfigDict:
-    """The settings that every config file starts from."""
+    """The settings that every config file starts from, locked: a misspelt one cannot be added."""
     c = ml_collections.ConfigDict
-    return c(
+    settings = c(
         {
             "name": "unnamed",
             "seed": 0,
@@ -98,6 +99,40 @@ def base() -> ml_collections.ConfigDict:
             "devices": c({"all_cores": True}),  # CPU: one host device a core, the batch shared among them
         }
     )
+    return settings.lock()
+
+
+def with_variant(
+    config: ml_collections.ConfigDict, variants: Mapping[str, Mapping[str, Any]], variant: str | None
+) -> ml_collections.ConfigDict:
+    """Applies one of a config file's variants, as `--config FILE:VARIANT` names it.
+
+    Args:
+        config: the settings without a variant; changed in place.
+        variants: by name, the settings that differ, by dotted key.
+        variant: one of them; None or empty for none.
+
+    Returns:
+        The config, its name followed by the variant's so that their runs have folders of their own.
+
+    Raises:
+        UserError: there is no such variant, or it sets what is no setting, or to a value of another type.
+    """
+    if not variant:
+        return config
+    if variant not in variants:
+        known = f"choose from {', '.join(variants)}, or leave it out" if variants else "leave it out"
+        raise UserError(f"the config {config.name!r} has no variant {variant!r}: {known}.")
+    for key, value in variants[variant].items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the variant {variant!r} of the config {config.name!r} cannot set {key} to {value!r}: see "
+                "mpisjax/configuration.py for the settings and their types."
+            ) from error
+    config.name = f"{config.name}_{variant}"
+    return config
 
 
 def neuron_of(config: ml_collections.ConfigDict) -> Any:

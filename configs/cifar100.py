@@ -1,0 +1,61 @@
+"""CIFAR-100 (Krizhevsky, 2009), 50,000 / 10,000 images of 32 x 32 x 3.
+
+    python train.py --config configs/cifar100.py[:VARIANT] --config.data.dir=DIR
+
+DIR holds cifar-100-binary.tar.gz; without it, prepared data or a download serve (docs/data.md).
+
+variant    parameters   the paper's   trained with            test accuracy
+-          29,693,668   30.0M         rates, 6 solver steps   not run here
+t5         29,693,668   30.0M         spikes, T = 5           not run here
+t10        29,693,668   30.0M         spikes, T = 10          not run here
+t30        29,693,668   30.0M         spikes, T = 30          not run here
+small      14,922,340   14.8M         rates, 6 solver steps   not run here
+small_t5   14,922,340   14.8M         spikes, T = 5           not run here
+small_t10  14,922,340   14.8M         spikes, T = 10          not run here
+small_t30  14,922,340   14.8M         spikes, T = 30          not run here
+
+Two streams, stem 3-128-128, layers 256-512-1024, fused at layer 1; the small network's layers are 192-256-768, chosen to meet
+the paper's count. LIF neurons of leak 0.99.
+
+That it learns was measured on 2026-11-24, on a 2-core CPU (AMD EPYC) that other work kept busy, with a narrow network (541,540
+parameters), seed 0, for the first 200 steps of
+
+    python train.py --config configs/cifar100.py --config.data.dir=DIR --config.model.stem="(32,32)" \\
+        --config.model.layers="(48,64,96)" --config.train.batch_size=64 --config.train.epochs=1 \\
+        --config.train.warmup_epochs=0.1 --config.train.log_every=20
+
+The loss, of 20 steps each, fell from 4.69 to 4.00 and the accuracy on the augmented batches rose from 2.0% to 12.6%, at 123
+images/s. The run was stopped there; nothing was tested.
+"""
+
+import ml_collections
+
+from mpisjax import configuration
+
+SMALL = {"model.layers": (192, 256, 768)}
+STEPS = {f"t{n}": {"forward.mode": "spikes", "forward.num_steps": n} for n in (5, 10, 30)}
+VARIANTS = {**STEPS, "small": SMALL, **{f"small_{name}": {**SMALL, **s} for name, s in STEPS.items()}}
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """The settings, as a variant changes them."""
+    c = configuration.base()
+    c.name = "cifar100"
+    c.data.name = "cifar100"
+    c.data.num_validation = 5000
+    c.data.augment.flip = True
+    c.data.augment.shift = 4
+    c.model.stem = (128, 128)
+    c.model.stem_strides = (1, 2)
+    c.model.layers = (256, 512, 1024)
+    c.model.fusion_layer = 1
+    c.neuron.leak = 0.99
+    c.forward.mode = "rates"
+    c.forward.max_steps = 6
+    c.forward.tol = 2e-2
+    c.adjoint.max_steps = 6
+    c.adjoint.tol = 2e-2
+    c.train.epochs = 100
+    c.train.batch_size = 128
+    c.train.label_smoothing = 0.1
+    return configuration.with_variant(c, VARIANTS, variant)

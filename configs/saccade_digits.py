@@ -1,0 +1,39 @@
+"""scikit-learn's digits seen by a simulated event camera in three saccades: an event set that needs no download.
+
+    python train.py --config configs/saccade_digits.py
+
+variant   parameters   the paper's     trained with            test accuracy
+-         56,674       no row          spikes, T = 10 frames   96.67% (spikes alone: 52.22%)
+
+Measured on 2026-11-24 with the command above, seed 0, on a 2-core CPU (AMD EPYC) that other work kept busy: 20 epochs in
+321 s, evaluation included. The state of epoch 15 was chosen on the 180 validation digits (98.33%) and tested once on the 360
+of the test split. Ten frames are few for spikes alone: the residual of their rates was 0.48 and 0.39 in the two streams.
+"""
+
+import ml_collections
+
+from mpisjax import configuration
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """The settings; there are no variants."""
+    c = configuration.base()
+    c.name = "saccade_digits"
+    c.data.name = "saccade_digits"
+    c.data.num_validation = 180
+    c.data.num_frames = 10
+    c.data.crop = 32
+    c.data.frames = "count"
+    c.data.augment.shift = 2
+    c.model.stem = (16,)
+    c.model.stem_strides = (2,)
+    c.model.layers = (24, 32)
+    c.forward.mode = "spikes"
+    c.adjoint.max_steps = 5
+    c.adjoint.tol = 2e-2
+    c.train.epochs = 20
+    c.train.batch_size = 64
+    c.train.label_smoothing = 0.1
+    c.train.log_every = 21
+    c.train.warmup_epochs = 2.0
+    return configuration.with_variant(c, {}, variant)
