@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mpisjax.errors import UserError
 from mpisjax.neurons import LIF, SpikeReading, population_shapes, resting_potentials
-from mpisjax.residuals import relative_residual, worst
+from mpisjax.residuals import relative_residual, sample_norms, worst
 from mpisjax.tracing import hoist
 
 Array = jax.Array
@@ -26,7 +26,8 @@ class SpikeForward:
         has frames.
       tol: None runs all steps. Otherwise a sample whose rates moved by at most `tol`, relative, in every
         stream in one step has settled: its rates are kept as they are, and the simulation ends when every
-        sample has settled, or after `num_steps`.
+        sample has settled, or after `num_steps`. While a stream has not fired once, its sample goes on: its
+        potentials may still be charging.
       residual_tol: `converged` of a simulation asks for a relative residual of at most this. A simulation
         leaves a residual of order 1/T (and, with a leak, a bias that stays), so it is wider than a solver's.
 
@@ -71,7 +72,8 @@ class _Carry(NamedTuple):
     total: Any  # leak-weighted spike sum of the fed-back populations
     weight: Array  # sum of the weights leak^(T-t), by sample
     recorded: dict[str, tuple[Array, Array]]  # (leak-weighted sum, count) of every population
-    active: Array  # samples that have not settled
+    active: Array  # samples that go on
+    settled: Array  # samples whose rates did not move by more than the tolerance
     num_steps: Array
 
 
@@ -193,14 +195,16 @@ def simulate(
         recorded = {
             k: (accumulate(carry.recorded[k][0], s), count(carry.recorded[k][1], s)) for k, s in fired.items()
         }
-        steps = carry.num_steps + active
+        steps, settled = carry.num_steps + active, carry.settled
         if forward.tol is not None:
             moved = worst(
                 relative_residual(_rates(total, weight), _rates(carry.total, carry.weight), batch_axis)
             )
             # The first step moves from nothing: it settles no one.
-            active = active & ~((moved <= forward.tol) & (steps > 1))
-        return _Carry(potentials, spikes, total, weight, recorded, active, steps)
+            settled = jnp.where(active, (moved <= forward.tol) & (steps > 1), settled)
+            quietest = -worst(jax.tree.map(jnp.negative, sample_norms(total, batch_axis)))
+            active = active & ~(settled & (quietest > 0))
+        return _Carry(potentials, spikes, total, weight, recorded, active, settled, steps)
 
     def _rates(total: Any, weight: Array) -> Any:
         weight = jnp.maximum(weight, 1)
@@ -216,24 +220,23 @@ def simulate(
         weight=jnp.zeros(batch_shape),
         recorded={k: (sums(s), sums(s)) for k, s in shapes.items()} if record else {},
         active=jnp.ones(batch_shape, bool),
+        settled=jnp.full(batch_shape, forward.tol is None),
         num_steps=jnp.zeros(batch_shape, jnp.int32),
     )
     if forward.tol is None:
         length = None if frames is not None else num_steps
         carry, _ = jax.lax.scan(lambda c, x_t: (advance(c, x_t), None), carry, frames, length=length)
-        settled = jnp.ones(batch_shape, bool)
     else:
 
         def unsettled(carry: _Carry) -> Array:
             return jnp.any(carry.active) & (jnp.max(carry.num_steps) < num_steps)
 
         carry = jax.lax.while_loop(unsettled, lambda c: advance(c, None), carry)
-        settled = ~carry.active
     rates = jax.tree.map(lambda r, i: r.astype(i.dtype), _rates(carry.total, carry.weight), init)
     return Simulation(
         rates=rates,
         layer_rates=_rates({k: total for k, (total, _) in carry.recorded.items()}, carry.weight),
         spike_counts={k: n for k, (_, n) in carry.recorded.items()},
         num_steps=carry.num_steps,
-        settled=settled,
+        settled=carry.settled,
     )
