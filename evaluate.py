@@ -2,6 +2,7 @@
 
     python evaluate.py --workdir runs/digits
     python evaluate.py --workdir runs/digits --steps 1,2,5,10,30 --json out.json
+    python evaluate.py --workdir runs/digits --report report.html
 
 Prints tables, and the same figures as one line of JSON on standard output, or in --json FILE. The config is the
 run's own; --config.data.dir=DIR and the like override it where files lie elsewhere.
@@ -19,6 +20,9 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "folder of the run")
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "what to measure on")
 JSON = flags.DEFINE_string("json", None, "file for the figures as JSON; standard output by default")
 STEPS = flags.DEFINE_list("steps", [], "numbers of time steps to compare, such as 1,2,5,10,30")
+REPORT = flags.DEFINE_string(
+    "report", None, "file for an HTML page of the run, on the split's first 1,000 examples"
+)
 
 
 def config_of_run(arguments: cli.Arguments):
@@ -47,6 +51,8 @@ def main(config) -> None:
     counts = [_steps(item) for item in STEPS.value]
     if JSON.value is not None and not Path(JSON.value).parent.is_dir():
         raise UserError(f"--json {JSON.value} lies in no folder; make the folder or name another file")
+    if REPORT.value is not None and not Path(REPORT.value).parent.is_dir():
+        raise UserError(f"--report {REPORT.value} lies in no folder; make the folder or name another file")
     parts, state, step = restore_best(Path(WORKDIR.value), config)
     split = getattr(parts.dataset, SPLIT.value)
     if not len(split.labels):
@@ -63,6 +69,24 @@ def main(config) -> None:
             report.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
         ]
         report.show_steps(console, results["by_steps"])
+    if REPORT.value is not None:
+        import jax
+
+        from mpisjax.analysis.report import STEPS as REPORTED_STEPS
+        from mpisjax.analysis.report import write_report
+        from mpisjax.training.run import variables_of
+
+        variables = jax.device_get(variables_of(state))
+        write_report(
+            config,
+            parts.net,
+            variables,
+            parts.dataset,
+            split,
+            WORKDIR.value,
+            REPORT.value,
+            steps=counts or REPORTED_STEPS,
+        )
     header = {"workdir": WORKDIR.value, "checkpoint_step": step, "split": SPLIT.value}
     text = json.dumps({**header, **results})
     if JSON.value is None:

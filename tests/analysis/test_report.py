@@ -1,0 +1,92 @@
+"""The HTML report: complete, self-contained, and true to the run."""
+
+import base64
+import html.parser
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib import image
+
+import mpisjax
+from mpisjax import configuration, data, nn
+from mpisjax.analysis import figures
+from mpisjax.analysis.raster import raster
+from mpisjax.analysis.report import write_report
+
+
+@pytest.fixture(scope="module")
+def run():
+    config = configuration.base()
+    config.name = "a <run> & its name"
+    config.model.update(
+        {"stem": (3,), "layers": (4, 5), "num_streams": 1, "fusion_layer": 1, "head": "smallest"}
+    )
+    config.forward.num_steps = 6
+    config.eval.batch_size = 16
+    dataset = data.load(config.data)
+    net = configuration.net_of(config, dataset)
+    init = jax.jit(lambda key: nn.init_variables(net, key, jnp.zeros((2, 8, 8, 1)), mpisjax.IF()))
+    return config, net, init(jax.random.key(0)), dataset
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.images, self.links, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values["src"])
+        elif "src" in values or "href" in values:
+            self.links.append(tag)
+
+    def handle_data(self, text):
+        self.text += text
+
+
+def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
+    config, net, variables, dataset = run
+    rows = [
+        {"kind": "train", "step": s, "loss": 1 / s, "accuracy": 0.5, "learning_rate": 0.1}
+        for s in range(1, 5)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    path = tmp_path / "report.html"
+    write_report(config, net, variables, dataset, dataset.test, tmp_path, path, steps=(2, 4), examples=20)
+    page = Page()
+    page.feed(path.read_text())
+    assert not page.links and len(page.images) == 6
+    for uri in page.images:
+        kind, _, encoded = uri.partition(",")
+        assert kind == "data:image/png;base64"
+        pixels = image.imread(io.BytesIO(base64.b64decode(encoded)))
+        assert pixels[..., :3].std() > 0.02  # something is drawn
+    assert "a <run> & its name" in page.text and "the first 20 of" in page.text
+    assert "Horowitz" in page.text and "stream1/trans" in page.text
+    # Without a log of training the page does without its curves.
+    (tmp_path / "metrics.jsonl").unlink()
+    write_report(config, net, variables, dataset, dataset.test, tmp_path, path, steps=(), examples=8)
+    page = Page()
+    page.feed(path.read_text())
+    assert len(page.images) == 4
+
+
+def test_raster_holds_the_simulation_s_spikes(run):
+    _, net, variables, dataset = run
+    images = jnp.asarray(np.asarray(dataset.test.images[:1]), jnp.float32) / 4
+    neuron = mpisjax.IF()
+    spikes = raster(net, variables, images, neuron, 7)
+    counts = nn.spikes(net, variables, images, neuron=neuron, forward=mpisjax.SpikeForward(7)).spike_counts
+    assert list(spikes) == ["stream1/layer1", "stream1/layer2"]
+    for name, fired in spikes.items():
+        np.testing.assert_array_equal(fired.sum(0), np.ravel(counts[name]))
+    assert sum(f.sum() for f in spikes.values()) > 0
+
+
+def test_raster_of_a_silent_population_is_drawn():
+    assert figures.raster({"a": np.zeros((5, 9), bool), "b": np.ones((5, 9), bool)}).axes
