@@ -101,7 +101,10 @@ def _limited(folder, results):
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (100_000, 100_000)
     )  # no file may grow beyond: as a full disk does
-    write_big = lambda allocate: allocate("big", (400, 1000), np.uint8).append(np.full((400, 1000), 3)) or {}
+
+    def write_big(allocate):
+        return allocate("big", (400, 1000), np.uint8).append(np.full((400, 1000), 3)) or {}
+
     entry = cache.fetch(folder, "set", {}, write_big)
     results.put((int(entry.arrays["big"].sum()), entry.note, os.listdir(folder)))
 
