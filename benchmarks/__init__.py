@@ -1,0 +1,1 @@
+"""What mpisjax costs in time and memory, measured: `python -m benchmarks --help`."""

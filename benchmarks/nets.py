@@ -1,0 +1,163 @@
+"""The networks that are measured, on scikit-learn's digits enlarged to 28x28, in a state after a few training steps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from sklearn.datasets import load_digits
+
+from mpisjax import configuration
+from mpisjax.data import Batch
+from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS
+from mpisjax.training.devices import batch_sharding, data_mesh, replicated
+from mpisjax.training.state import TrainState, init_state, optimizer_of
+from mpisjax.training.step import make_train_step, prepare_images
+
+Array = jax.Array
+SIDE, STEPS_PER_EPOCH = 28, 468
+
+
+class Images(NamedTuple):
+    """What a training step needs to know of a data set."""
+
+    mean: tuple[float, ...] = (0.2860,)
+    std: tuple[float, ...] = (0.3530,)
+    num_classes: int = 10
+    temporal: bool = False
+
+
+class Case(NamedTuple):
+    """A network to measure.
+
+    Attributes:
+      title: for tables.
+      config: all settings.
+      dataset: normalisation.
+      net: the network.
+    """
+
+    title: str
+    config: ml_collections.ConfigDict
+    dataset: Images
+    net: MPIS
+
+
+def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: Any) -> Case:
+    """A case by name.
+
+    Args:
+      name: "f64c5": one stream, one 5x5 convolution of 64 channels, leak 0.95, batch 64; "fashion": the paper's
+        size for Fashion-MNIST, two streams, 128K parameters, IF neurons, batch 128.
+      batch_size: instead of the usual one.
+      dtype: of currents and rates.
+      **settings: of `config.model`, instead of the usual ones.
+    """
+    config = configuration.base()
+    if name == "f64c5":
+        config.model.update(
+            num_streams=1, stem=(), stem_strides=(), layers=(64,), fusion_layer=1, stride_layer=0
+        )
+        config.model.update(kernel_size=5, head="smallest")
+        config.neuron.leak = 0.95
+        config.train.batch_size = 64
+        title = "F64C5"
+    elif name == "fashion":
+        config.data.augment.update(flip=True, shift=2)
+        # As configs/fashion_mnist.py sets them.
+        config.forward.update(max_steps=4, tol=2e-2)
+        config.adjoint.update(max_steps=4, tol=2e-2)
+        config.train.update(batch_size=128, label_smoothing=0.1)
+        title = "Fashion-MNIST net"
+    else:
+        raise ValueError(f"unknown case {name!r}: choose f64c5 or fashion")
+    config.model.update(settings)
+    config.model.dtype = dtype
+    config.forward.mode = "rates"
+    # Small: the warm-up steps should settle the running statistics, not the task.
+    config.train.learning_rate = 1e-3
+    config.train.warmup_epochs = 0.0
+    if batch_size:
+        config.train.batch_size = batch_size
+    dataset = Images()
+    return Case(title, config, dataset, configuration.net_of(config, dataset))
+
+
+def with_forward(c: Case, mode: int | str, **settings: Any) -> Case:
+    """The case with so many spiking time steps (int), or with "rates"; settings as "forward.tol" or "adjoint.tol"."""
+    config = c.config.copy_and_resolve_references()
+    config.forward.mode = "rates" if mode == "rates" else "spikes"
+    if mode != "rates":
+        config.forward.num_steps = mode
+    config.update_from_flattened_dict(settings)
+    return c._replace(config=config)
+
+
+def host_batch(batch_size: int) -> Batch:
+    """Digits, enlarged."""
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8)
+    at = np.arange(SIDE) * 8 // SIDE
+    enlarged = (images[:, at][:, :, at] * (255 / 16)).astype(np.uint8)
+    chosen = np.arange(batch_size) % len(images)
+    return Batch(
+        enlarged[chosen][..., None], labels[chosen].astype(np.int32), np.ones(batch_size, np.float32)
+    )
+
+
+class Subject:
+    """A case on devices, ready to be timed.
+
+    Attributes:
+      case: the case.
+      mesh: the devices.
+      batch: on them.
+      state: training state after `warmup` steps in rate mode.
+    """
+
+    def __init__(self, c: Case, *, num_devices: int | None = None, warmup: int = 10) -> None:
+        self.case, batch_size = c, c.config.train.batch_size
+        if num_devices is None:
+            self.mesh = data_mesh(batch_size, c.config.devices.all_cores)
+        else:
+            self.mesh = jax.sharding.Mesh(jax.devices()[:num_devices], ("data",))
+        self.batch = jax.device_put(host_batch(batch_size), batch_sharding(self.mesh))
+        zeros = jnp.zeros((2, SIDE, SIDE, 1))
+        variables = model.init_variables(c.net, jax.random.key(0), zeros, configuration.neuron_of(c.config))
+        optimizer = optimizer_of(c.config, STEPS_PER_EPOCH)
+        state = jax.device_put(init_state(c.config, variables, optimizer), replicated(self.mesh))
+        step = self.train_step("rates")
+        for _ in range(warmup):
+            state, metrics = step(state, self.batch)
+            jax.block_until_ready(metrics)
+        self.state: TrainState = state
+
+    def train_step(self, mode: int | str, **settings: Any) -> Any:
+        """The `jit`-compiled training step, which donates its state."""
+        c = with_forward(self.case, mode, **settings)
+        return make_train_step(c.config, c.net, c.dataset, STEPS_PER_EPOCH, self.mesh)
+
+    def step_arguments(self) -> tuple[TrainState, Batch]:
+        """A copy of the state, to be donated, and the batch."""
+        return jax.tree.map(jnp.copy, self.state), self.batch
+
+    def inference(self, mode: int | str, **settings: Any) -> Any:
+        """`jit`-compiled `(variables, batch) -> (logits, steps)`, by the equivalent path."""
+        c = with_forward(self.case, mode, **settings)
+        neuron, forward = configuration.neuron_of(c.config), configuration.forward_of(c.config)
+
+        def run(variables: dict[str, Any], batch: Batch) -> tuple[Array, Array]:
+            x = prepare_images(batch.images, c.dataset)
+            out = model.apply(c.net, variables, x, neuron=neuron, forward=forward)
+            return out.logits, out.equilibrium.num_steps
+
+        whole, split = replicated(self.mesh), batch_sharding(self.mesh)
+        return jax.jit(run, in_shardings=(whole, split), out_shardings=(split, whole))
+
+    def variables(self) -> dict[str, Any]:
+        """Parameters and running statistics."""
+        return {"params": self.state.params, "batch_stats": self.state.batch_stats}

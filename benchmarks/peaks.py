@@ -1,0 +1,59 @@
+"""What this machine can do: GFLOP/s of plain convolutions and matrix products, on the devices that training uses."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from benchmarks.flops import count
+from benchmarks.timing import measure
+from mpisjax.training.devices import batch_sharding, replicated
+
+# (title, kernel side, channels in and out, image side, samples a device): shapes at which a convolution does well,
+# and the two that the F64C5 net is made of.
+CONVOLUTIONS = (
+    ("conv 3x3, 64 channels, 28x28", 3, 64, 28, 32),
+    ("conv 5x5, 64 channels, 28x28", 5, 64, 28, 32),
+    ("conv 3x3, 128 channels, 28x28", 3, 128, 28, 16),
+    ("conv 3x3, 256 channels, 14x14", 3, 256, 14, 32),
+)
+MATRICES = 2048
+
+
+class Peak(NamedTuple):
+    """A measured rate, in GFLOP/s over all devices."""
+
+    title: str
+    gflops: float
+
+
+def measure_peaks(mesh: jax.sharding.Mesh, dtype: Any = jnp.float32, repeats: int = 7) -> list[Peak]:
+    """The fastest of several calls, for each convolution and for a matrix product; the batch split over the mesh."""
+    split, whole = batch_sharding(mesh), replicated(mesh)
+
+    def rate(title: str, fn: Any, x: jax.Array, w: jax.Array) -> Peak:
+        x, w = jax.device_put(x, split), jax.device_put(w, whole)
+        jitted = jax.jit(fn, in_shardings=(split, whole), out_shardings=split)
+        fastest = measure(lambda: jitted(x, w), repeats=repeats).fastest
+        return Peak(title, count(fn, x, w) / fastest / 1e9)
+
+    def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    keys, peaks = jax.random.split(jax.random.key(0)), []
+    for title, kernel, channels, side, samples in CONVOLUTIONS:
+        x = jax.random.normal(keys[0], (samples * mesh.size, side, side, channels), dtype)
+        w = jax.random.normal(keys[1], (kernel, kernel, channels, channels), dtype)
+        peaks.append(rate(title, convolve, x, w))
+    a = jax.random.normal(keys[0], (MATRICES * mesh.size, MATRICES), dtype)
+    b = jax.random.normal(keys[1], (MATRICES, MATRICES), dtype)
+    peaks.append(rate(f"matrix product, {MATRICES}", jnp.matmul, a, b))
+    return peaks
+
+
+def convolution_peak(peaks: list[Peak]) -> float:
+    """The best convolution, in GFLOP/s."""
+    return max(p.gflops for p in peaks if p.title.startswith("conv"))

@@ -1,0 +1,95 @@
+"""Wall-clock and processor time of a call, and what compiling it costs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Timing(NamedTuple):
+    """Times of one call, in seconds; `cpu` counts every thread of the process.
+
+    Attributes:
+      seconds: median wall-clock time.
+      fastest: least wall-clock time.
+      cpu: median processor time.
+      repeats: calls timed.
+    """
+
+    seconds: float
+    fastest: float
+    cpu: float
+    repeats: int
+
+
+def measure(
+    call: Callable[..., Any],
+    prepare: Callable[[], tuple[Any, ...]] = tuple,
+    *,
+    repeats: int = 10,
+    budget: float = float("inf"),
+    least: int = 3,
+) -> Timing:
+    """Times `call(*prepare())`, each call waited for, after one call to warm up.
+
+    Args:
+      call: what to time; may return JAX arrays.
+      prepare: makes the arguments anew for every call (for donated buffers), outside the timed region.
+      repeats: most calls to time.
+      budget: seconds after which no further call is begun.
+      least: calls to time whatever the budget.
+    """
+    jax.block_until_ready(call(*prepare()))
+    wall, cpu = [], []
+    began = time.perf_counter()
+    while len(wall) < repeats and (len(wall) < least or time.perf_counter() - began < budget):
+        arguments = jax.block_until_ready(prepare())
+        w, c = time.perf_counter(), time.process_time()
+        jax.block_until_ready(call(*arguments))
+        wall.append(time.perf_counter() - w)
+        cpu.append(time.process_time() - c)
+    return Timing(statistics.median(wall), min(wall), statistics.median(cpu), len(wall))
+
+
+class Compiled(NamedTuple):
+    """A compiled function, and what making it cost.
+
+    Attributes:
+      call: the function.
+      trace_seconds: tracing and lowering.
+      compile_seconds: XLA.
+      temporary: bytes a device needs beside arguments and results.
+      arguments: bytes of arguments on a device.
+    """
+
+    call: Callable[..., Any]
+    trace_seconds: float
+    compile_seconds: float
+    temporary: int
+    arguments: int
+
+
+def compiled(jitted: Any, *arguments: Any) -> Compiled:
+    """Compiles a `jax.jit` function ahead of time for arguments (or their shapes), past any cache."""
+    began = time.perf_counter()
+    lowered = jitted.lower(*arguments)
+    between = time.perf_counter()
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        done = lowered.compile()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+    ended = time.perf_counter()
+    memory = done.memory_analysis()
+    return Compiled(
+        done,
+        between - began,
+        ended - between,
+        int(memory.temp_size_in_bytes),
+        int(memory.argument_size_in_bytes),
+    )
