@@ -41,6 +41,7 @@ def main(config) -> None:
     from mpisjax.training import devices
 
     devices.prepare(config.devices.all_cores)
+    devices.compilation_cache()
 
     from rich.console import Console
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from mpisjax import cli
+from mpisjax.training.preemption import watch
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "digits.py"
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/<config.name> by default")
@@ -20,14 +21,16 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/<config.
 
 def main(config) -> None:
     """Trains as the config says."""
-    # The devices must be settled before anything makes JAX look for them.
     from mpisjax.training import devices
 
-    devices.prepare(config.devices.all_cores)
+    with watch() as stopper:
+        # The devices must be settled before anything makes JAX look for them.
+        devices.prepare(config.devices.all_cores)
+        devices.compilation_cache()
 
-    from mpisjax.training.run import run
+        from mpisjax.training.run import run
 
-    run(config, WORKDIR.value or f"runs/{config.name}")
+        run(config, WORKDIR.value or f"runs/{config.name}", stopper)
 
 
 if __name__ == "__main__":

@@ -242,6 +242,9 @@ def _sentences() -> Iterator[None]:
             raise
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except Preempted as stop:
         # A second signal must not turn the orderly end into a death.
         for number in SIGNALS:

@@ -27,7 +27,7 @@ from mpisjax.training import checkpoints, devices, record
 from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit
-from mpisjax.training.preemption import watch
+from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.state import TrainState, evaluated_params, init_state, optimizer_of
 from mpisjax.training.step import make_train_step, prepare_images
 
@@ -99,22 +99,27 @@ def variables_of(state: TrainState) -> dict[str, Any]:
     return {"params": evaluated_params(state), "batch_stats": state.batch_stats}
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path) -> FitResult:
+def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper | None = None) -> FitResult:
     """Trains as a config says, from wherever the run in `workdir` stands.
 
     Args:
         config: All settings.
         workdir: The run's folder; made where it is missing.
+        stopper: Who listens for signals; by default the run itself does.
 
     Returns:
         How the run ended.
 
     Raises:
+        Preempted: A signal came before training began.
         UserError: A setting cannot be, data are missing or damaged, the folder is in use or does not belong to this
             config, the disk is full, or training diverged.
     """
     configuration.check(config)
-    with hold(workdir) as path, watch() as stopper, _log_to(path / LOG_NAME):
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(hold(workdir))
+        stopper = stopper or stack.enter_context(watch())
+        stack.enter_context(_log_to(path / LOG_NAME))
         parts = assemble(config)
         _introduce(config, parts)
         evaluator = make_evaluator(config, parts.net, parts.dataset)
