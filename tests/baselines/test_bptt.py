@@ -39,9 +39,15 @@ def problem():
     return params, jnp.asarray(rng.normal(size=(4, 5)), jnp.float32), jnp.zeros((4, 6))
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("readout", bptt.READOUTS)
-@pytest.mark.parametrize("temporal", [False, True])
+@pytest.mark.parametrize(
+    "surrogate, readout, temporal",
+    [
+        ("rectangular", "rate", False),
+        ("triangular", "membrane", True),
+        ("arctan", "rate", True),
+        ("sigmoid", "membrane", False),
+    ],
+)
 def test_gradient_is_that_of_a_loop_written_by_hand(problem, surrogate, readout, temporal):
     params, x, init = problem
     threshold, leak, steps = 0.8, 0.9, 7
@@ -126,10 +132,9 @@ def tiny_net(temporal=False, num_streams=2):
     return net, images, nn.init_variables(net, jax.random.key(0), images, mpisjax.IF())
 
 
-@pytest.mark.parametrize("temporal, readout", [(False, "rate"), (True, "membrane")])
-def test_network_gets_finite_gradients_everywhere_and_new_statistics(temporal, readout):
-    net, images, variables = tiny_net(temporal)
-    num_steps = 5 if temporal else 12
+def test_network_gets_finite_gradients_everywhere_and_new_statistics():
+    net, images, variables = tiny_net(temporal=True)
+    num_steps = 5
 
     def loss(params):
         out = bptt.apply(
@@ -138,7 +143,7 @@ def test_network_gets_finite_gradients_everywhere_and_new_statistics(temporal, r
             images,
             neuron=mpisjax.IF(),
             num_steps=num_steps,
-            bptt=BPTT("arctan", readout),
+            bptt=BPTT("arctan", "membrane"),
             train=True,
             rng=jax.random.key(2),
         )
