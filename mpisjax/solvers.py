@@ -7,6 +7,7 @@ batch, and a rate equilibrium wants a relative one by stream and sample.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -221,6 +222,8 @@ def solve_rates(
 def solve_adjoint(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[Any, AdjointStats]:
     """Solves (I - J^T) v = g.
 
+    The system is solved for g scaled to a largest entry of 1, so that no square over- or underflows.
+
     Args:
       vjp: v -> J^T v.
       g: the loss's gradient with respect to the equilibrium rates.
@@ -231,6 +234,14 @@ def solve_adjoint(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
       residual seen, finite whenever `g` and J are, and the residual says so. The residual is measured, for the
       fixed-point solvers, on the iterate that the last product was taken of.
     """
+    largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(g)])
+    scalable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
+    scale = jnp.where(scalable, largest, jnp.ones_like(largest))
+    v, stats = _solve_scaled(vjp, jax.tree.map(lambda a: a / scale.astype(a.dtype), g), config)
+    return jax.tree.map(lambda a: a * scale.astype(a.dtype), v), stats
+
+
+def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[Any, AdjointStats]:
     add, subtract = (lambda *t: jax.tree.map(jnp.add, *t)), (lambda *t: jax.tree.map(jnp.subtract, *t))
     g_norm = global_norm(g)
     g_norm = jnp.maximum(g_norm, jnp.finfo(g_norm.dtype).tiny)

@@ -35,11 +35,14 @@ def _conv(x: Array, w: Array, stride: int) -> Array:
     return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
-def _input_gradient(g: Array, w: Array, stride: int, size: tuple[int, int]) -> Array:
+def _flipped(w: Array) -> Array:
+    return lax.optimization_barrier(lax.rev(w, (0, 1)).swapaxes(2, 3))
+
+
+def _input_gradient(g: Array, flipped: Array, stride: int, size: tuple[int, int]) -> Array:
     """d<g, conv(x, w)>/dx for an x of spatial `size`: the transposed convolution."""
-    flipped = lax.optimization_barrier(lax.rev(w, (0, 1)).swapaxes(2, 3))
     padding = []
-    for n, m, k in zip(size, g.shape[1:3], w.shape[:2], strict=True):
+    for n, m, k in zip(size, g.shape[1:3], flipped.shape[:2], strict=True):
         low = k - 1 - _same_padding(n, k, stride)[0]
         padding.append((low, n + k - 1 - ((m - 1) * stride + 1) - low))
     return lax.conv_general_dilated(
@@ -73,13 +76,13 @@ def _conv2d_fwd(x: Array, w: Array, stride: int) -> tuple[Array, tuple[Array, Ar
 
 def _conv2d_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, w = saved
-    return _input_gradient(g, w, stride, (x.shape[1], x.shape[2])), _kernel_gradient(x, g, w, stride)
+    dx = _input_gradient(g, _flipped(w), stride, (x.shape[1], x.shape[2]))
+    return dx, _kernel_gradient(x, g, w, stride)
 
 
 conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv_transpose2d(x: Array, w: Array, stride: int, size: tuple[int, int]) -> Array:
     """Transposed convolution: the transpose of `conv2d(., w, stride)` on inputs of spatial `size`.
 
@@ -94,24 +97,31 @@ def conv_transpose2d(x: Array, w: Array, stride: int, size: tuple[int, int]) -> 
     Returns:
       [batch, height, width, out].
     """
-    return _input_gradient(x, w, stride, size)
+    # Flipped out here, not within the rule, so that a loop over x can do it once.
+    return _transposed(x, w, _flipped(lax.stop_gradient(w)), stride, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _transposed(x: Array, w: Array, flipped: Array, stride: int, size: tuple[int, int]) -> Array:
+    del w  # the gradient's: `flipped` carries none
+    return _input_gradient(x, flipped, stride, size)
 
 
 def _transpose_fwd(
-    x: Array, w: Array, stride: int, size: tuple[int, int]
+    x: Array, w: Array, flipped: Array, stride: int, size: tuple[int, int]
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _input_gradient(x, w, stride, size), (x, w)
+    return _input_gradient(x, flipped, stride, size), (x, w)
 
 
 def _transpose_bwd(
     stride: int, size: tuple[int, int], saved: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, None]:
     del size
     x, w = saved
-    return _conv(g, w, stride), _kernel_gradient(g, x, w, stride)
+    return _conv(g, w, stride), _kernel_gradient(g, x, w, stride), None
 
 
-conv_transpose2d.defvjp(_transpose_fwd, _transpose_bwd)
+_transposed.defvjp(_transpose_fwd, _transpose_bwd)
 
 
 def upsample(x: Array, factor: int, size: tuple[int, int]) -> Array:
