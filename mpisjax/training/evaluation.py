@@ -11,6 +11,7 @@ import ml_collections
 import optax
 
 from mpisjax import configuration
+from mpisjax.baselines import bptt
 from mpisjax.data import Batch, eval_batches
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
@@ -24,9 +25,10 @@ class Evaluation(NamedTuple):
     """What was measured over a split.
 
     Attributes:
-      accuracy: by the equivalent path, one step of the rate map on what the forward found.
+      accuracy: by the equivalent path, one step of the rate map on what the forward found; of a network trained
+        through time, by the readout it was trained with.
       accuracy_spikes: by the spikes' own rates; None where the rates were solved for.
-      loss: cross-entropy of the equivalent path.
+      loss: cross-entropy of the same logits.
       residual: by stream, mean relative residual.
       firing_rates: by population, mean leak-weighted rate (of spikes, or of the solved rates).
       num_steps: mean time steps (or solver steps) a sample.
@@ -62,6 +64,7 @@ def make_eval_step(
     """
     neuron = configuration.neuron_of(config)
     forward = configuration.spikes_of(config, dataset.temporal, num_steps)
+    through_time = configuration.bptt_of(config)
 
     def step(variables: dict[str, Any], batch: Batch) -> dict[str, Any]:
         x = prepare_images(batch.images, dataset)
@@ -81,7 +84,12 @@ def make_eval_step(
         rates, layer_rates, residual = model.equivalent_step(net, variables, x, found, neuron)
         if mode == "spikes":
             layer_rates = simulation.layer_rates
-        logits = model.classify(net, variables, rates)
+        if through_time is None or mode == "rates":
+            logits = model.classify(net, variables, rates)
+        else:
+            logits = bptt.apply(
+                net, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=through_time
+            ).logits
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         sums = {
             "count": jnp.sum(mask),
