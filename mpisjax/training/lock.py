@@ -48,6 +48,8 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
 def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     """Holds a run's folder for as long as the context lasts; within one thread it may be nested.
 
+    A folder in which nothing has been written by then is removed.
+
     Args:
         workdir: The folder of the run; made where it is missing.
 
@@ -80,9 +82,18 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
             yield path
         finally:
             del _held[path]
+            _leave_no_trace(path)
     finally:
         # This drops the lock; the file stays, since removing it would race with the next run.
         os.close(descriptor)
+
+
+def _leave_no_trace(path: Path) -> None:
+    """Removes the folder of a run that has failed before it wrote anything."""
+    with contextlib.suppress(OSError):
+        if os.listdir(path) == [LOCK_NAME]:
+            (path / LOCK_NAME).unlink()
+            path.rmdir()
 
 
 def _take(descriptor: int, path: Path) -> None:

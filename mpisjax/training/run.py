@@ -119,21 +119,22 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(hold(workdir))
         stopper = stopper or stack.enter_context(watch())
-        stack.enter_context(_log_to(path / LOG_NAME))
         parts = assemble(config)
-        _introduce(config, parts)
+        steps_per_epoch = parts.feed.steps_per_epoch
+        train_step = make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = make_evaluator(config, parts.net, parts.dataset)
 
         def measure(split: Any) -> Any:
             return lambda state: evaluator(variables_of(state), split)
 
+        # Whatever a config can have wrong has been found by now: from here on the folder is written.
+        stack.enter_context(_log_to(path / LOG_NAME))
+        _introduce(config, parts)
         result = fit(
             config,
             path,
             state=parts.state,
-            train_step=make_train_step(
-                config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh
-            ),
+            train_step=train_step,
             feed=parts.feed,
             eval_fn=measure(parts.dataset.validation) if len(parts.dataset.validation.labels) else None,
             test_fn=measure(parts.dataset.test),

@@ -1,0 +1,115 @@
+"""A whole run on the digits, small: what it leaves behind, what evaluation makes of it, and how it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpisjax.errors import UserError
+from mpisjax.training import report
+from mpisjax.training.health import DivergenceError
+from mpisjax.training.metrics import read_rows
+from mpisjax.training.run import config_of, evaluate_at, restore_best, run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def digits():
+    """The default config with a network small enough to compile in seconds."""
+    spec = importlib.util.spec_from_file_location("digits_config", ROOT / "configs" / "digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.model.stem, config.model.layers, config.model.num_streams = (4,), (4,), 1
+    config.model.stride_layer, config.model.fusion_layer = 0, 1
+    config.forward.num_steps = 2
+    config.train.epochs, config.train.warmup_epochs = 2, 0.5
+    return config
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    return workdir, run(digits(), workdir)
+
+
+def test_a_run_leaves_everything_behind(done):
+    workdir, result = done
+    names = {path.name for path in workdir.iterdir()}
+    assert {"checkpoints", "curves.png", "metrics.jsonl", "results.json", "tensorboard", "train.log"} <= names
+    assert result.step == 2 * (1257 // 64) and not result.stopped
+    rows = read_rows(workdir / "metrics.jsonl")
+    assert [row["kind"] for row in rows] == ["train", "validation", "train", "validation", "test"]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    log = (workdir / "train.log").read_text()
+    for words in ("digits", "checksum", "by class", "parameters", "devices: ", '"forward.num_steps": 2'):
+        assert words in log
+
+
+def test_evaluation_reproduces_the_test_figures(done):
+    workdir, result = done
+    config = config_of(workdir)
+    assert config.to_dict() == digits().to_dict()
+    parts, state, step = restore_best(workdir, config)
+    assert step == result.best_step == result.test["checkpoint_step"]
+    score = report.as_json(evaluate_at(config, parts, state, parts.dataset.test, None))
+    assert (
+        {"checkpoint_step": step, **score}
+        == result.test
+        == json.loads((workdir / "results.json").read_text())
+    )
+    assert score["num_examples"] == 360 and score["num_steps"] == 2
+    assert set(score["residual"]) == {"stream1", "stream2"} and len(score["firing_rates"]) == 4
+
+
+def test_divergence_is_diagnosed(tmp_path):
+    config = digits()
+    config.train.learning_rate, config.train.warmup_epochs, config.train.max_skipped = 1e30, 0.0, 3
+    with pytest.raises(DivergenceError) as told:
+        run(config, tmp_path)
+    for words in (
+        "3 steps in a row",
+        "learning rate 9.",
+        "spectral radius of the Jacobian",
+        "jacobian_penalty",
+    ):
+        assert words in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("train.epochs", 0, "train.epochs"),
+        ("train.batch_size", 5000, "5000"),
+        ("model.fusion_layer", 9, "model.fusion_layer"),
+        ("model.num_streams", 0, "model.num_streams"),
+        ("neuron.threshold", 0.0, "threshold"),
+        ("neuron.leak", 1.5, "leak"),
+        ("data.name", "nonsense", "data.name"),
+        ("data.num_validation", 99999, "data.num_validation"),
+        ("forward.num_steps", 0, "num_steps"),
+    ],
+)
+def test_settings_that_cannot_be_leave_nothing_behind(tmp_path, setting, value, words):
+    config = digits()
+    config.update_from_flattened_dict({setting: value})
+    with pytest.raises(UserError) as told:
+        run(config, tmp_path / "run")
+    assert words in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_py_without_a_plugin(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda", "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, ROOT / "train.py", "--workdir", tmp_path / "run"]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert said.returncode == 1
+    assert said.stderr.startswith("error: JAX finds no device for JAX_PLATFORMS='cuda'")
+    assert said.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
