@@ -9,6 +9,7 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "optimized: compiled as users' programs are, not quickly")
     config.addinivalue_line("filterwarnings", r"error::DeprecationWarning:mpisjax(\..*)?")
 
 

@@ -36,7 +36,7 @@ def random_variables(net: nn.MPIS, images: Any, seed: int, gain: float = 0.5) ->
                 "var": (0.2, 1.0),
             }[name]
             value = rng.uniform(low, high, size=leaf.shape)
-        return jnp.asarray(value, leaf.dtype)
+        return jnp.asarray(value, jnp.result_type(float))
 
     return jax.tree_util.tree_map_with_path(draw, variables)
 
