@@ -52,7 +52,7 @@ def test_killed_at_random_and_started_again(tmp_path, monkeypatch):
 
     chance = random.Random(time.time_ns())
     kills = []
-    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+    for number in (signal.SIGKILL, signal.SIGINT):
         with start(tmp_path / "killed") as run:
             assert run.stdout.readline(), run.stderr.read()  # the first step has been taken
             delay = chance.uniform(0.0, 0.6)

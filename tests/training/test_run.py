@@ -66,9 +66,10 @@ def test_evaluation_reproduces_the_test_figures(done):
         == json.loads((workdir / "results.json").read_text())
     )
     assert score["num_examples"] == 360 and score["num_steps"] == 2
-    assert set(score["residual"]) == {"stream1", "stream2"} and len(score["firing_rates"]) == 4
+    assert set(score["residual"]) == {"stream1"} and set(score["firing_rates"]) == {"stream1/layer1"}
 
 
+@pytest.mark.slow
 def test_divergence_is_diagnosed(tmp_path):
     config = digits()
     config.train.learning_rate, config.train.warmup_epochs, config.train.max_skipped = 1e30, 0.0, 3
