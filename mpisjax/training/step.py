@@ -18,6 +18,7 @@ from mpisjax.equilibrium import adjoint_probe
 from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
+from mpisjax.residuals import global_norm
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training.devices import batch_sharding, replicated
 from mpisjax.training.state import TrainState, optimizer_of, schedule_of
@@ -127,7 +128,7 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norm = optax.global_norm(grads)
+        norm = global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         def keep(new: Any, old: Any) -> Any:
