@@ -54,7 +54,8 @@ def encoded(net, variables, images):
 
 
 def rate_map(net, variables, images, rates):
-    return nn.transition_of(net)(variables, rates, encoded(net, variables, images), RateReading(NEURON))
+    x = encoded(net, variables, images)
+    return net.apply(variables, rates, x, RateReading(NEURON), False, method="transition")
 
 
 def settle(net, variables, images):
@@ -233,7 +234,7 @@ def test_training_takes_batch_statistics_in_the_one_step_and_running_ones_in_the
             x, stats = by_batch(params, given["batch_stats"], images, method="encode")
             x = x.mean(0) if net.temporal else x
             frozen = {"params": params, "batch_stats": stats, "masks": masks}
-            return nn.transition_of(net)(frozen, rates, x, RateReading(NEURON))
+            return net.apply(frozen, rates, x, RateReading(NEURON), False, method="transition")
 
         found = jax.lax.fori_loop(0, 120, lambda _, r: solved_map(r), net.initial_rates(images))
         (rates, stats), pull = jax.vjp(lambda p: one_step(p, found), params)
