@@ -43,7 +43,8 @@ def final(workdir: Path) -> tuple[int, dict[str, bytes], list[dict], dict]:
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)  # whatever devices wrote it
     arguments = jax.tree.map(lambda _: as_numpy, reader.metadata(path).item_metadata.tree)
     state = reader.restore(path, restore_args=arguments)
-    bits = {key: np.asarray(value).tobytes() for key, value in record.flatten(state).items()}
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    bits = {jax.tree_util.keystr(place): np.asarray(leaf).tobytes() for place, leaf in leaves}
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir / "metrics.jsonl")]
     return found.step, bits, rows, json.loads((workdir / "results.json").read_text())
 
