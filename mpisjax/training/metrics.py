@@ -17,9 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2, summary_pb2
-
 from mpisjax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
@@ -133,7 +130,11 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _open_events(folder: Path, step: int) -> EventsWriter:
+def _open_events(folder: Path, step: int) -> Any:
+    # Imported here, since tensorboardX imports torch where there is one, which takes longer than all else.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+
     # tensorboardX's SummaryWriter writes from a thread fed by a bounded queue: on a full disk the thread
     # dies, and the next caller waits for ever. Its synchronous writer raises here, where it can be answered.
     folder.mkdir(exist_ok=True)
@@ -144,7 +145,9 @@ def _open_events(folder: Path, step: int) -> EventsWriter:
     return events
 
 
-def _event(kind: str, step: int, row: dict[str, Any]) -> event_pb2.Event:
+def _event(kind: str, step: int, row: dict[str, Any]) -> Any:
+    from tensorboardX.proto import event_pb2, summary_pb2
+
     values = []
     for key, value in row.items():
         for name, number in value.items() if isinstance(value, dict) else [("", value)]:

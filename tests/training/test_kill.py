@@ -17,7 +17,7 @@ import tiny
 from mpisjax.training import checkpoints, plots, record
 from mpisjax.training.metrics import TIMING, read_rows
 
-EPOCHS = 12
+EPOCHS = 6
 SCRIPT = Path(__file__).with_name("tiny.py")
 ROOT = SCRIPT.parents[2]
 
@@ -55,7 +55,7 @@ def test_killed_at_random_and_started_again(tmp_path, monkeypatch):
     for number in (signal.SIGKILL, signal.SIGINT):
         with start(tmp_path / "killed") as run:
             assert run.stdout.readline(), run.stderr.read()  # the first step has been taken
-            delay = chance.uniform(0.0, 0.6)
+            delay = chance.uniform(0.0, 0.4)
             time.sleep(delay)
             run.send_signal(number)
             asked = time.monotonic()
