@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 ROOT_LOGGER = "mpisjax"
 
@@ -96,31 +97,41 @@ class _Lines:
         print(sentence, file=self._stream, flush=True)
 
 
+class _TwoLines(Progress):
+    """A bar, and below it the metrics, which are too long to stand beside it."""
+
+    metrics = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar's table, then the metrics."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.metrics)
+
+
 class _Bar:
     def __init__(self, total: int, steps_per_epoch: int, console: Console, start: int) -> None:
         self._steps_per_epoch, self._epochs = steps_per_epoch, -(-total // steps_per_epoch)
         self._pace = _Pace(total)
         self._console = console
-        self.progress = Progress(
+        self._rate: float | None = None  # measured over intervals, shown until the next
+        self.progress = _TwoLines(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=40),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[metrics]}"),
             TextColumn("[cyan]{task.fields[left]} left"),
             console=console,
             refresh_per_second=4,
         )
-        self._task = self.progress.add_task(
-            "compiling", total=total, completed=start, metrics="", left="-:--:--"
-        )
+        self._task = self.progress.add_task("compiling", total=total, completed=start, left="-:--:--")
 
     def step(
         self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool
     ) -> None:
         del due
         epoch = (step - 1) // self._steps_per_epoch + 1
+        self._rate = self._rate if rate is None else rate
         if means is not None:
-            self.progress.update(self._task, metrics=describe(means, rate))
+            self.progress.metrics = describe(means, self._rate)
         left = duration(self._pace.left(step))
         self.progress.update(
             self._task, completed=step, description=f"epoch {epoch}/{self._epochs}", left=left
