@@ -3,8 +3,7 @@
 The input gradient of a convolution convolves with the flipped kernel. Inside a loop XLA:CPU folds that flip into
 the convolution, a form its fast path rejects (measured: 40 times slower). Here the flip is made explicitly and
 held behind an optimisation barrier; and the transposed convolution *is* that gradient, so that its own gradient
-is a plain convolution. On accelerators the barrier is a copy of the kernel and nothing else. On CPUs wide stride-1
-convolutions go by `mpisjax.nn.winograd`.
+is a plain convolution. On accelerators the barrier is a copy of the kernel and nothing else.
 
 Layouts are NHWC for activity and HWIO for kernels.
 """
@@ -16,8 +15,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from mpisjax.nn import winograd
 
 Array = jax.Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -38,15 +35,6 @@ def _conv(x: Array, w: Array, stride: int) -> Array:
     return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
-def _plain_kernels(x: Array, w: Array, stride: int) -> tuple[Array, ...]:
-    """The kernels of `_convolve`: w, or what the faster algorithm makes of it."""
-    return winograd.kernels(w) if winograd.applies(x, w, stride) else (w,)
-
-
-def _convolve(x: Array, kernels: tuple[Array, ...], stride: int) -> Array:
-    return winograd.convolve(x, kernels) if len(kernels) > 1 else _conv(x, kernels[0], stride)
-
-
 def _phases(n: int, k: int, stride: int) -> list[tuple[int, int, int]]:
     """How the outputs of a transposed convolution that lie `stride` apart, size n, meet its flipped kernel.
 
@@ -60,12 +48,10 @@ def _phases(n: int, k: int, stride: int) -> list[tuple[int, int, int]]:
     return found
 
 
-def _flipped_kernels(g: Array, w: Array, stride: int, size: tuple[int, int]) -> tuple[Array, ...]:
-    """The kernels of `_input_gradient`: the flipped one, its phases, or what the faster algorithm makes of it."""
+def _flipped(w: Array, stride: int, size: tuple[int, int]) -> tuple[Array, ...]:
+    """The kernels of `_input_gradient`: the flipped one, or its phases."""
     flipped = lax.rev(w, (0, 1)).swapaxes(2, 3)
-    if stride == 1:
-        return _plain_kernels(g, lax.optimization_barrier(flipped), 1)
-    if stride > min(w.shape[:2]) or jax.default_backend() != "cpu":
+    if not 1 < stride <= min(w.shape[:2]) or jax.default_backend() != "cpu":
         return (lax.optimization_barrier(flipped),)
     rows, columns = (_phases(n, k, stride) for n, k in zip(size, w.shape[:2], strict=True))
     return tuple(
@@ -83,8 +69,6 @@ def _input_gradient(
     With the kernel's phases, by plain convolutions: XLA:CPU takes 1.4 to 1.7 times as long for the strided form at
     28x28 (as long at 14x14).
     """
-    if stride == 1 and len(kernels) > 1:
-        return winograd.convolve(g, kernels)
     if len(kernels) == 1:
         padding = []
         for n, m, k in zip(size, g.shape[1:3], kernel_size, strict=True):
@@ -114,6 +98,7 @@ def _kernel_gradient(x: Array, g: Array, w: Array, stride: int) -> Array:
     return jax.vjp(lambda w: _conv(x, w, stride), w)[1](g)[0]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(x: Array, w: Array, stride: int = 1) -> Array:
     """2-D convolution (cross-correlation) with "same" padding.
 
@@ -125,30 +110,21 @@ def conv2d(x: Array, w: Array, stride: int = 1) -> Array:
     Returns:
       [batch, ceil(height / stride), ceil(width / stride), out].
     """
-    # Made out here, not within the rule, so that a loop over x can do it once.
-    return _convolved(x, w, _plain_kernels(x, lax.stop_gradient(w), stride), stride)
+    return _conv(x, w, stride)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _convolved(x: Array, w: Array, kernels: tuple[Array, ...], stride: int) -> Array:
-    del w  # the gradient's: `kernels` carry none
-    return _convolve(x, kernels, stride)
+def _conv2d_fwd(x: Array, w: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, w, stride), (x, w)
 
 
-def _convolved_fwd(
-    x: Array, w: Array, kernels: tuple[Array, ...], stride: int
-) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernels, stride), (x, w)
-
-
-def _convolved_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, None]:
+def _conv2d_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, w = saved
     size = x.shape[1], x.shape[2]
-    dx = _input_gradient(g, _flipped_kernels(g, w, stride, size), stride, w.shape[:2], size)
-    return dx, _kernel_gradient(x, g, w, stride), None
+    dx = _input_gradient(g, _flipped(w, stride, size), stride, w.shape[:2], size)
+    return dx, _kernel_gradient(x, g, w, stride)
 
 
-_convolved.defvjp(_convolved_fwd, _convolved_bwd)
+conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
 def conv_transpose2d(x: Array, w: Array, stride: int, size: tuple[int, int]) -> Array:
@@ -166,8 +142,7 @@ def conv_transpose2d(x: Array, w: Array, stride: int, size: tuple[int, int]) -> 
       [batch, height, width, out].
     """
     # Flipped out here, not within the rule, so that a loop over x can do it once.
-    kernels = _flipped_kernels(x, lax.stop_gradient(w), stride, size)
-    return _transposed(x, w, kernels, stride, size)
+    return _transposed(x, w, _flipped(lax.stop_gradient(w), stride, size), stride, size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -187,8 +162,7 @@ def _transpose_bwd(
 ) -> tuple[Array, Array, None]:
     del size
     x, w = saved
-    dx = _convolve(g, _plain_kernels(g, w, stride), stride)
-    return dx, _kernel_gradient(g, x, w, stride), None
+    return _conv(g, w, stride), _kernel_gradient(g, x, w, stride), None
 
 
 _transposed.defvjp(_transpose_fwd, _transpose_bwd)
