@@ -1,0 +1,106 @@
+"""The benchmarks' own arithmetic: counted operations, tables, and one small section from end to end."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from benchmarks import __main__ as command
+from benchmarks import flops, nets, report, sections
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(x, w):
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def test_counts_convolutions_and_products():
+    x, w = jnp.zeros((2, 6, 5, 3)), jnp.zeros((3, 3, 3, 4))
+    forward = 2 * (2 * 6 * 5 * 4) * (3 * 3 * 3)
+    assert flops.count(convolve, x, w) == forward
+    # Both gradients cost what the forward pass does; that one is computed too.
+    assert flops.count(lambda x, w: jax.vjp(convolve, x, w)[1](convolve(x, w)), x, w) == 4 * forward
+    assert flops.count(jnp.matmul, jnp.zeros((7, 5)), jnp.zeros((5, 3))) == 2 * 7 * 5 * 3
+
+
+def test_zeros_inserted_by_a_strided_transposition_are_not_counted():
+    def transposed(g, w):
+        return lax.conv_general_dilated(
+            g, w, (1, 1), [(1, 2), (1, 2)], lhs_dilation=(2, 2), dimension_numbers=LAYOUT
+        )
+
+    g, w = jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 5))
+    assert transposed(g, w).shape == (1, 8, 8, 5)
+    assert flops.count(transposed, g, w) == 2 * (8 * 8 * 5) * (3 * 3 * 3) / 4
+
+
+def test_loops_count_as_often_as_they_run():
+    w = jnp.zeros((4, 4))
+
+    def scanned(x):
+        return lax.scan(lambda c, _: (c @ w, None), x, None, length=7)[0]
+
+    def solved(x):
+        # The first loop computes nothing that counts, and takes no trip count away from the second.
+        n = lax.while_loop(lambda n: n < 3, lambda n: n + 1, 0)
+        return lax.while_loop(lambda c: jnp.all(c < n), lambda c: c @ w, x)
+
+    once = 2 * 4 * 4
+    x = jnp.zeros((1, 4))
+    assert flops.count(scanned, x) == 7 * once
+    assert flops.count(solved, x, trips=[5]) == 5 * once
+    with pytest.raises(ValueError, match="trip count"):
+        flops.count(solved, x)
+
+
+def test_measures_a_small_network_and_writes_it_down(tmp_path, monkeypatch):
+    small = nets.case("f64c5", batch_size=4, layers=(2,))
+    monkeypatch.setattr(sections, "subject", lambda scope, name: nets.Subject(small, warmup=1))
+    monkeypatch.setattr(sections.Scope, "cases", ("f64c5",))
+    monkeypatch.setattr(sections.Scope, "modes", (3, "rates"))
+    scope = sections.Scope(quick=True, repeats=2, budget=0.0, dtype="float32")
+    results = {
+        "machine": command.machine("float32", True),
+        "steps": sections.measure_steps(scope, peak=100.0),
+    }
+    report.write(results, tmp_path)
+
+    rows = {(r["what"], r["forward"]): r for r in results["steps"]}
+    spikes, rates = rows["training step", 3], rows["training step", "rates"]
+    assert spikes["forward_steps"] == 3 and 1 <= rates["forward_steps"] <= 12
+    assert all(r["seconds"] > 0 and r["GFLOP"] > 0 and r["compile_seconds"] > 0 for r in rows.values())
+    # A simulation runs one convolution of 2 channels to 2 a step: so much less for inference at fewer steps.
+    one = 2 * (4 * 28 * 28 * 2) * (25 * 2) / 1e9
+    assert rows["inference", 3]["GFLOP"] > 3 * one
+    assert spikes["GFLOP"] > rows["inference", 3]["GFLOP"]
+
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [r["forward"] for r in written["steps"]] == [3, 3, "rates", "rates"]
+    text = (tmp_path / "results.md").read_text()
+    assert "## Training steps and inference" in text and "F64C5, rates: share of the convolution peak" in text
+    assert (tmp_path / "steps.png").stat().st_size > 1000
+
+
+def test_targets_are_judged_from_what_was_measured():
+    def row(who, forward, backward, seconds):
+        return {"who": who, "forward": forward, "backward": backward, "seconds": seconds}
+
+    peer = [
+        row("mpisjax", "rates", "neumann", 1.0),
+        row("mpisjax", 30, "neumann", 2.0),
+        row("PyTorch", 30, "Broyden as IDE-FSNN", 6.0),
+        row("PyTorch", 30, "Neumann, our tolerance", 1.0),
+    ]
+    judged = {r["what"]: (r["measured"], r["met"]) for r in report.targets({"peer": peer})}
+    assert judged["F64C5, T = 30: times faster than the peer"] == (3.0, "yes")
+    assert judged["F64C5, rates: times faster than the peer at T = 30"] == (6.0, "no")
+    assert len(judged) == 2  # nothing is said of what was not measured
+
+
+def test_an_unknown_section_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.arguments(["--only", "steps,speed"])
+    assert "speed" in capsys.readouterr().err
