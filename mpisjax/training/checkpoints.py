@@ -77,7 +77,7 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-            checkpointer.save(draft / STATE_NAME, state)
+            checkpointer.save((draft / STATE_NAME).absolute(), state)  # orbax takes no other path
             checkpointer.wait_until_finished()
         _write_record(draft, step, content, layout, _digests(draft))
         _sync_tree(draft)
@@ -166,7 +166,7 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
             )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-        return checkpointer.restore(checkpoint.path / STATE_NAME, abstract)
+        return checkpointer.restore((checkpoint.path / STATE_NAME).absolute(), abstract)
 
 
 def newest(directory: Path, *, set_aside: bool) -> Checkpoint | None:

@@ -50,6 +50,13 @@ def bits(tree: Any) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
+def test_a_relative_folder_serves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("runs/digits"), 3)
+    found = checkpoints.newest(Path("runs/digits"), set_aside=False)
+    assert bits(checkpoints.restore(found, state_at(0))) == bits(state_at(3))
+
+
 def test_round_trip_is_exact(tmp_path):
     save(tmp_path, 3)
     found = checkpoints.newest(tmp_path, set_aside=False)
