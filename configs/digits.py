@@ -3,8 +3,8 @@
     python train.py
 
 Test accuracy (360 digits), seeds 0, 1, 2: 98.89%, 98.06%, 98.33% by the equivalent path, 98.89%, 98.06%, 97.78%
-by spikes alone (T = 16), of the epoch chosen on 180 validation digits; 93 to 132 s each, 52,690 parameters.
-2-core AMD EPYC under other load, 2026-11-24, `python train.py --config.seed=SEED`.
+by spikes alone (T = 16), of the epoch chosen on 180 validation digits; 47 to 56 s each, 52,690 parameters.
+2-core AMD EPYC, 2026-11-24, `python train.py --config.seed=SEED`.
 """
 
 import ml_collections
