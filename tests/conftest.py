@@ -18,3 +18,16 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+# Not those of training: they compare with other processes, bit for bit.
+COMPILED_QUICKLY = ("core", "nn", "analysis", "baselines", "configs")
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(request):
+    """Compiling is most of what these folders cost: XLA is asked to optimise little, unless a test says otherwise."""
+    folder, optimized = request.path.parent.name, request.node.get_closest_marker("optimized")
+    jax.config.update("jax_disable_most_optimizations", folder in COMPILED_QUICKLY and not optimized)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)  # the default

@@ -181,6 +181,7 @@ def temporary_bytes(method, steps):
     return usage.temp_size_in_bytes
 
 
+@pytest.mark.optimized
 def test_memory_grows_linearly_with_time_and_the_implicit_method_s_does_not():
     steps = np.array([4, 16, 64])
     through_time = np.array([temporary_bytes("bptt", t) for t in steps])
