@@ -43,8 +43,8 @@ def write_idx(folder: Path, rng: np.random.Generator, num_train: int, num_test: 
     for split, stem, size in (("train", "train", num_train), ("test", "t10k", num_test)):
         images = rng.integers(0, 256, (size, 28, 28), np.uint8)
         labels = (np.arange(size) % 10).astype(np.uint8)
-        (folder / f"{stem}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images), 1))
-        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels), 1))
+        (folder / f"{stem}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images), 1, mtime=0))
+        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels), 1, mtime=0))
         arrays[split] = (images, labels)
     return arrays
 
