@@ -18,7 +18,8 @@ TIGHT = {
     "bicgstab": Adjoint("bicgstab", 400, 1e-13),
     "normal_cg": Adjoint("normal_cg", 800, 1e-13),
 }
-SOLVED = RateForward("picard", 400, 1e-15)
+# Rounding alone leaves 1e-15, and the reported residual, compiled outside the loop, rounds in its own way.
+SOLVED = RateForward("picard", 400, 5e-15)
 
 
 def transition(p, z, x, fire):
