@@ -46,6 +46,7 @@ def base() -> ml_collections.ConfigDict:
                     "stride_layer": 2,
                     "kernel_size": 3,
                     "feedback_gain": 0.5,  # where the gain of the feedback's weight norm starts
+                    "feedback_norm": "weight",  # weight, or spectral: the feedback's operator norm stays below 1
                     "head": "fused",  # fused or smallest
                     "dropout": 0.0,
                     "momentum": 0.9,  # of batch normalisation's running statistics

@@ -12,6 +12,7 @@ from mpisjax.errors import UserError
 from mpisjax.neurons import Fire, dbrelu
 from mpisjax.nn.layers import ConvNorm
 from mpisjax.nn.ops import halved, upsample
+from mpisjax.nn.spectral import SpectralConvTranspose
 
 Array = jax.Array
 Rates = dict[str, Array]
@@ -46,6 +47,8 @@ class MPIS(nn.Module):
       kernel_size: side of every 3x3-like kernel.
       feedback_gain: where the gain of Trans's weight norm starts. Trans has no batch normalisation: dividing by
         the spread of the feedback, which is small, would multiply the Jacobian by its inverse.
+      feedback_norm: "weight", each channel of Trans by its weight norm; or "spectral", all of it by its operator
+        norm, with a gain below 1 (single-stream equilibrium nets, IDE-Net, have this and `num_streams = 1`).
       head: "fused": the larger streams' rates are brought to the smallest by learned stride-2 convolutions and
         added, then 1x1 conv, BN, DBReLU and a dense layer; "smallest": a dense layer on the smallest stream.
       dropout: rate of variational dropout: one mask a sample and channel for the whole solve.
@@ -67,6 +70,7 @@ class MPIS(nn.Module):
     stride_layer: int = 2
     kernel_size: int = 3
     feedback_gain: float = 0.5
+    feedback_norm: str = "weight"
     head: str = "fused"
     dropout: float = 0.0
     temporal: bool = False
@@ -94,6 +98,12 @@ class MPIS(nn.Module):
             )
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(f"model.kernel_size is {self.kernel_size}: set it to an odd number.")
+        if self.feedback_norm not in ("weight", "spectral"):
+            raise UserError(f"model.feedback_norm is {self.feedback_norm!r}: choose 'weight' or 'spectral'.")
+        if self.feedback_norm == "spectral" and not 0 < self.feedback_gain < 1:
+            raise UserError(
+                f"model.feedback_gain is {self.feedback_gain}: set it in (0, 1) for model.feedback_norm 'spectral'."
+            )
         if self.head not in ("fused", "smallest"):
             raise UserError(f"model.head is {self.head!r}: choose 'fused' or 'smallest'.")
         if not 0 <= self.dropout < 1:
@@ -108,16 +118,15 @@ class MPIS(nn.Module):
         n, depth, width = self.num_streams, len(self.layers), self.layers[self.fusion_layer - 1]
         self.stem_layers = [conv(c, stride=s) for c, s in zip(self.stem, self.stem_strides, strict=True)]
         self.inject = conv(self.layers[0])
-        self.trans = [
-            conv(
-                self.layers[0],
-                stride=2 if self.stride_layer else 1,
-                transpose=True,
-                batch_norm=False,
-                initial_gain=self.feedback_gain,
-            )
-            for _ in range(n)
-        ]
+
+        def feedback() -> nn.Module:
+            stride = 2 if self.stride_layer else 1
+            shared = {"stride": stride, "initial_gain": self.feedback_gain}
+            if self.feedback_norm == "weight":
+                return conv(self.layers[0], transpose=True, batch_norm=False, **shared)
+            return SpectralConvTranspose(self.layers[0], self.kernel_size, dtype=self.dtype, **shared)
+
+        self.trans = [feedback() for _ in range(n)]
         self.feb = [
             [conv(self.layers[k - 1], stride=2 if k == self.stride_layer else 1) for k in range(2, depth + 1)]
             for _ in range(n)
