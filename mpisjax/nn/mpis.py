@@ -121,7 +121,7 @@ class MPIS(nn.Module):
 
         def feedback() -> nn.Module:
             stride = 2 if self.stride_layer else 1
-            shared = {"stride": stride, "initial_gain": self.feedback_gain}
+            shared: dict[str, Any] = {"stride": stride, "initial_gain": self.feedback_gain}
             if self.feedback_norm == "weight":
                 return conv(self.layers[0], transpose=True, batch_norm=False, **shared)
             return SpectralConvTranspose(self.layers[0], self.kernel_size, dtype=self.dtype, **shared)
