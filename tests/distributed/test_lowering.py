@@ -1,0 +1,134 @@
+"""Nothing CPU-only is left in the path: training step and evaluation lower for TPU, CUDA and CPU, for every config.
+
+They are lowered as a run on eight devices would compile them, from shapes alone: no array is made, and no such device is
+needed. What a platform's compiler then does with the program is not tried here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from mpisjax import cli, configuration
+from mpisjax.data import Batch
+from mpisjax.nn import model
+from mpisjax.training.evaluation import make_eval_step
+from mpisjax.training.state import TrainState, init_state, optimizer_of
+from mpisjax.training.step import make_train_step, prepare_images
+
+PLATFORMS = ("tpu", "cuda", "cpu")
+DEVICES = 8
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+# Frames, side, channels, classes; no frames where input is constant.
+INPUTS = {
+    "digits": (0, 8, 1, 10),
+    "mnist": (0, 28, 1, 10),
+    "fashion_mnist": (0, 28, 1, 10),
+    "cifar10": (0, 32, 3, 10),
+    "cifar100": (0, 32, 3, 100),
+    "nmnist": (30, 34, 2, 10),
+    "saccade_digits": (10, 34, 2, 10),
+}
+
+
+def every() -> list[Any]:
+    """All config files and variants; of each file one in the default run, the others where there is time."""
+    found = []
+    for path in sorted(FOLDER.glob("*.py")):
+        module: dict[str, Any] = {}
+        exec(compile(path.read_text(), path, "exec"), module)
+        for variant in (None, *module.get("VARIANTS", {})):
+            marks = [pytest.mark.slow] if variant else []
+            found.append(pytest.param(path, variant, id=f"{path.stem}-{variant or 'plain'}", marks=marks))
+    return found
+
+
+def shapes_of(config: Any) -> tuple[SimpleNamespace, Any, TrainState, Batch]:
+    """Data, network, state and batch of a config; of arrays the shapes alone."""
+    frames, side, channels, classes = INPUTS[config.data.name]
+    side = config.data.crop or side
+    shape = (*((config.data.num_frames,) if frames else ()), side, side, channels)
+    dataset = SimpleNamespace(
+        num_classes=classes,
+        temporal=bool(frames),
+        mean=(0.3,) * channels,
+        std=(0.3,) * channels,
+        train=SimpleNamespace(images=jax.ShapeDtypeStruct((1, *shape), jnp.uint8)),
+    )
+    net = configuration.net_of(config, dataset)
+
+    def initial() -> TrainState:
+        images = prepare_images(jnp.zeros((1, *shape), jnp.uint8), dataset)
+        variables = model.init_variables(net, jax.random.key(0), images, configuration.neuron_of(config))
+        return init_state(config, variables, optimizer_of(config, steps_per_epoch=100))
+
+    size = -(-config.train.batch_size // DEVICES) * DEVICES
+    batch = Batch(
+        jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
+        jax.ShapeDtypeStruct((size,), jnp.int32),
+        jax.ShapeDtypeStruct((size,), jnp.float32),
+    )
+    return dataset, net, jax.eval_shape(initial), batch
+
+
+# A custom call is a promise that the platform has a kernel of that name. Small dense solves (Anderson's mixing, GMRES) are
+# the only ones: JAX brings their kernels along, and `export` itself refuses names that it does not vouch for.
+KERNELS = {"cpu": r"lapack_\w+", "cuda": r"(cusolver|cublas|cu)_\w+", "tpu": r"(LuDecomposition|Cholesky)"}
+
+
+# Notes to the partitioner, gone once it has run.
+SHARDING = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
+
+
+def check(function: Any, *shapes: Any) -> None:
+    exported = jax.export.export(function, platforms=PLATFORMS)(*shapes)
+    assert exported.platforms == PLATFORMS and exported.nr_devices == DEVICES
+    text = exported.mlir_module()
+    assert "stablehlo.convolution" in text and "callback" not in text
+    if "stablehlo.custom_call" not in text:
+        return
+    traced = function.trace(*shapes)
+    for platform, kernels in KERNELS.items():
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        for name in set(re.findall(r"custom_call @([\w.]+)", text)) - SHARDING:
+            assert re.fullmatch(kernels, name), f"{name} on {platform}"
+
+
+def lower(config: Any) -> None:
+    dataset, net, state, batch = shapes_of(config)
+    mesh = AbstractMesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    check(make_train_step(config, net, dataset, 100, mesh), state, batch)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    check(make_eval_step(config, net, dataset, mesh), variables, batch)
+
+
+@pytest.mark.parametrize(("path", "variant"), every())
+def test_every_config_lowers_for_every_platform(path, variant):
+    lower(cli.load_config(f"{path}:{variant}" if variant else str(path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model.dtype": "bfloat16"},
+        {"forward.mode": "rates", "forward.solver": "anderson", "adjoint.solver": "anderson"},
+        {"forward.settle_tol": 0.01, "adjoint.solver": "gmres"},
+        {"adjoint.solver": "bicgstab", "train.jacobian_penalty": 0.1, "train.ema": 0.99},
+        {"adjoint.solver": "normal_cg", "model.dropout": 0.2, "model.head": "smallest"},
+        {"train.method": "bptt", "train.gradient_clip": 1.0},
+    ],
+    ids=lambda settings: "-".join(str(value) for value in settings.values()),
+)
+def test_every_solver_lowers_for_every_platform(settings):
+    config = cli.load_config(str(FOLDER / "digits.py"))
+    config.update_from_flattened_dict(settings)
+    lower(config)
