@@ -8,12 +8,30 @@ TensorBoard events, train.log, and at the end results.json and curves.png. Run t
 an interruption; the outcome is bit for bit that of an uninterrupted run on the same devices.
 """
 
-from pathlib import Path
+import contextlib
+import os
+import signal
+import sys
 
-from absl import flags
 
-from mpisjax import cli
-from mpisjax.training.preemption import watch
+def leave(number, frame) -> None:
+    """Ends the program in good order while nothing has begun, or everything is over."""
+    os.write(2, f"stopped by {signal.Signals(number).name}; run the same command to go on\n".encode())
+    with contextlib.suppress(RuntimeError, OSError):
+        sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":  # before JAX is imported, which takes seconds; `watch` listens from there on
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+
+from pathlib import Path  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from mpisjax import cli  # noqa: E402
+from mpisjax.training.preemption import watch  # noqa: E402
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "digits.py"
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/<config.name> by default")

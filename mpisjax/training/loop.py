@@ -103,14 +103,15 @@ def fit(
         How the run ended.
 
     Raises:
+        Preempted: A signal came before the folder was taken.
         UserError: The folder is in use or cannot be written, its checkpoints belong to another config or are
             all damaged, or the disk is full.
         DivergenceError: `train.max_skipped` steps in a row were not finite; the last good state has been saved.
     """
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(hold(workdir))
-        stopper = stopper or stack.enter_context(watch())
+        stopper = stopper or stack.enter_context(watch())  # first: whoever sees the lock may send a signal
         stack.enter_context(stopper.deferred())
+        path = stack.enter_context(hold(workdir))
         run = _Run(
             config,
             path,

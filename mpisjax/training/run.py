@@ -117,9 +117,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
     """
     configuration.check(config)
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(hold(workdir))
-        stopper = stopper or stack.enter_context(watch())
-        parts = assemble(config)
+        stopper = stopper or stack.enter_context(watch())  # first: whoever sees the lock may send a signal
+        with stopper.deferred():
+            path = stack.enter_context(hold(workdir))
+        with stopper.interruptible():
+            parts = assemble(config)
         steps_per_epoch = parts.feed.steps_per_epoch
         train_step = make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = make_evaluator(config, parts.net, parts.dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 import tiny
 
 from mpisjax.training import checkpoints, plots, record
@@ -82,6 +84,33 @@ def test_stopped_before_the_first_step(tmp_path):
         run.send_signal(signal.SIGTERM)
         _, said = run.communicate(timeout=60)
     assert run.returncode == 0 and "Traceback" not in said, said
+
+
+def listens(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has installed a handler of its own for a signal; Linux tells."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("delay", [0.0, 0.4, 1.5])
+def test_train_py_stopped_while_it_imports(tmp_path, delay):
+    """From the moment it can listen, and JAX is yet to be imported, `train.py` leaves in good order."""
+    command = [sys.executable, ROOT / "train.py", f"--workdir={tmp_path / 'run'}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 60
+        while not listens(run.pid, signal.SIGTERM) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(delay)
+        asked = time.monotonic()
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 0 and time.monotonic() - asked < 10, said
+    assert "stopped by SIGTERM" in said and said.count("\n") == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path):
