@@ -64,6 +64,7 @@ def base() -> ml_collections.ConfigDict:
                     "tol": 1e-2,  # rates
                     "history": 3,  # rates, anderson
                     "damping": 0.0,  # rates
+                    "returns": "equivalent",  # what the classifier is trained on: equivalent, or spikes
                 }
             ),
             "adjoint": c({"solver": "neumann", "max_steps": 12, "tol": 1e-2, "history": 5}),
@@ -77,11 +78,13 @@ def base() -> ml_collections.ConfigDict:
             "train": c(
                 {
                     "method": "implicit",  # implicit, or bptt: the simulation differentiated through time
+                    "init_from": "",  # a run's folder: start from its best weights, with a fresh optimiser
                     "epochs": 10,
                     "batch_size": 128,
                     "learning_rate": 0.1,
                     "momentum": 0.9,
-                    "weight_decay": 5e-4,
+                    "weight_decay": 5e-4,  # of kernels alone, not of gains, scales and shifts
+                    "feedback_decay": 0.0,  # of the gains that scale the feedback, which the above leaves out
                     "warmup_epochs": 1.0,
                     "schedule": "cosine",  # cosine or step
                     "milestones": (0.5, 0.75),  # step: fractions of the run at which the rate falls
@@ -89,7 +92,8 @@ def base() -> ml_collections.ConfigDict:
                     "label_smoothing": 0.0,
                     "gradient_clip": 0.0,  # global norm; 0 for none
                     "jacobian_penalty": 0.0,  # weight of ||J||_F^2 / n of the equivalent map; 0 for none
-                    "ema": 0.0,  # decay of the averaged weights that evaluation uses; 0 for none
+                    "ema": 0.0,  # decay of the averaged weights and statistics that evaluation uses; 0 for none
+                    "test_at_end": True,  # False leaves the test split unread
                     "log_every": 50,
                     "checkpoint_every": 0,
                     "keep_checkpoints": 2,
@@ -101,6 +105,22 @@ def base() -> ml_collections.ConfigDict:
         }
     )
     return settings.lock()
+
+
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A config that an earlier version wrote, with the defaults of the settings that it did not know."""
+    settings = base()
+
+    def fill(ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict) -> None:
+        for key, value in ours.items():
+            if key not in theirs:
+                theirs[key] = value
+            elif isinstance(value, ml_collections.ConfigDict):
+                fill(value, theirs[key])
+
+    with config.unlocked():
+        fill(settings, config)
+    return config
 
 
 def with_variant(
@@ -235,8 +255,26 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key in ("momentum", "label_smoothing", "ema"):
         if not 0 <= t[key] < 1:
             raise UserError(f"train.{key} is {t[key]}: set it in [0, 1).")
-    for key in ("weight_decay", "warmup_epochs", "gradient_clip", "jacobian_penalty", "checkpoint_every"):
+    for key in (
+        "weight_decay",
+        "feedback_decay",
+        "warmup_epochs",
+        "gradient_clip",
+        "jacobian_penalty",
+        "checkpoint_every",
+    ):
         if not t[key] >= 0:
             raise UserError(f"train.{key} is {t[key]}: set it to 0 or more.")
+    for key in ("shift", "cutout", "mixup"):
+        if not config.data.augment[key] >= 0:
+            raise UserError(f"data.augment.{key} is {config.data.augment[key]}: set it to 0 or more.")
+    returns = config.forward.returns
+    if returns not in ("equivalent", "spikes"):
+        raise UserError(f"forward.returns is {returns!r}: choose 'equivalent' or 'spikes'.")
+    if returns == "spikes" and (config.forward.mode != "spikes" or t.method != "implicit"):
+        raise UserError(
+            "forward.returns is 'spikes', which trains the classifier on the rates of an implicit method's spikes: set "
+            "forward.mode to 'spikes' and train.method to 'implicit'."
+        )
     if config.eval.batch_size < 1:
         raise UserError(f"eval.batch_size is {config.eval.batch_size}: set it to at least 1.")

@@ -11,6 +11,7 @@ import ml_collections
 import optax
 
 from mpisjax import configuration
+from mpisjax.analysis.operations import synapses, synops
 from mpisjax.baselines import bptt
 from mpisjax.data import Batch, eval_batches
 from mpisjax.nn import model
@@ -31,6 +32,8 @@ class Evaluation(NamedTuple):
       loss: cross-entropy of the same logits.
       residual: by stream, mean relative residual.
       firing_rates: by population, mean leak-weighted rate (of spikes, or of the solved rates).
+      synops: mean synaptic operations a sample, over all steps and layers that spikes drive
+        (`mpisjax.analysis.operations`); None where the rates were solved for.
       num_steps: mean time steps (or solver steps) a sample.
       num_examples: examples.
     """
@@ -40,6 +43,7 @@ class Evaluation(NamedTuple):
     loss: float
     residual: dict[str, float]
     firing_rates: dict[str, float]
+    synops: float | None
     num_steps: float
     num_examples: int
 
@@ -65,6 +69,8 @@ def make_eval_step(
     neuron = configuration.neuron_of(config)
     forward = configuration.spikes_of(config, dataset.temporal, num_steps)
     through_time = configuration.bptt_of(config)
+    height, width, channels = dataset.train.images.shape[-3:]
+    links = synapses(net, (height, width, channels))
 
     def step(variables: dict[str, Any], batch: Batch) -> dict[str, Any]:
         x = prepare_images(batch.images, dataset)
@@ -103,6 +109,8 @@ def make_eval_step(
         }
         if spike_logits is not None:
             sums["correct_spikes"] = total(jnp.argmax(spike_logits, -1) == batch.labels)
+            operations = synops(links, simulation.spike_counts)
+            sums["synops"] = sum((total(v) for v in operations.values()), jnp.zeros(()))
         return sums
 
     whole = replicated(mesh)
@@ -133,6 +141,7 @@ def make_evaluator(
             loss=mean["loss"],
             residual=mean["residual"],
             firing_rates=mean["firing_rates"],
+            synops=mean.get("synops"),
             num_steps=mean["steps"],
             num_examples=int(sums["count"]),
         )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from mpisjax import configuration
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints
 from mpisjax.training.checkpoints import Checkpoint, DamagedError
@@ -30,6 +31,7 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.max_skipped",
+    "train.test_at_end",
 )
 _log = logging.getLogger(__name__)
 
@@ -128,6 +130,9 @@ def check(checkpoint: Checkpoint, config: Any, data_checksum: str) -> None:
         UserError: It does not; the sentence lists the keys that differ.
     """
     theirs, ours = flatten(checkpoint.content["config"]), flatten(plain(config))
+    # A setting that is newer than the checkpoint stood, then, at what is now its default.
+    defaults = flatten(plain(configuration.base()))
+    theirs = {**{key: value for key, value in defaults.items() if key in ours}, **theirs}
     differing = [
         f"{key} ({_show(theirs, key)} there, {_show(ours, key)} here)"
         for key in sorted(theirs.keys() | ours.keys())

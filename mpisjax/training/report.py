@@ -22,7 +22,7 @@ def as_json(score: Any) -> dict[str, Any]:
             return {str(key): plain(item) for key, item in value.items()}
         if isinstance(value, int):
             return value
-        return float(value) if math.isfinite(value) else None
+        return float(value) if value is not None and math.isfinite(value) else None
 
     return plain(score._asdict())
 
@@ -45,6 +45,8 @@ def show(console: Console, title: str, result: Mapping[str, Any]) -> None:
             f"accuracy, spikes alone, T = {result['num_steps']:g}", percent(result["accuracy_spikes"])
         )
     main.add_row("loss, equivalent path", number(result["loss"]))
+    if result["synops"] is not None:
+        main.add_row("synaptic operations a sample", f"{result['synops']:,.0f}")
     for stream, residual in result["residual"].items():
         main.add_row(f"residual, {stream}", number(residual))
     console.print(main)
@@ -57,14 +59,21 @@ def show(console: Console, title: str, result: Mapping[str, Any]) -> None:
 
 
 def show_steps(console: Console, results: Sequence[Mapping[str, Any]]) -> None:
-    """Prints accuracy, residual and firing rate against the number of time steps T.
+    """Prints accuracy, residual, firing rate and synaptic operations against the number of time steps T.
 
     Args:
         console: Where to.
         results: What `as_json` gave, one for each T.
     """
     table = Table()
-    for name in ("T", "equivalent path", "spikes alone", "largest residual", "firing rate, mean of layers"):
+    for name in (
+        "T",
+        "equivalent path",
+        "spikes alone",
+        "largest residual",
+        "firing rate, mean of layers",
+        "SynOps a sample",
+    ):
         table.add_column(name, justify="right")
     for result in results:
         residuals = [value for value in result["residual"].values() if value is not None]
@@ -75,6 +84,7 @@ def show_steps(console: Console, results: Sequence[Mapping[str, Any]]) -> None:
             percent(result["accuracy_spikes"]),
             number(max(residuals)) if residuals else "-",
             number(sum(rates) / len(rates)) if rates else "-",
+            f"{result['synops']:,.0f}" if result["synops"] is not None else "-",
         )
     console.print(table)
 

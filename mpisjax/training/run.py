@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -23,12 +22,12 @@ from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training import checkpoints, devices, record
+from mpisjax.training import checkpoints, devices, record, start
 from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit
 from mpisjax.training.preemption import Stopper, watch
-from mpisjax.training.state import TrainState, evaluated_params, init_state, optimizer_of
+from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
 from mpisjax.training.step import make_train_step, prepare_images
 
 LOG_NAME = "train.log"
@@ -69,10 +68,7 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     optimizer = optimizer_of(config, feed.steps_per_epoch)
 
     def initial() -> TrainState:
-        images = prepare_images(jnp.zeros((1, *dataset.train.images.shape[1:]), jnp.uint8), dataset)
-        neuron = configuration.neuron_of(config)
-        variables = model.init_variables(net, jax.random.key(config.seed), images, neuron)
-        return init_state(config, variables, optimizer)
+        return init_state(config, start.initial_variables(config, net, dataset), optimizer)
 
     state = jax.jit(initial, out_shardings=devices.replicated(mesh))()
     return Parts(dataset, net, mesh, feed, state)
@@ -96,7 +92,7 @@ def look_for_devices() -> None:
 
 def variables_of(state: TrainState) -> dict[str, Any]:
     """What evaluation takes of a training state."""
-    return {"params": evaluated_params(state), "batch_stats": state.batch_stats}
+    return evaluated_variables(state)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper | None = None) -> FitResult:
@@ -122,6 +118,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
             path = stack.enter_context(hold(workdir))
         with stopper.interruptible():
             parts = assemble(config)
+        if config.train.init_from and not checkpoints.steps(path / record.FOLDER):
+            parts = parts._replace(state=start.started_from(config, parts.dataset, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
         train_step = make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = make_evaluator(config, parts.net, parts.dataset)
@@ -139,7 +137,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
             train_step=train_step,
             feed=parts.feed,
             eval_fn=measure(parts.dataset.validation) if len(parts.dataset.validation.labels) else None,
-            test_fn=measure(parts.dataset.test),
+            test_fn=measure(parts.dataset.test) if config.train.test_at_end else None,
             data_checksum=parts.dataset.checksum,
             adjoint_tol=_adjoint_tolerance(config),
             diagnose=lambda state, step: _diagnose(config, parts, state, step),
@@ -147,6 +145,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
         )
         if result.test is not None:
             _conclude(config, path, parts, result)
+        elif not result.stopped:
+            _log.info("the test split was not measured: train.test_at_end is False; see %s", path)
         return result
 
 
@@ -260,7 +260,7 @@ def config_of(workdir: Path) -> ml_collections.ConfigDict:
     Raises:
         UserError: There is no sound checkpoint.
     """
-    return record.revive(record.best(workdir).content["config"])
+    return configuration.completed(record.revive(record.best(workdir).content["config"]))
 
 
 def evaluate_at(

@@ -20,7 +20,8 @@ class TrainState(NamedTuple):
       params: the network's parameters.
       batch_stats: running statistics of batch normalisation.
       opt_state: the optimiser's.
-      ema: averaged parameters, () where none are kept.
+      ema: averaged parameters and running statistics (`{"params": ..., "batch_stats": ...}`), () where none are
+        kept.
       skipped: int32 scalar, steps in a row whose loss or gradient was not finite.
       rng: uint32 key data; every step folds its number in.
     """
@@ -51,15 +52,28 @@ def schedule_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> opta
 
 
 def optimizer_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum; weight decay on kernels alone, not on gains, scales and shifts."""
+    """SGD with Nesterov momentum; weight decay on kernels alone, not on gains, scales and shifts.
+
+    `train.feedback_decay` adds one on the gains of the feedback convolutions Trans: they have no batch
+    normalisation after them, so their gains set how strongly the streams feed back, and kernels do not.
+    """
     t = config.train
 
     def kernels(params: Any) -> Any:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
+    def feedback(params: Any) -> Any:
+        def is_gain(path: Any, _: Any) -> bool:
+            return str(path[0].key).startswith("trans_") and path[-1].key == "gain"
+
+        return jax.tree_util.tree_map_with_path(is_gain, params)
+
+    decays = [optax.add_decayed_weights(t.weight_decay, mask=kernels)]
+    if t.feedback_decay:
+        decays.append(optax.add_decayed_weights(t.feedback_decay, mask=feedback))
     return optax.chain(
         optax.clip_by_global_norm(t.gradient_clip) if t.gradient_clip else optax.identity(),
-        optax.add_decayed_weights(t.weight_decay, mask=kernels),
+        optax.chain(*decays),
         optax.sgd(
             schedule_of(config, steps_per_epoch), momentum=t.momentum or None, nesterov=bool(t.momentum)
         ),
@@ -70,18 +84,23 @@ def init_state(
     config: ml_collections.ConfigDict, variables: dict[str, Any], optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step."""
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    averaged = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if config.train.ema else (),
+        ema=jax.tree.map(jnp.copy, averaged) if config.train.ema else (),
         skipped=jnp.zeros((), jnp.int32),
         rng=jax.random.key_data(jax.random.key(config.seed + 1)),
     )
 
 
-def evaluated_params(state: TrainState) -> Any:
-    """The parameters that evaluation uses: the averaged ones where they are kept."""
-    return state.params if state.ema == () else state.ema
+def evaluated_variables(state: TrainState) -> dict[str, Any]:
+    """What evaluation takes of a state: the averages where they are kept, parameters and running statistics alike.
+
+    Running statistics describe the activity under the parameters they were gathered with; under averaged ones they
+    have to be averaged too.
+    """
+    return {"params": state.params, "batch_stats": state.batch_stats} if state.ema == () else state.ema

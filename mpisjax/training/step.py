@@ -93,6 +93,7 @@ def make_train_step(
         variables = {"params": params, "batch_stats": state.batch_stats}
         shared: dict[str, Any] = {"neuron": neuron, "train": True, "rng": rng}
         if through_time is None:
+            shared["returns"] = config.forward.returns
             out = model.apply(net, variables, x, forward=forward, adjoint=adjoint, probe=probe, **shared)
         else:
             out = bptt.apply(net, variables, x, num_steps=forward.num_steps, bptt=through_time, **shared)
@@ -138,7 +139,8 @@ def make_train_step(
         if averaging:
             # Warmed up, so that the average does not remember the initial weights.
             rate = jnp.minimum(averaging, (1 + state.step) / (10 + state.step))
-            ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, params)
+            current = {"params": params, "batch_stats": out.batch_stats}
+            ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, current)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         equilibrium = out.equilibrium
         worst = jnp.max(jnp.stack([jnp.mean(r) for r in jax.tree.leaves(equilibrium.residual)]))

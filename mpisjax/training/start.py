@@ -1,0 +1,107 @@
+"""Weights for a run to start from: another run's best state, averages included, under a fresh optimiser."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from mpisjax import configuration
+from mpisjax.data import DataSet
+from mpisjax.errors import UserError
+from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS
+from mpisjax.training import checkpoints, record
+from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
+
+Variables = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+
+def initial_variables(config: ml_collections.ConfigDict, net: MPIS, dataset: DataSet) -> Variables:
+    """Random weights, by `config.seed`."""
+    shape = dataset.train.images.shape[1:]
+    images = jnp.zeros((shape[0], 1, *shape[1:]) if dataset.temporal else (1, *shape))
+    return model.init_variables(net, jax.random.key(config.seed), images, configuration.neuron_of(config))
+
+
+def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: Any) -> TrainState:
+    """Shapes, dtypes and placement of a config's training state.
+
+    Args:
+        config: All settings.
+        dataset: What the network reads.
+        place: The sharding of every array.
+    """
+    net = configuration.net_of(config, dataset)
+    optimizer = optimizer_of(config, 1)  # the schedule's length changes no shape
+    state = jax.eval_shape(lambda: init_state(config, initial_variables(config, net, dataset), optimizer))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state)
+
+
+def started_from(config: ml_collections.ConfigDict, dataset: DataSet, state: TrainState) -> TrainState:
+    """A first state with the weights and running statistics of another run's best state.
+
+    Args:
+        config: All settings; `train.init_from` names the other run's folder.
+        dataset: What the network reads.
+        state: The state to put them into, at step 0.
+
+    Returns:
+        The state, the averages (where they are kept) started from the same weights.
+
+    Raises:
+        UserError: The folder holds no sound checkpoint, or its network is another.
+    """
+    found, origin = _find(config.train.init_from, dataset, jax.tree.leaves(state.params)[0].sharding)
+    check_fits(found, {"params": state.params, "batch_stats": state.batch_stats}, origin)
+    _log.info("weights from %s", origin)
+    # Copies each, since a training step is given its state's buffers for good.
+    averages = jax.tree.map(jnp.copy, found) if config.train.ema else ()
+    return state._replace(params=found["params"], batch_stats=found["batch_stats"], ema=averages)
+
+
+def best_variables(workdir: Path, dataset: DataSet, place: Any) -> tuple[Variables, int]:
+    """The weights and running statistics that evaluation takes of a run, and the step they were saved at.
+
+    Args:
+        workdir: The run's folder.
+        dataset: What its network reads.
+        place: Where to put the arrays (a sharding).
+
+    Raises:
+        UserError: There is no sound checkpoint.
+    """
+    chosen = record.best(workdir)
+    config = configuration.completed(record.revive(chosen.content["config"]))
+    state = checkpoints.restore(chosen, abstract_state(config, dataset, place))
+    return evaluated_variables(state), chosen.step
+
+
+def check_fits(found: Variables, wanted: Variables, origin: str) -> None:
+    """Refuses the weights of another network.
+
+    Raises:
+        UserError: `found` (from `origin`) has other arrays or shapes than `wanted`.
+    """
+
+    def layout(tree: Variables) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(place): f"{leaf.dtype}{list(leaf.shape)}" for place, leaf in leaves}
+
+    theirs, ours = layout(found), layout(wanted)
+    for place in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(place) != ours.get(place):
+            raise UserError(
+                f"the weights from {origin} are of another network: {place} is {theirs.get(place, 'absent')} there and "
+                f"{ours.get(place, 'absent')} here; use its model settings and its kind of data"
+            )
+
+
+def _find(name: str, dataset: DataSet, place: Any) -> tuple[Variables, str]:
+    variables, step = best_variables(Path(name), dataset, place)
+    return variables, f"{name}, step {step}"
