@@ -1,0 +1,145 @@
+"""Trains for a long time and makes sure that nothing grows: resident memory, compiled programs, open files, arrays.
+
+    python tests/long_run.py [--steps 20000] [--workdir DIR] [--config FILE] [--config.KEY=VALUE]
+
+runs the default config for so many steps, as `train.py` would (validation and a checkpoint each epoch included),
+and takes a sample every 50 steps. Every tenth is printed. The exit code is 1 if, over the last 90% of the steps,
+resident memory moved by more than 1%, anything was compiled, or open files, threads or live arrays grew.
+Linux only: it reads /proc.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+from mpisjax import cli
+from mpisjax.training.preemption import watch
+
+ROOT = Path(__file__).resolve().parents[1]
+EVERY, SHOWN_EVERY = 50, 10
+SETTLED = 0.1  # of the run: what comes before may grow
+TOLERANCE = 0.01  # of resident memory, after that
+
+STEPS = flags.DEFINE_integer("steps", 20_000, "steps to take, at least; epochs are not cut", lower_bound=1)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a temporary one by default")
+
+
+class Sample(NamedTuple):
+    """What the process holds at one moment.
+
+    Attributes:
+        step: Steps taken.
+        resident: Memory, KiB.
+        files: Open file descriptors.
+        threads: Threads of the process.
+        compiled: Programs compiled since the process began.
+        cached: Entries in the training step's own cache of compiled programs.
+        arrays: Live JAX arrays.
+    """
+
+    step: int
+    resident: int
+    files: int
+    threads: int
+    compiled: int
+    cached: int
+    arrays: int
+
+
+def problems(samples: list[Sample]) -> list[str]:
+    """What has grown after the first tenth of the samples, a sentence each."""
+    settled = samples[int(SETTLED * len(samples)) :]
+    told = []
+    memory = [sample.resident for sample in settled]
+    moved = (max(memory) - min(memory)) / min(memory)
+    if moved > TOLERANCE:
+        told.append(
+            f"resident memory moved by {100 * moved:.2f}%, from {min(memory)} to {max(memory)} KiB, "
+            f"first {memory[0]}, last {memory[-1]}"
+        )
+    for name in ("compiled", "cached"):
+        counts = [getattr(sample, name) for sample in settled]
+        if counts[-1] != counts[0]:
+            told.append(f"{name}: {counts[0]} programs became {counts[-1]}")
+    for name in ("files", "threads", "arrays"):
+        counts = [getattr(sample, name) for sample in settled]
+        half = len(counts) // 2
+        if half and max(counts[half:]) > max(counts[:half]):  # they go up and down within an epoch
+            told.append(f"{name}: at most {max(counts[:half])} in the first half, {max(counts[half:])} after")
+    return told
+
+
+def main(config) -> int:
+    """Runs, samples and judges."""
+    from mpisjax.training import devices
+
+    with watch() as stopper, tempfile.TemporaryDirectory() as temporary:
+        devices.prepare(config.devices.all_cores)
+        import jax
+
+        from mpisjax.training import run
+
+        compiled, samples, began = [0], [], time.monotonic()
+
+        def count(event: str, duration: float, **more: object) -> None:
+            del duration, more
+            compiled[0] += event == "/jax/core/compile/backend_compile_duration"
+
+        jax.monitoring.register_event_duration_secs_listener(count)
+        make = run.make_train_step
+
+        def make_watched(*arguments, **settings):
+            step = make(*arguments, **settings)
+            taken = [0]
+
+            def watched(state, batch):
+                if taken[0] % EVERY == 0:
+                    pages = int(Path("/proc/self/statm").read_text().split()[1])
+                    samples.append(
+                        Sample(
+                            taken[0],
+                            pages * os.sysconf("SC_PAGESIZE") >> 10,
+                            len(os.listdir("/proc/self/fd")),
+                            len(os.listdir("/proc/self/task")),
+                            compiled[0],
+                            step._cache_size(),
+                            len(jax.live_arrays()),
+                        )
+                    )
+                    if len(samples) % SHOWN_EVERY == 1:
+                        told = " ".join(f"{k}={v}" for k, v in samples[-1]._asdict().items())
+                        print(
+                            f"{time.monotonic() - began:7.0f} s {told} garbage={gc.get_count()}", flush=True
+                        )
+                taken[0] += 1
+                return step(state, batch)
+
+            return watched
+
+        run.make_train_step = make_watched
+        steps_per_epoch = run.assemble(config).feed.steps_per_epoch
+        config.train.epochs = -(-STEPS.value // steps_per_epoch)
+        result = run.run(config, WORKDIR.value or temporary, stopper)
+    told = problems(samples)
+    settled = [sample.resident for sample in samples[int(SETTLED * len(samples)) :]]
+    print(
+        f"{result.step} steps in {time.monotonic() - began:.0f} s, {len(samples)} samples; over the last 90%: resident "
+        f"{min(settled)} to {max(settled)} KiB ({100 * (max(settled) / min(settled) - 1):.2f}%); last: {samples[-1]}"
+    )
+    for problem in told:
+        print(f"GREW: {problem}")
+    return int(bool(told) or result.stopped)
+
+
+if __name__ == "__main__":
+    if not os.path.exists("/proc/self/statm"):
+        sys.exit("this script reads /proc, which only Linux has")
+    cli.run(main, cli.config_from(ROOT / "configs" / "digits.py"))
