@@ -35,6 +35,11 @@ def start(workdir: Path, cache: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
+def crowding() -> float:
+    """How many programs want each core: the ten seconds are of a machine with a core to spare."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def final(workdir: Path) -> tuple[int, dict[str, bytes], list[dict], dict]:
     """The last checkpoint's step and bits, the rows without their timing, and the results."""
     found = checkpoints.newest(workdir / record.FOLDER, set_aside=False)
@@ -79,11 +84,11 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
         waited = time.monotonic() - asked
         step = checkpoints.steps(tmp_path / "killed" / record.FOLDER)[-1:]
         story.append((number.name, moment, run.returncode, round(waited, 2), step))
-        print(*story[-1])
+        print(*story[-1], f"({crowding():.1f} programs a core)", flush=True)
         if number == signal.SIGKILL:
             assert run.returncode == -signal.SIGKILL, story
         else:
-            assert run.returncode == 0 and waited < 10, (seed, story, said)
+            assert run.returncode == 0 and waited < 10 * crowding(), (seed, story, said)
     with start(tmp_path / "killed", tmp_path, "--config.train.checkpoint_every=2") as run:
         _, said = run.communicate(timeout=600)
     assert run.returncode == 0, said
