@@ -13,9 +13,11 @@ small      11,918,730   11.8M         rates, 6 solver steps   not run here
 small_t5   11,918,730   11.8M         spikes, T = 5           not run here
 small_t10  11,918,730   11.8M         spikes, T = 10          not run here
 small_t30  11,918,730   11.8M         spikes, T = 30          not run here
+ide_t30    28,322,731   ?             spikes, T = 30          not run here
 
 Two streams, stem 3-128-128, layers 256-512-1024, fused at layer 1; the small network's layers are 192-320-640, chosen to meet
-the paper's count. LIF neurons of leak 0.99.
+the paper's count. LIF neurons of leak 0.99. `ide_t30` is the baseline of as many parameters: one stream, wider,
+its feedback bounded by its operator norm, a dense layer on its rates.
 """
 
 import ml_collections
@@ -24,7 +26,15 @@ from mpisjax import configuration
 
 SMALL = {"model.layers": (192, 320, 640)}
 STEPS = {f"t{n}": {"forward.mode": "spikes", "forward.num_steps": n} for n in (5, 10, 30)}
-VARIANTS = {**STEPS, "small": SMALL, **{f"small_{name}": {**SMALL, **s} for name, s in STEPS.items()}}
+IDE = {
+    "model.num_streams": 1,
+    "model.fusion_layer": 1,
+    "model.feedback_norm": "spectral",
+    "model.head": "smallest",
+    "model.layers": (456, 920, 1832),
+}
+SMALLS = {f"small_{name}": {**SMALL, **s} for name, s in STEPS.items()}
+VARIANTS = {**STEPS, "small": SMALL, **SMALLS, "ide_t30": {**IDE, **STEPS["t30"]}}
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

@@ -13,9 +13,11 @@ small      14,922,340   14.8M         rates, 6 solver steps   not run here
 small_t5   14,922,340   14.8M         spikes, T = 5           not run here
 small_t10  14,922,340   14.8M         spikes, T = 10          not run here
 small_t30  14,922,340   14.8M         spikes, T = 30          not run here
+ide_t30    29,732,389   ?             spikes, T = 30          not run here
 
 Two streams, stem 3-128-128, layers 256-512-1024, fused at layer 1; the small network's layers are 192-256-768, chosen to meet
-the paper's count. LIF neurons of leak 0.99.
+the paper's count. LIF neurons of leak 0.99. `ide_t30` is the baseline of as many parameters: one stream, wider,
+its feedback bounded by its operator norm, a dense layer on its rates.
 
 That it learns was measured on 2026-11-24, on a 2-core CPU (AMD EPYC) that other work kept busy, with a narrow network (541,540
 parameters), seed 0, for the first 200 steps of
@@ -34,7 +36,15 @@ from mpisjax import configuration
 
 SMALL = {"model.layers": (192, 256, 768)}
 STEPS = {f"t{n}": {"forward.mode": "spikes", "forward.num_steps": n} for n in (5, 10, 30)}
-VARIANTS = {**STEPS, "small": SMALL, **{f"small_{name}": {**SMALL, **s} for name, s in STEPS.items()}}
+IDE = {
+    "model.num_streams": 1,
+    "model.fusion_layer": 1,
+    "model.feedback_norm": "spectral",
+    "model.head": "smallest",
+    "model.layers": (392, 776, 1560),
+}
+SMALLS = {f"small_{name}": {**SMALL, **s} for name, s in STEPS.items()}
+VARIANTS = {**STEPS, "small": SMALL, **SMALLS, "ide_t30": {**IDE, **STEPS["t30"]}}
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

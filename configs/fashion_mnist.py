@@ -9,9 +9,11 @@ variant   parameters   the paper's     trained with            test accuracy
 t30       128,346      133K, 93.14%    spikes, T = 30          not run here
 t100      128,346      133K, 93.23%    spikes, T = 100         not run here
 large_t1  2,629,514    ?, 93.83%       spikes, T = 1           not run here
+ide_t30   127,823      ?               spikes, T = 30          not run here
 
 Two streams, stem 1-16, layers 32-48. The paper's 133K are met when one counts an injection into the second stream, which is
-not there, as that stream starts from zero. The size of the paper's large network is not known to us.
+not there, as that stream starts from zero. The size of the paper's large network is not known to us. `ide_t30` is the
+baseline of as many parameters: one stream, wider, its feedback bounded by its operator norm, a dense layer on its rates.
 """
 
 import ml_collections
@@ -26,6 +28,15 @@ VARIANTS = {
         "forward.num_steps": 1,
         "model.stem": (64,),
         "model.layers": (128, 256),
+    },
+    "ide_t30": {
+        "forward.mode": "spikes",
+        "forward.num_steps": 30,
+        "model.num_streams": 1,
+        "model.fusion_layer": 1,
+        "model.feedback_norm": "spectral",
+        "model.head": "smallest",
+        "model.layers": (33, 48),
     },
 }
 
