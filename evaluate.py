@@ -5,7 +5,8 @@
     python evaluate.py --workdir runs/digits --report report.html
 
 Prints tables, and the same figures as one line of JSON on standard output, or in --json FILE. The config is the
-run's own; --config.data.dir=DIR and the like override it where files lie elsewhere.
+run's own; --config.data.dir=DIR and the like override it where files lie elsewhere. Several processes share the work as
+in train.py.
 """
 
 import json
@@ -38,11 +39,17 @@ def config_of_run(arguments: cli.Arguments):
 
 def main(config) -> None:
     """Evaluates as the flags say."""
-    from mpisjax.training import devices
+    from mpisjax.training import devices, processes
 
     devices.prepare(config.devices.all_cores)
-    devices.compilation_cache()
+    with processes.parting():
+        processes.join(*cli.place_among_processes())
+        devices.compilation_cache()
+        _evaluate(config, processes.is_first())
 
+
+def _evaluate(config, first: bool) -> None:
+    """What `main` does on prepared devices; of several processes the first alone prints and writes."""
     from rich.console import Console
 
     from mpisjax.training import report
@@ -60,7 +67,7 @@ def main(config) -> None:
         raise UserError(f"the run holds out no {SPLIT.value} examples; choose --split test")
     if counts and parts.dataset.temporal:
         raise UserError("--steps needs a constant input; an event set takes as many steps as data.num_frames")
-    console = Console()
+    console = Console(quiet=not first)
     results = report.as_json(evaluate_at(config, parts, state, split, None))
     epoch = step // parts.feed.steps_per_epoch
     examples = f"{SPLIT.value} split, {results['num_examples']} examples"
@@ -70,6 +77,8 @@ def main(config) -> None:
             report.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
         ]
         report.show_steps(console, results["by_steps"])
+    if not first:
+        return
     if REPORT.value is not None:
         import jax
 

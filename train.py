@@ -6,6 +6,10 @@
 Any setting of the config can be given as --config.KEY=VALUE. Results go to --workdir: checkpoints, metrics.jsonl,
 TensorBoard events, train.log, and at the end results.json and curves.png. Run the same command again to go on after
 an interruption; the outcome is bit for bit that of an uninterrupted run on the same devices.
+
+Several processes share a run: on Cloud TPU start the command on every host (docs/tpu.md); elsewhere add, on each,
+
+    --coordinator=HOST:PORT --num_processes=N --process_id=0   # 1, 2, ... on the others
 """
 
 import contextlib
@@ -39,11 +43,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/<config.
 
 def main(config) -> None:
     """Trains as the config says."""
-    from mpisjax.training import devices
+    from mpisjax.training import devices, processes
 
-    with watch() as stopper:
+    with watch() as stopper, processes.parting():
         # The devices must be settled before anything makes JAX look for them.
         devices.prepare(config.devices.all_cores)
+        processes.join(*cli.place_among_processes())
         devices.compilation_cache()
 
         from mpisjax.training.run import run

@@ -37,6 +37,14 @@ _FLAG = re.compile(r"--?[A-Za-z]")
 
 # The versions of JAX that the tests were run with: from the first, up to but without the second.
 JAX_VERSIONS = ("0.10", "0.13")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first of several processes (not needed on Cloud TPU)"
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes share the run")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0")
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "with several processes: silence after which one counts as dead", lower_bound=5
+)
 _log = logging.getLogger(__name__)
 
 
@@ -173,6 +181,11 @@ def run(
 
     app.run(program, flags_parser=parse)
     raise AssertionError("app.run returned")
+
+
+def place_among_processes() -> tuple[str | None, int | None, int | None, int]:
+    """What the flags say of the processes that share the run, as `mpisjax.training.processes.join` takes it."""
+    return COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value
 
 
 def config_from(default: str | os.PathLike[str]) -> Callable[[Arguments], ml_collections.ConfigDict]:

@@ -49,12 +49,11 @@ class Feed:
         self.on_device = fits(split, sharding) if on_device is None else on_device
         if self.on_device:
             whole = replicated(sharding)
-            self._images = jax.device_put(np.asarray(split.images[:]), whole)
-            self._labels = jax.device_put(split.labels, whole)
+            self._images, self._labels = put((np.asarray(split.images[:]), split.labels), whole)
             self._gather = (
                 jax.jit(_gather, out_shardings=sharding) if sharding is not None else jax.jit(_gather)
             )
-        self._mask = jax.device_put(np.ones(batch_size, np.float32), sharding)
+        self._mask = put(np.ones(batch_size, np.float32), sharding)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step.
@@ -67,12 +66,10 @@ class Feed:
         """
         indices = train_indices(self._seed, step, len(self._split.labels), self._batch_size)
         if self.on_device:
-            placed = jax.device_put(indices.astype(np.int32), replicated(self._sharding))
+            placed = put(indices.astype(np.int32), replicated(self._sharding))
             images, labels = self._gather(self._images, self._labels, placed)
         else:
-            images, labels = jax.device_put(
-                (np.asarray(self._split.images[indices]), self._split.labels[indices]), self._sharding
-            )
+            images, labels = put_rows(self._split, indices, self._sharding)
         return Batch(images, labels, self._mask)
 
 
@@ -100,7 +97,32 @@ def eval_batches(
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
             labels = np.concatenate([labels, np.zeros(missing, labels.dtype)])
             mask[-missing:] = 0
-        yield Batch(*jax.device_put((images, labels, mask), sharding))
+        yield Batch(*put((images, labels, mask), sharding))
+
+
+def put(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """Host arrays, the same in every process, onto devices; each process copies only what its devices hold."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda a: jax.make_array_from_callback(np.shape(a), sharding, lambda index: np.asarray(a)[index]),
+        tree,
+    )
+
+
+def put_rows(split: Split, indices: np.ndarray, sharding: jax.sharding.Sharding | None) -> Any:
+    """Examples of a split onto devices: `(images, labels)`; each process reads only its own share of them."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put((np.asarray(split.images[indices]), split.labels[indices]), sharding)
+
+    def read(source: Any, tail: tuple[int, ...]) -> jax.Array:
+        return jax.make_array_from_callback(
+            (len(indices), *tail),
+            sharding,
+            lambda index: np.asarray(source[indices[index[0]]]),  # type: ignore[index]
+        )
+
+    return read(split.images, tuple(split.images.shape[1:])), read(split.labels, ())
 
 
 def _gather(images: jax.Array, labels: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:

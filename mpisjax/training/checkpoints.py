@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from mpisjax.errors import UserError
+from mpisjax.training.processes import count, first_does, is_first
 
 FORMAT = 1
 RECORD_NAME = "checkpoint.json"
@@ -60,7 +62,7 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
     Args:
         directory: Where the checkpoints of a run lie; made where it is missing.
         step: Training steps taken so far; names the checkpoint.
-        state: Any pytree of arrays.
+        state: Any pytree of arrays; of several processes, each writes what its devices hold.
         content: Anything JSON can hold, given back on reading.
 
     Returns:
@@ -72,19 +74,26 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
     final = directory / f"step_{step:08d}"
     draft = directory / f".draft_{step:08d}"
     layout = _layout(state)
-    try:
+
+    def begin() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-            checkpointer.save((draft / STATE_NAME).absolute(), state)  # orbax takes no other path
-            checkpointer.wait_until_finished()
+
+    def finish() -> None:
         _write_record(draft, step, content, layout, _digests(draft))
         _sync_tree(draft)
         if final.exists():  # the same step over again: what stands there is not what this run continues from
             remove(final)
         os.replace(draft, final)
         _sync(directory)
+
+    try:
+        first_does(begin)
+        with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+            checkpointer.save((draft / STATE_NAME).absolute(), state)  # orbax takes no other path
+            checkpointer.wait_until_finished()
+        first_does(finish)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise _storage_error(error, directory, step) from error
@@ -97,12 +106,16 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
     Raises:
         UserError: The disk is full or the folder cannot be written; the earlier record stands.
     """
-    try:
-        files = json.loads((checkpoint.path / RECORD_NAME).read_text())["files"]
-        _write_record(checkpoint.path, checkpoint.step, content, checkpoint.layout, files)
-        _sync(checkpoint.path)
-    except OSError as error:
-        raise _storage_error(error, checkpoint.path.parent, checkpoint.step) from error
+
+    def replace() -> None:
+        try:
+            files = json.loads((checkpoint.path / RECORD_NAME).read_text())["files"]
+            _write_record(checkpoint.path, checkpoint.step, content, checkpoint.layout, files)
+            _sync(checkpoint.path)
+        except OSError as error:
+            raise _storage_error(error, checkpoint.path.parent, checkpoint.step) from error
+
+    first_does(replace)
     return checkpoint._replace(content=content)
 
 
@@ -183,6 +196,24 @@ def newest(directory: Path, *, set_aside: bool) -> Checkpoint | None:
     Raises:
         UserError: There are checkpoints, and all are damaged.
     """
+    return found_by_first(lambda: newest_here(directory, set_aside=set_aside))
+
+
+def found_by_first(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint that `find` finds in the first process, in all of them."""
+
+    def told() -> Any:
+        found = find()
+        return found and [os.fspath(found.path), *found[1:]]
+
+    if count() == 1:
+        return find()
+    found = first_does(told)
+    return Checkpoint(Path(found[0]), *found[1:]) if found else None
+
+
+def newest_here(directory: Path, *, set_aside: bool) -> Checkpoint | None:
+    """What `newest` finds in the first process; for callers that only the first process runs."""
     broken: list[Path] = []
     sound = None
     for step in reversed(steps(directory)):
@@ -212,6 +243,8 @@ def tidy(directory: Path, *, keep: int, also: int | None = None) -> None:
         keep: How many of the latest to keep.
         also: The step of one more to keep (the best by validation).
     """
+    if not is_first():
+        return
     present = steps(directory)
     for step in present[:-keep]:
         if step != also:

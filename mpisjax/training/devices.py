@@ -6,10 +6,16 @@ core, the batch shared among them. Accelerators are left alone.
 
 from __future__ import annotations
 
+import logging
 import os
+import tempfile
+import warnings
 from typing import Any
 
 import jax
+
+from mpisjax.data.feed import put
+from mpisjax.errors import UserError
 
 
 def _setting(name: str) -> Any:
@@ -40,10 +46,58 @@ def prepare(all_cores: bool = True) -> None:
 
 
 def data_mesh(batch_size: int, all_devices: bool = True) -> jax.sharding.Mesh:
-    """A mesh with one axis, "data", over as many local devices as divide the batch evenly."""
-    devices = jax.devices() if all_devices else jax.devices()[:1]
-    count = next(n for n in range(len(devices), 0, -1) if batch_size % n == 0)
-    return jax.sharding.Mesh(devices[:count], ("data",))
+    """A mesh with one axis, "data", over as many devices as divide the batch evenly.
+
+    With several processes it takes equally many devices of each.
+
+    Raises:
+      UserError: several processes cannot share the batch.
+    """
+    processes = jax.process_count()
+    if processes == 1:
+        devices = jax.devices() if all_devices else jax.devices()[:1]
+    else:
+        devices = jax.devices()
+        if batch_size % processes:
+            raise UserError(
+                f"a batch size of {batch_size} cannot be shared by {processes} processes: use a multiple (of "
+                "train.batch_size and of eval.batch_size)"
+            )
+    local = len(devices) // processes if all_devices else 1
+    local = next(n for n in range(local, 0, -1) if batch_size % (n * processes) == 0)
+    if local * processes == len(devices) and all_devices:
+        # In the order in which neighbours are linked, where the platform knows it.
+        axes = (jax.sharding.AxisType.Auto,)
+        return jax.make_mesh((len(devices),), ("data",), axis_types=axes, devices=devices)
+    chosen = [d for p in range(processes) for d in [d for d in devices if d.process_index == p][:local]]
+    return jax.sharding.Mesh(chosen, ("data",))
+
+
+def move(tree: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    """Device arrays onto another arrangement of devices, over all processes."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(array: Any) -> Any:
+        if isinstance(array, jax.Array) and array.sharding.device_set == sharding.device_set:
+            return array if array.sharding.is_equivalent_to(sharding, array.ndim) else spread(array)
+        return put(fetch(array), sharding)
+
+    spread = jax.jit(lambda array: array, out_shardings=sharding)
+    return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Device arrays as whole host arrays, in every process; all of them must call this."""
+
+    def one(array: Any) -> Any:
+        if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+            assert isinstance(array.sharding, jax.sharding.NamedSharding)
+            whole = replicated(array.sharding.mesh)
+            array = jax.jit(lambda a: a, out_shardings=whole)(array)
+        return jax.device_get(array)
+
+    return jax.tree.map(one, tree)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
@@ -51,7 +105,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
 
-def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+def replicated(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> jax.sharding.NamedSharding:
     """A whole copy on every device."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -59,16 +113,24 @@ def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
 def compilation_cache(folder: str | None = None) -> str:
     """Turns JAX's compilation cache on, in the user's cache folder; returns the folder.
 
-    A folder set in JAX_COMPILATION_CACHE_DIR wins. Where the folder cannot be made, compiling is merely not
-    remembered.
+    A folder set in JAX_COMPILATION_CACHE_DIR wins. Where the folder cannot be written, a warning says so and
+    compiling is merely not remembered.
     """
+    # A disk that fills up later is no reason for a warning a program.
+    warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache")
     if _setting("jax_compilation_cache_dir"):
         return str(_setting("jax_compilation_cache_dir"))
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = folder or os.path.join(home, "mpisjax", "compiled")
     try:
         os.makedirs(folder, exist_ok=True)
-    except OSError:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        logging.getLogger(__name__).warning(
+            "the compilation cache %s cannot be written (%s), so programs are compiled anew each time; set "
+            "XDG_CACHE_HOME to another folder to start faster",
+            folder, error.strerror,
+        )  # fmt: skip
         return ""
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -16,7 +16,7 @@ from mpisjax.baselines import bptt
 from mpisjax.data import Batch, eval_batches
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
-from mpisjax.training.devices import batch_sharding, data_mesh, replicated
+from mpisjax.training.devices import batch_sharding, data_mesh, move, replicated
 from mpisjax.training.step import prepare_images
 
 Array = jax.Array
@@ -129,7 +129,7 @@ def make_evaluator(
     step = make_eval_step(config, net, dataset, mesh, num_steps, mode)
 
     def evaluator(variables: dict[str, Any], split: Any) -> Evaluation:
-        variables = jax.device_put(variables, replicated(mesh))
+        variables = move(variables, replicated(mesh))
         sums: Any = None
         for batch in eval_batches(split, config.eval.batch_size, batch_sharding(mesh)):
             part = jax.device_get(step(variables, batch))

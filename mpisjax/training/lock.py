@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mpisjax.errors import UserError
+from mpisjax.training.processes import first_does
 
 LOCK_NAME = ".lock"
 
@@ -48,7 +49,8 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
 def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     """Holds a run's folder for as long as the context lasts; within one thread it may be nested.
 
-    A folder in which nothing has been written by then is removed.
+    A folder in which nothing has been written by then is removed. Of several processes the first holds the folder for all;
+    every one of them must call this.
 
     Args:
         workdir: The folder of the run; made where it is missing.
@@ -59,6 +61,12 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         UserError: Another run holds the folder, or it cannot be written.
     """
+    with contextlib.ExitStack() as stack:
+        yield Path(first_does(lambda: os.fspath(stack.enter_context(_hold(workdir)))))
+
+
+@contextlib.contextmanager
+def _hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     path = open_workdir(workdir)
     me = threading.get_ident()
     if _held.get(path) == me:

@@ -9,6 +9,7 @@ a row of metrics needs beyond that (the steps since the last row) is kept in the
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import time
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, plots, record
+from mpisjax.training import checkpoints, plots, processes, record
 from mpisjax.training.health import DivergenceError, Health
 from mpisjax.training.lock import hold
 from mpisjax.training.metrics import FILE_NAME, MetricsLog, average, read_rows
 from mpisjax.training.pipeline import Feed, Pipeline, TrainStep
 from mpisjax.training.preemption import Preempted, Stopper, watch
+from mpisjax.training.processes import first_does
 from mpisjax.training.progress import Display, display
 
 CURVES_NAME = "curves.png"
@@ -155,23 +157,33 @@ class _Run:
         self._stepped = False
         self._resume()
         self._began = time.monotonic() - self.progress.seconds
-        self._log = MetricsLog(workdir, length=self.progress.metrics_length, step=self.step)
+        # Of several processes the first writes; what follows from a full disk there, all must hear of.
+        self._log: MetricsLog | None = None
+        first_does(self._open_log)
+
+    def _open_log(self) -> None:
+        self._log = MetricsLog(self._workdir, length=self.progress.metrics_length, step=self.step)
+
+    def _write(self, kind: str, row: dict[str, Any]) -> None:
+        first_does(lambda: self._log.write(kind, self.step, row) if self._log else None)
 
     def _resume(self) -> None:
         found = checkpoints.newest(self._directory, set_aside=True)
         if found is not None:
-            record.check(found, self._config, self._data_checksum)
+            first_does(lambda: record.check(found, self._config, self._data_checksum))
             self.state = checkpoints.restore(found, self.state)
             self.step, self.progress, self._saved = found.step, record.progress_of(found), found
             _log.info("going on from the checkpoint of step %d of %d", self.step, self._total)
         checkpoints.tidy(self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step)
 
     def close(self) -> None:
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def train(self, eval_fn: EvalFn | None, diagnose: Callable[[Any, int], str] | None) -> bool:
         """Steps and validates up to the last step; says whether it was stopped before."""
-        with display(self._total, self._steps_per_epoch, self.step) as screen:
+        silent = None if processes.is_first() else io.StringIO()
+        with display(self._total, self._steps_per_epoch, self.step, silent) as screen:
             while True:
                 ends_epoch = self.step > 0 and self.step % self._steps_per_epoch == 0
                 if ends_epoch and self.progress.validated_step != self.step:
@@ -180,11 +192,19 @@ class _Run:
                         return self._stop()
                 if self.step >= self._total:
                     return False
-                if self._stopper.requested is not None:
+                if self._wanted():
                     self._collect(diagnose)
                     self._save()
                     return self._stop()
                 self._advance(screen, diagnose)
+
+    def _wanted(self) -> bool:
+        """Whether to stop here: with several processes, whether all know by now that one of them was asked to."""
+        return self._stopper.requested is not None if processes.count() == 1 else self._pipeline.outvoted
+
+    def _interruptible(self) -> contextlib.AbstractContextManager[None]:
+        """A signal ends an evaluation at once; several processes go on to its end, since they need one another."""
+        return self._stopper.interruptible() if processes.count() == 1 else contextlib.nullcontext()
 
     def finish(self, test_fn: EvalFn | None) -> bool:
         """Measures the test split once, with the best state, and draws the curves; says whether it was stopped."""
@@ -192,14 +212,18 @@ class _Run:
             chosen = record.best(self._workdir)
             state = self.state if chosen.step == self.step else checkpoints.restore(chosen, self.state)
             try:
-                with self._stopper.interruptible():
+                with self._interruptible():
                     score = test_fn(state)
             except Preempted:
                 return self._stop()
             test = {"checkpoint_step": chosen.step, **score._asdict()}
-            self._log.write("test", self.step, test)
+            self._write("test", test)
             self.progress = self.progress._replace(test=test)
             self._save()
+        first_does(self._conclude)
+        return False
+
+    def _conclude(self) -> None:
         try:
             if self.progress.test is not None:
                 results = json.dumps(self.progress.test, indent=1) + "\n"
@@ -211,11 +235,10 @@ class _Run:
                 f"results cannot be written to {self._workdir} ({error.strerror}); training itself is complete: free "
                 "some space or mend its permissions, and run the same command again"
             ) from error
-        return False
 
     def _advance(self, screen: Display, diagnose: Callable[[Any, int], str] | None) -> None:
         first, self._stepped = not self._stepped, True
-        self.state = self._pipeline.run(self.state, self.step)
+        self.state = self._pipeline.run(self.state, self.step, self._stopper.requested is not None)
         self.step += 1
         in_epoch = self.step % self._steps_per_epoch
         ends_epoch = in_epoch == 0
@@ -233,9 +256,7 @@ class _Run:
             rate = self._pipeline.rate(self._settings.batch_size)
             seconds = time.monotonic() - self._began
             epoch = self.step / self._steps_per_epoch
-            self._log.write(
-                "train", self.step, {"epoch": epoch, **means, "images_per_second": rate, "seconds": seconds}
-            )
+            self._write("train", {"epoch": epoch, **means, "images_per_second": rate, "seconds": seconds})
             self.progress = self.progress._replace(pending=())
         screen.step(self.step, means, rate, due=due)
         if ends_epoch:
@@ -257,13 +278,13 @@ class _Run:
 
     def _validate(self, eval_fn: EvalFn, screen: Display) -> bool:
         try:
-            with self._stopper.interruptible():
+            with self._interruptible():
                 score = eval_fn(self.state)
         except Preempted:
             return False
         epoch = self.step // self._steps_per_epoch
         validation = score._asdict()
-        self._log.write("validation", self.step, {"epoch": epoch, **validation})
+        self._write("validation", {"epoch": epoch, **validation})
         self.progress = record.with_validation(self.progress, self.step, validation)
         self._save()
         best_epoch = self.progress.best_step // self._steps_per_epoch
@@ -278,9 +299,9 @@ class _Run:
         if int(self.state.step) != self.step:
             raise RuntimeError(f"the state says step {int(self.state.step)} after {self.step} steps")
         with self._stopper.saving():
-            self._log.sync()
+            length = first_does(self._sync)
             seconds = time.monotonic() - self._began
-            self.progress = self.progress._replace(metrics_length=self._log.length, seconds=seconds)
+            self.progress = self.progress._replace(metrics_length=length, seconds=seconds)
             content = record.content(self._config, self._data_checksum, self.progress)
             if self._saved is not None and self._saved.step == self.step:
                 self._saved = checkpoints.update(self._saved, content)
@@ -290,8 +311,13 @@ class _Run:
                 self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step
             )
 
+    def _sync(self) -> int:
+        assert self._log is not None
+        self._log.sync()
+        return self._log.length
+
     def _stop(self) -> bool:
-        name = self._stopper.requested
+        name = self._stopper.requested or "a signal to another process"
         _log.warning(
             "stopped by %s after step %d of %d; run the same command to go on", name, self.step, self._total
         )

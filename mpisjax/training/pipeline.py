@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 import jax
 
+from mpisjax.training import processes
+from mpisjax.training.processes import Votes
+
 MAX_IN_FLIGHT = (
     4  # steps an accelerator may lag behind: enough to keep it busy, few enough to stop within seconds
 )
@@ -42,18 +45,32 @@ class Pipeline:
 
     Attributes:
         waits: Whether every step is waited for.
+        outvoted: With several processes, whether one of them was asked to stop: the same in all after the same step.
     """
 
     def __init__(self, train_step: TrainStep, feed: Feed, state: Any) -> None:
+        self.outvoted = False
+        self._votes = Votes() if processes.count() > 1 else None
+        self._counted: deque[Any] = deque()
         self._train_step, self._feed = train_step, feed
         self._flying: deque[Any] = deque()
         self.waits = platform(state) == "cpu"
         self._seconds, self._steps, self._compiled = 0.0, 0, False
 
-    def run(self, state: Any, step: int) -> Any:
-        """Takes step number `step` (counted from 0); gives the new state, which may not be computed yet."""
+    def run(self, state: Any, step: int, stop: bool = False) -> Any:
+        """Takes step number `step` (counted from 0); gives the new state, which may not be computed yet.
+
+        Args:
+            state: The state.
+            step: The step's number.
+            stop: With several processes, whether this one was asked to stop.
+        """
         began = time.perf_counter()
         state, metrics = self._train_step(state, self._feed.batch(step))
+        if self._votes is not None:
+            self._counted.append(self._votes.cast(stop))
+            if len(self._counted) > (0 if self.waits else MAX_IN_FLIGHT):
+                self.outvoted |= int(self._counted.popleft()) > 0
         self._flying.append(metrics)
         if self.waits:
             jax.block_until_ready((state, metrics))

@@ -91,8 +91,9 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What bit-identical results depend on beside config and data."""
-    devices = jax.devices()
-    return {"jax": jax.__version__, "platform": devices[0].platform, "devices": len(devices)}
+    devices, processes = jax.devices(), jax.process_count()
+    several = {"processes": processes} if processes > 1 else {}
+    return {"jax": jax.__version__, "platform": devices[0].platform, "devices": len(devices), **several}
 
 
 def content(config: Any, data_checksum: str, progress: Progress) -> dict[str, Any]:
@@ -164,8 +165,14 @@ def best(workdir: Path) -> Checkpoint:
     Raises:
         UserError: There is none, or all are damaged.
     """
+    found = checkpoints.found_by_first(lambda: _best(workdir))
+    assert found is not None
+    return found
+
+
+def _best(workdir: Path) -> Checkpoint:
     directory = workdir / FOLDER
-    latest = checkpoints.newest(directory, set_aside=False)
+    latest = checkpoints.newest_here(directory, set_aside=False)
     if latest is None:
         raise UserError(f"{workdir} holds no checkpoint; train first: python train.py --workdir {workdir}")
     progress = progress_of(latest)

@@ -22,11 +22,12 @@ from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training import checkpoints, devices, record, start
+from mpisjax.training import checkpoints, devices, processes, record, start
 from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit
 from mpisjax.training.preemption import Stopper, watch
+from mpisjax.training.processes import first_does
 from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
 from mpisjax.training.step import make_train_step, prepare_images
 
@@ -118,7 +119,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
             path = stack.enter_context(hold(workdir))
         with stopper.interruptible():
             parts = assemble(config)
-        if config.train.init_from and not checkpoints.steps(path / record.FOLDER):
+        processes.agree("config", json.dumps(record.plain(config)))
+        processes.agree("data set", parts.dataset.checksum)
+        if config.train.init_from and not first_does(lambda: checkpoints.steps(path / record.FOLDER)):
             parts = parts._replace(state=start.started_from(config, parts.dataset, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
         train_step = make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
@@ -128,7 +131,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
             return lambda state: evaluator(variables_of(state), split)
 
         # Whatever a config can have wrong has been found by now: from here on the folder is written.
-        stack.enter_context(_log_to(path / LOG_NAME))
+        if processes.is_first():
+            stack.enter_context(_log_to(path / LOG_NAME))
         _introduce(config, parts)
         result = fit(
             config,
@@ -140,7 +144,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
             test_fn=measure(parts.dataset.test) if config.train.test_at_end else None,
             data_checksum=parts.dataset.checksum,
             adjoint_tol=_adjoint_tolerance(config),
-            diagnose=lambda state, step: _diagnose(config, parts, state, step),
+            diagnose=(lambda state, step: _diagnose(config, parts, state, step))
+            if processes.count() == 1
+            else None,
             stopper=stopper,
         )
         if result.test is not None:
