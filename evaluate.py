@@ -3,6 +3,7 @@
     python evaluate.py --workdir runs/digits
     python evaluate.py --workdir runs/digits --steps 1,2,5,10,30 --json out.json
     python evaluate.py --workdir runs/digits --report report.html
+    python evaluate.py --pretrained digits
 
 Prints tables, and the same figures as one line of JSON on standard output, or in --json FILE. The config is the
 run's own; --config.data.dir=DIR and the like override it where files lie elsewhere. Several processes share the work as
@@ -18,6 +19,9 @@ from mpisjax import cli
 from mpisjax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "folder of the run")
+PRETRAINED = flags.DEFINE_string(
+    "pretrained", None, "a network that comes with the package, instead of a run"
+)
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "what to measure on")
 JSON = flags.DEFINE_string("json", None, "file for the figures as JSON; standard output by default")
 STEPS = flags.DEFINE_list("steps", [], "numbers of time steps to compare, such as 1,2,5,10,30")
@@ -30,8 +34,12 @@ def config_of_run(arguments: cli.Arguments):
     """The config that the run was trained with."""
     if arguments.config_file is not None:
         raise UserError(
-            "evaluate.py takes the config from --workdir; leave --config out, or override single settings"
+            "evaluate.py takes the config from --workdir or --pretrained; leave --config out, or override single settings"
         )
+    if PRETRAINED.value is not None:
+        import mpisjax
+
+        return mpisjax.load_pretrained(PRETRAINED.value).config
     from mpisjax.training.run import config_of
 
     return config_of(Path(WORKDIR.value))
@@ -61,7 +69,14 @@ def _evaluate(config, first: bool) -> None:
         raise UserError(f"--json {JSON.value} lies in no folder; make the folder or name another file")
     if REPORT.value is not None and not Path(REPORT.value).parent.is_dir():
         raise UserError(f"--report {REPORT.value} lies in no folder; make the folder or name another file")
-    parts, state, step = restore_best(Path(WORKDIR.value), config)
+    if PRETRAINED.value is None:
+        origin = WORKDIR.value
+        parts, state, step = restore_best(Path(origin), config)
+    else:
+        from mpisjax.pretrained.restoring import restore
+
+        origin = f"pretrained {PRETRAINED.value}"
+        parts, state, step = restore(PRETRAINED.value, config)
     split = getattr(parts.dataset, SPLIT.value)
     if not len(split.labels):
         raise UserError(f"the run holds out no {SPLIT.value} examples; choose --split test")
@@ -71,7 +86,7 @@ def _evaluate(config, first: bool) -> None:
     results = report.as_json(evaluate_at(config, parts, state, split, None))
     epoch = step // parts.feed.steps_per_epoch
     examples = f"{SPLIT.value} split, {results['num_examples']} examples"
-    report.show(console, f"{WORKDIR.value}, state of epoch {epoch}, {examples}", results)
+    report.show(console, f"{origin}, state of epoch {epoch}, {examples}", results)
     if counts:
         results["by_steps"] = [
             report.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
@@ -93,11 +108,12 @@ def _evaluate(config, first: bool) -> None:
             variables,
             parts.dataset,
             split,
-            WORKDIR.value,
+            origin,
             REPORT.value,
             steps=counts or REPORTED_STEPS,
         )
-    header = {"workdir": WORKDIR.value, "checkpoint_step": step, "split": SPLIT.value}
+    source = {"workdir": origin} if PRETRAINED.value is None else {"pretrained": PRETRAINED.value}
+    header = {**source, "checkpoint_step": step, "split": SPLIT.value}
     text = json.dumps({**header, **results})
     if JSON.value is None:
         print(text)

@@ -7,6 +7,7 @@ differentiated implicitly. Everything else in the package serves it.
 from mpisjax.equilibrium import Equilibrium, adjoint_probe, equilibrium_forward
 from mpisjax.errors import UserError
 from mpisjax.neurons import IF, LIF, dbrelu
+from mpisjax.pretrained import Pretrained, load_pretrained
 from mpisjax.simulate import Simulation, SpikeForward, simulate
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward
 
@@ -17,6 +18,7 @@ __all__ = [
     "Adjoint",
     "AdjointStats",
     "Equilibrium",
+    "Pretrained",
     "RateForward",
     "Simulation",
     "SpikeForward",
@@ -24,5 +26,6 @@ __all__ = [
     "adjoint_probe",
     "dbrelu",
     "equilibrium_forward",
+    "load_pretrained",
     "simulate",
 ]

@@ -161,7 +161,7 @@ def run(
     config: list[ml_collections.ConfigDict] = []
 
     def parse(argv: Sequence[str]) -> list[str]:
-        with _sentences():
+        with sentences():
             arguments = sort_arguments(argv[1:])
             try:
                 rest = flags.FLAGS([argv[0], *arguments.others])[1:]
@@ -175,7 +175,7 @@ def run(
     def program(argv: list[str]) -> int | None:
         del argv
         _set_up_log()
-        with _sentences():
+        with sentences():
             check_jax(importlib.metadata.version("jax"))
             return main(config[0])
 
@@ -246,7 +246,8 @@ def _set_up_log() -> None:
 
 
 @contextlib.contextmanager
-def _sentences() -> Iterator[None]:
+def sentences() -> Iterator[None]:
+    """Tells what a user can mend in one sentence on standard error, and exits with 1."""
     try:
         yield
     except Exception as error:

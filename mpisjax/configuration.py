@@ -78,7 +78,7 @@ def base() -> ml_collections.ConfigDict:
             "train": c(
                 {
                     "method": "implicit",  # implicit, or bptt: the simulation differentiated through time
-                    "init_from": "",  # a run's folder: start from its best weights, with a fresh optimiser
+                    "init_from": "",  # a run's folder or a pretrained network's name: start from its weights
                     "epochs": 10,
                     "batch_size": 128,
                     "learning_rate": 0.1,

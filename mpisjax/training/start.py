@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mpisjax import configuration
+from mpisjax import configuration, pretrained
 from mpisjax.data import DataSet
 from mpisjax.errors import UserError
 from mpisjax.nn import model
@@ -47,7 +47,7 @@ def started_from(config: ml_collections.ConfigDict, dataset: DataSet, state: Tra
     """A first state with the weights and running statistics of another run's best state.
 
     Args:
-        config: All settings; `train.init_from` names the other run's folder.
+        config: All settings; `train.init_from` names the other run's folder, or a pretrained network.
         dataset: What the network reads.
         state: The state to put them into, at step 0.
 
@@ -103,5 +103,8 @@ def check_fits(found: Variables, wanted: Variables, origin: str) -> None:
 
 
 def _find(name: str, dataset: DataSet, place: Any) -> tuple[Variables, str]:
+    if name in pretrained.available() and not Path(name).exists():
+        found = pretrained.load_pretrained(name)
+        return jax.device_put(found.variables, place), f"the pretrained network {name!r}"
     variables, step = best_variables(Path(name), dataset, place)
     return variables, f"{name}, step {step}"

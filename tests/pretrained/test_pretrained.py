@@ -1,0 +1,189 @@
+"""Networks that come with the package: what their cards promise, and what happens to damaged files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import mpisjax
+from mpisjax import cli, data, pretrained
+from mpisjax.errors import UserError
+from mpisjax.pretrained import making, restoring
+from mpisjax.training import record
+from mpisjax.training.run import evaluate_at, run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return mpisjax.load_pretrained("digits")
+
+
+@pytest.mark.parametrize("name", pretrained.available())
+def test_every_network_is_whole_small_and_documented(name):
+    found = mpisjax.load_pretrained(name)
+    path = pretrained.FOLDER / f"{name}.safetensors"
+    assert path.stat().st_size == found.card["bytes"] <= pretrained.MAX_BYTES
+    assert found.card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    training = found.card["training"]
+    assert training["command"].startswith("python train.py") and len(training["commit"]) == 40
+    assert {"date", "machine", "seed", "seconds", "best_epoch", "environment"} <= training.keys()
+    assert found.card["validation"]["accuracy"] > 0.5 and found.card["test"]["accuracy"] > 0.5
+    assert found.card["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(found.params))
+    assert len(found.inputs.classes) == found.inputs.num_classes == found.net.num_classes
+    text = path.with_suffix(".json").read_text()
+    assert found.config.data.dir == found.config.data.cache_dir == ""
+    assert "/home/" not in text and "/root/" not in text and "/tmp/" not in text
+
+
+def test_the_digits_network_reaches_what_its_card_says(digits):
+    """On the test split, by `apply` and by the evaluation that wrote the card."""
+    test = data.load(digits.config.data).test
+    logits = jax.jit(digits.apply)(digits.variables, test.images).logits
+    accuracy = np.mean(np.argmax(logits, -1) == test.labels)
+    assert accuracy == pytest.approx(digits.card["test"]["accuracy"], abs=1.5 / 360)
+    parts, state, step = restoring.restore("digits", digits.config)
+    score = evaluate_at(digits.config, parts, state, parts.dataset.test, None)
+    assert step == digits.card["training"]["steps"]
+    assert score.accuracy == pytest.approx(digits.card["test"]["accuracy"], abs=1.5 / 360)
+    assert score.accuracy_spikes == pytest.approx(digits.card["test"]["accuracy_spikes"], abs=1.5 / 360)
+    assert score.synops == pytest.approx(digits.card["test"]["synops"], rel=1e-3)
+
+
+def test_the_package_includes_the_files():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["setuptools"]["package-data"]["mpisjax.pretrained"] == ["*.safetensors", "*.json"]
+    assert {"digits", "saccade_digits"} <= set(pretrained.available())
+
+
+def copy_of_digits(folder: Path) -> Path:
+    for suffix in ("safetensors", "json"):
+        (folder / f"digits.{suffix}").write_bytes((pretrained.FOLDER / f"digits.{suffix}").read_bytes())
+    return folder / "digits.safetensors"
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "append"])
+def test_damaged_weights_are_refused(tmp_path, damage):
+    path = copy_of_digits(tmp_path)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    path.write_bytes(
+        {
+            "flip": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "cut": whole[:-7],
+            "empty": b"",
+            "append": whole + b"\0",
+        }[damage]
+    )
+    with pytest.raises(UserError, match="cut short or altered") as told:
+        mpisjax.load_pretrained("digits", tmp_path)
+    assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\0"])
+def test_a_card_that_is_none_is_refused(tmp_path, text):
+    path = copy_of_digits(tmp_path)
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(UserError, match="is not a card"):
+        mpisjax.load_pretrained("digits", tmp_path)
+
+
+def test_missing_and_foreign_networks_are_told(tmp_path):
+    with pytest.raises(UserError, match="no pretrained network 'nonsense'.*there are: .*digits"):
+        mpisjax.load_pretrained("nonsense")
+    path = copy_of_digits(tmp_path)
+    card = json.loads(path.with_suffix(".json").read_text())
+    arrays = safetensors.numpy.load(path.read_bytes())
+    arrays["params/inject/kernel"] = arrays["params/inject/kernel"][..., :-1].copy()
+    path.write_bytes(safetensors.numpy.save(arrays))
+    card["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=r"another network.*inject"):
+        mpisjax.load_pretrained("digits", tmp_path)
+
+
+def test_what_is_saved_is_what_is_loaded(digits, tmp_path):
+    path = making.save(
+        digits._replace(name="again"), "again", tmp_path, command="c", commit="d", machine="m", note="n"
+    )
+    again = mpisjax.load_pretrained("again", tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, digits.variables)
+    assert again.inputs == digits.inputs and record.plain(again.config) == record.plain(digits.config)
+    training = again.card["training"]
+    assert (again.card["note"], training["commit"], training["machine"]) == ("n", "d", "m")
+    assert path.with_suffix(".json").exists() and not list(tmp_path.glob("*.draft"))
+    large = digits._replace(params={**digits.params, "more": np.zeros(pretrained.MAX_BYTES // 4, np.float32)})
+    with pytest.raises(UserError, match="more than the 2,000,000"):
+        making.save(large, "large", tmp_path)
+    assert not (tmp_path / "large.safetensors").exists()
+
+
+def test_the_training_command_leads_back_to_the_config():
+    config = cli.load_config(str(ROOT / "configs" / "digits.py"))
+    assert making.training_command(config, ROOT) == "python train.py"
+    config = cli.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
+    config.data.dir, config.train.epochs, config.model.layers = "/somewhere", 3, (8, 12)
+    command = making.training_command(config, ROOT).split(" ")
+    assert command[:4] == ["python", "train.py", "--config", "configs/fashion_mnist.py:t30"]
+    again = cli.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
+    overrides = [item.strip("'") for item in command[4:]]
+    assert len(overrides) == 2 and not any("somewhere" in item for item in overrides)
+    again = cli.apply_overrides(again, overrides)
+    assert again.train.epochs == 3 and again.model.layers == (8, 12)
+
+
+def test_a_run_becomes_a_network(tmp_path):
+    config = cli.load_config(str(ROOT / "configs" / "digits.py"))
+    config.model.update(stem=(4,), layers=(4,), num_streams=1, fusion_layer=1, stride_layer=0)
+    config.forward.num_steps, config.train.epochs, config.train.ema = 2, 1, 0.5
+    result = run(config, tmp_path / "run")
+    making.save(making.of_run(tmp_path / "run"), "tiny", tmp_path)
+    found = mpisjax.load_pretrained("tiny", tmp_path)
+    assert found.card["test"] == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found.card["training"]["command"] == making.training_command(config)
+    assert found.config.model.layers == (4,) and found.inputs.shape == (8, 8, 1)
+    averages = jax.device_get(result.state.ema)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, averages)  # what evaluation uses
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        making.of_run(tmp_path / "nothing")
+
+
+@pytest.mark.slow
+def test_the_command_makes_a_network_and_evaluate_py_measures_it(tmp_path):
+    """From `train.py` to `evaluate.py`, as a user would type it."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+    def python(*arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    overrides = ["--config.model.stem=(4,)", "--config.model.layers=(4,)", "--config.model.num_streams=1",
+                 "--config.model.fusion_layer=1", "--config.model.stride_layer=0", "--config.forward.num_steps=2",
+                 "--config.train.epochs=1"]  # fmt: skip
+    trained = python("train.py", "--workdir", tmp_path / "run", *overrides)
+    assert trained.returncode == 0, trained.stderr
+    made = python(
+        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "run", "--name", "tiny", "--folder", tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    found = mpisjax.load_pretrained("tiny", tmp_path)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found.card["test"] == results and found.config.model.layers == (4,)
+    assert "--config.forward.num_steps=2" in found.card["training"]["command"]
+    said = python("evaluate.py", "--pretrained", "absent")
+    assert said.returncode == 1 and said.stderr.startswith("error: there is no pretrained network 'absent'")
+    lost = python(
+        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "none", "--name", "x", "--folder", tmp_path
+    )
+    assert lost.returncode == 1 and "holds no checkpoint" in lost.stderr and lost.stderr.count("\n") == 1
