@@ -1,0 +1,113 @@
+"""The gradient audit: how good each way to the gradient is, layer by layer, on a trained network."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from experiments.scales import Net, Scale
+from experiments.study import Study, described
+from experiments.write import MISSING, of_seeds, table
+
+TITLE = "Gradient audit"
+
+
+def nets(scale: Scale) -> list[Net]:
+    """What has to be trained."""
+    return [scale.audited]
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Compares the gradients of one batch; gives the rows."""
+    net, scale = study.scale.audited, study.scale
+    rows = study.rows("audit", nets=[described(net)])
+    for seed in scale.seeds:
+        settings = study.settings(
+            net, seed, what="audit", samples=scale.followed, surrogates=scale.surrogates
+        )
+        rows.row(f"{net.name} seed {seed}", settings, partial(compare, study, net, seed))
+    return rows.finish()
+
+
+def compare(study: Study, net: Net, seed: int) -> dict[str, Any]:
+    """Cosine and norm ratio by method and layer; the reason where the network has no fixed point to compare at."""
+    import jax.numpy as jnp
+
+    from mpisjax import configuration
+    from mpisjax.analysis.audit import gradient_audit
+    from mpisjax.analysis.measure import first_examples
+    from mpisjax.errors import UserError
+    from mpisjax.training.step import prepare_images
+
+    trained = study.trained(net, seed)
+    dataset = trained.parts.dataset
+    few = first_examples(dataset.train, study.scale.followed)
+    images = prepare_images(jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))])), dataset)
+    try:
+        audit = gradient_audit(
+            trained.parts.net,
+            trained.variables,
+            images,
+            jnp.asarray(few.labels),
+            neuron=configuration.neuron_of(trained.config),
+            num_steps=net.steps,
+            surrogates=study.scale.surrogates,
+        )
+    except UserError as error:
+        return {"refused": str(error)}
+    agreements = {
+        method: {layer: [_plain(a.cosine), _plain(a.norm_ratio)] for layer, a in by_layer.items()}
+        for method, by_layer in audit.agreements.items()
+    }
+    return {"reference": audit.reference, "samples": len(few.labels), "agreements": agreements}
+
+
+def _plain(value: float) -> float | None:
+    return float(f"{value:.5g}") if np.isfinite(value) else None
+
+
+def render(content: dict[str, Any]) -> str:
+    """A row a method, a column a layer, of the first seed."""
+    (net,) = content["nets"]
+    runs = of_seeds(content, net["name"])
+    if not runs:
+        return f"{net['data']}, {net['title']}, T = {net['steps']}: {MISSING}."
+    first = runs[0]
+    if "refused" in first:
+        return f"{net['data']}, {net['title']}, T = {net['steps']}: {first['refused']}"
+
+    def cell(value: list[float | None]) -> str:
+        cosine, ratio = value
+        return "-" if cosine is None or ratio is None else f"{cosine:.3f} ({ratio:.2f})"
+
+    layers = list(next(iter(first["agreements"].values())))
+    lines = [
+        [method, *(cell(by_layer[k]) for k in layers)] for method, by_layer in first["agreements"].items()
+    ]
+    about = (
+        f"{net['data']}, {net['title']}, T = {net['steps']}: cosine with the reference gradient and, in brackets, the "
+        f"ratio of norms. Reference: {first['reference']}, on {first['samples']} training examples, running statistics, "
+        f"seed {content['seeds'][0]}. The paper has no such table."
+    )
+    return f"{table(['gradient', *layers], lines)}\n\n{about}"
+
+
+def draw(content: dict[str, Any]) -> dict[str, Any]:
+    """Cosine of the whole gradient, a bar a method."""
+    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+
+    (net,) = content["nets"]
+    runs = [r for r in of_seeds(content, net["name"]) if "agreements" in r]
+    if not runs:
+        return {}
+    methods = list(runs[0]["agreements"])
+    values = [np.mean([r["agreements"][m]["all"][0] or 0.0 for r in runs]) for m in methods]
+    figure = new_figure(7.6, 0.9 + 0.42 * len(methods))
+    axis = figure.subplots()
+    bars = axis.barh(methods[::-1], values[::-1], color=COLORS[0], height=0.6)
+    axis.bar_label(bars, [f"{v:.3f}" for v in values[::-1]], padding=3, fontsize=8)
+    axis.set_xlim(min(0.0, *values), 1.15)
+    tidy(axis, "", "cosine with the reference gradient, all layers", "")
+    return {"cosine": figure}

@@ -1,0 +1,93 @@
+"""The generated tables of the documentation: written from small JSON files that are kept beside it.
+
+A page says `<!-- generated: smoke/table1 -->` where the table of docs/results/smoke/table1.json goes, up to
+`<!-- end of generated -->`. Where there is no such file the page says that it was not run, and how to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from experiments.scales import NAMES, ROOT, scale_of
+from mpisjax.errors import UserError
+
+DOCS = ROOT / "docs"
+BLOCK = re.compile(
+    r"(?P<start><!-- generated: (?P<scale>\w+)/(?P<name>\w+) -->\n).*?(?P<end><!-- end of generated -->)",
+    re.DOTALL,
+)
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Every file that may hold generated tables."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def generated(scale: str, name: str, docs: Path = DOCS) -> str:
+    """What stands between a block's marks: command, table, provenance, figures."""
+    from experiments.__main__ import EXPERIMENTS, module, plan
+
+    if scale not in NAMES or name not in EXPERIMENTS:
+        raise UserError(
+            f"a page has the mark 'generated: {scale}/{name}', which names no scale and experiment."
+        )
+    experiment = module(name)
+    flags = "" if scale == "smoke" else " --data-dir DIR"
+    command = f"`python -m experiments {name} --scale {scale}{flags}`"
+    source = docs / "results" / scale / f"{name}.json"
+    if not source.is_file():
+        steps = plan((name,), scale_of(scale)).splitlines()[-1].split(" steps")[0].strip()
+        return f"Not run here. Command: {command} ({steps} training steps).\n"
+    from experiments.write import provenance
+
+    content = json.loads(source.read_text())
+    images = "".join(
+        f"\n![{experiment.TITLE}](results/{scale}/{image.name})\n"
+        for image in sorted(source.parent.glob(f"{name}_*.png"))
+    )
+    return f"{experiment.render(content)}\n{images}\n{provenance(content)} Command: {command}\n"
+
+
+def rewritten(text: str, docs: Path = DOCS) -> str:
+    """A page with its generated blocks as they should be."""
+    return BLOCK.sub(lambda m: f"{m['start']}\n{generated(m['scale'], m['name'], docs)}\n{m['end']}", text)
+
+
+def take(out: Path, docs: Path = DOCS) -> list[str]:
+    """Copies the results of an output folder into the documentation; gives what it copied."""
+    taken = []
+    for source in sorted(out.glob("*/results.json")):
+        content: dict[str, Any] = json.loads(source.read_text())
+        folder = docs / "results" / content["scale"]
+        folder.mkdir(parents=True, exist_ok=True)
+        name = content["experiment"]
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n")
+        for image in sorted(source.parent.glob("*.png")):
+            shutil.copyfile(image, folder / f"{name}_{image.name}")
+        taken.append(f"{content['scale']}/{name}")
+    if not taken:
+        raise UserError(
+            f"--take {out} holds no EXPERIMENT/results.json; run experiments with --out {out} first."
+        )
+    return taken
+
+
+def main(out: Path | None, check: bool) -> int:
+    """Brings every page up to date, or with `check` says which is not."""
+    if out is not None:
+        print(f"taken: {', '.join(take(out))}")
+    stale = []
+    for page in pages():
+        text = page.read_text()
+        if (new := rewritten(text)) != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if not check:
+                page.write_text(new)
+    if check and stale:
+        raise UserError(f"{', '.join(stale)} differ from what `python -m experiments docs` writes; run it.")
+    print(f"{'rewritten: ' + ', '.join(stale) if stale else 'all tables are as generated'}")
+    return 0

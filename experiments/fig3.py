@@ -1,0 +1,192 @@
+"""Figure 3: how firing rates settle, two streams against one at equal parameters."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from experiments.scales import Net, Scale
+from experiments.study import Study, described
+from experiments.write import MISSING, of_seeds, table
+
+TITLE = "Figure 3: convergence of the firing rates"
+SHOWN = (1, 3, 10, 30, 100)
+
+
+def nets(scale: Scale) -> list[Net]:
+    """What has to be trained."""
+    return list(scale.convergence)
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Follows the rates of both networks; gives the rows."""
+    scale = study.scale
+    rows = study.rows("fig3", nets=[described(net) for net in scale.convergence])
+    for net in scale.convergence:
+        for seed in scale.seeds:
+            settings = study.settings(
+                net, seed, what="convergence", steps=scale.follow_steps, samples=scale.followed
+            )
+            rows.row(f"{net.name} seed {seed}", settings, partial(follow, study, net, seed))
+    return rows.finish()
+
+
+def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
+    """Both norms by stream and step, mean over samples, and the spectral radius at the equilibrium."""
+    import jax
+    import jax.numpy as jnp
+
+    from mpisjax import configuration
+    from mpisjax.analysis.convergence import convergence
+    from mpisjax.analysis.measure import first_examples
+    from mpisjax.analysis.spectrum import spectral_radius, warn_near_one
+    from mpisjax.neurons import RateReading
+    from mpisjax.nn import model
+    from mpisjax.nn.model import parameter_count
+    from mpisjax.simulate import weighted_mean_frame
+    from mpisjax.training.step import prepare_images
+
+    trained = study.trained(net, seed)
+    network, dataset = trained.parts.net, trained.parts.dataset
+    neuron, transition = configuration.neuron_of(trained.config), model.transition_of(network)
+    few = first_examples(dataset.test, study.scale.followed)
+    images = prepare_images(jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))])), dataset)
+
+    @jax.jit
+    def measured(variables: Any, images: Any) -> Any:
+        x: Any = network.apply(variables, images, False, method="encode")
+        curves = convergence(
+            transition,
+            variables,
+            x,
+            network.initial_rates(images),
+            neuron=neuron,
+            num_steps=study.scale.follow_steps,
+            time_axis=0 if network.temporal else None,
+        )
+        solver = configuration.solved_of(trained.config)
+        solved = model.apply(network, variables, images, neuron=neuron, forward=solver)
+        x = weighted_mean_frame(x, neuron.leak) if network.temporal else x
+        radius = spectral_radius(
+            lambda r: transition(variables, r, x, RateReading(neuron)),
+            solved.equilibrium.rates,
+            jax.random.key(0),
+        )
+        return curves, radius
+
+    curves, radius = jax.device_get(measured(trained.variables, images))
+    return {
+        "parameters": parameter_count(trained.variables),
+        "curves": {
+            kind: {stream: [float(f"{v:.5g}") for v in values.mean(1)] for stream, values in curve.items()}
+            for kind, curve in curves._asdict().items()
+        },
+        "radius": {
+            "median": float(np.median(radius)),
+            "largest": float(radius.max()),
+            "warning": warn_near_one(radius),
+        },
+    }
+
+
+def _mean(runs: list[dict[str, Any]], kind: str) -> dict[str, np.ndarray]:
+    return {k: np.mean([r["curves"][kind][k] for r in runs], axis=0) for k in runs[0]["curves"][kind]}
+
+
+def render(content: dict[str, Any]) -> str:
+    """Both norms at some steps, by network and stream, and what they show."""
+    lines: list[list[str]] = []
+    final: dict[str, dict[str, Any]] = {}
+    warnings: list[str] = []
+    radii: list[str] = []
+    for net in content["nets"]:
+        runs = of_seeds(content, net["name"])
+        if not runs:
+            lines.append([net["title"], MISSING, *[MISSING] * (2 * len(SHOWN) + 1)])
+            continue
+        change, residual, norm = (_mean(runs, kind) for kind in ("change", "residual", "norm"))
+        for stream in change:
+            at = [t for t in SHOWN if t <= len(change[stream])]
+            lines.append(
+                [
+                    f"{net['title']}, {runs[0]['parameters']:,} parameters",
+                    stream,
+                    *(f"{change[stream][t - 1]:.3g}" for t in at),
+                    *(f"{residual[stream][t - 1]:.3g}" for t in at),
+                    f"{residual[stream][-1] / norm[stream][-1]:.3f}",
+                ]
+            )
+        whole = {
+            k: np.sqrt(sum(v[-1] ** 2 for v in c.values()))
+            for k, c in (("residual", residual), ("norm", norm))
+        }
+        whole["change"] = np.sqrt(sum(v[-1] ** 2 for v in change.values()))
+        final[net["title"]] = whole
+        radii.append(
+            f"{net['title']} {runs[0]['radius']['median']:.2f} ({runs[0]['radius']['largest']:.2f} at most)"
+        )
+        warnings += [r["radius"]["warning"] for r in runs if r["radius"]["warning"]]
+    header = [
+        "network",
+        "stream",
+        *(f"change, t = {t}" for t in SHOWN),
+        *(f"residual, t = {t}" for t in SHOWN),
+    ]
+    parts = [table([*header, "relative residual, last step"], lines, 2)]
+    if len(final) == 2:
+        parts.append(_words(final))
+        parts.append(
+            f"Spectral radius of the Jacobian at the equilibrium, median over samples: {'; '.join(radii)}."
+        )
+    parts += [f"Warning: {w}." for w in warnings]
+    parts.append(
+        "Change: ||r(t) - r(t-1)||; residual: ||f(r(t)) - r(t)||, means over samples. A change is no proof of an "
+        "equilibrium: averages over t steps move by about 1/t whatever they tend to. The residual is. The paper shows "
+        "its Figure 3 as a plot; its values are not known here."
+    )
+    return "\n\n".join(parts)
+
+
+def _words(final: dict[str, dict[str, Any]]) -> str:
+    a, b = final.values()  # two streams, one
+    sentences = []
+    for key, what in (("change", "the change"), ("residual", "the residual")):
+        relative = a[key] / a["norm"], b[key] / b["norm"]
+        order = "smaller" if relative[0] < relative[1] else "not smaller"
+        sentences.append(
+            f"At the last step {what}, relative to the rates over all streams, is {order} with two streams "
+            f"({relative[0]:.3g}) than with one ({relative[1]:.3g})."
+        )
+    return " ".join(sentences)
+
+
+def draw(content: dict[str, Any]) -> dict[str, Any]:
+    """Both norms against the time step, by stream."""
+    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+
+    figure = new_figure(11.4, 4.0)
+    axes = figure.subplots(1, 2, sharex=True)
+    found = [(net, of_seeds(content, net["name"])) for net in content["nets"]]
+    if not all(runs for _, runs in found):
+        return {}
+    titles = ("change in a step, ‖r(t) - r(t-1)‖", "residual, ‖f(r(t)) - r(t)‖")
+    for axis, kind, title in zip(axes, ("change", "residual"), titles, strict=True):
+        colors = iter(COLORS)
+        for index, (_, runs) in enumerate(found):
+            for stream, values in _mean(runs, kind).items():
+                label = f"two streams: {stream}" if index == 0 else "one stream"
+                at = np.arange(1, len(values) + 1)
+                axis.plot(
+                    at,
+                    np.where(values > 0, values, np.nan),
+                    "-" if index == 0 else "--",
+                    color=next(colors),
+                    label=label,
+                )
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        tidy(axis, title, "time step t", "norm, mean over samples")
+        axis.legend(frameon=False, fontsize=9)
+    return {"convergence": figure}

@@ -1,0 +1,229 @@
+"""What is trained for which table at which scale: config files with overrides, nothing that `train.py` cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from mpisjax import cli, configuration
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ("smoke", "small", "paper")
+
+
+class Net(NamedTuple):
+    """A network to train.
+
+    Attributes:
+      name: of its runs' folders, unique within a scale.
+      title: for tables.
+      data: the data set, for tables.
+      steps: T.
+      config: config file and variant, as `train.py --config` takes them.
+      settings: overrides by dotted key.
+      examples: of the training split, to say beforehand how many steps a run takes.
+    """
+
+    name: str
+    title: str
+    data: str
+    steps: int
+    config: str
+    settings: Mapping[str, Any]
+    examples: int
+
+    def load(self, seed: int = 0) -> ml_collections.ConfigDict:
+        """All settings of a run."""
+        config = cli.load_config(str(ROOT / self.config))
+        config.update_from_flattened_dict({**self.settings, "seed": seed})
+        configuration.check(config)
+        return config
+
+    def command(self, seed: int = 0) -> str:
+        """What trains the same network by hand."""
+        overrides = {**self.settings, **({"seed": seed} if seed else {})}
+        shown = [
+            f'--config.{k}="{v}"' if isinstance(v, tuple) else f"--config.{k}={v}"
+            for k, v in overrides.items()
+        ]
+        return " ".join(["python train.py --config", self.config, *(s.replace(", ", ",") for s in shown)])
+
+    def training_steps(self) -> int:
+        """Steps that a run takes."""
+        train = self.load().train
+        return train.epochs * (self.examples // train.batch_size)
+
+
+class Pair(NamedTuple):
+    """Two networks of equal size, to compare.
+
+    Attributes:
+      ours: the MPIS network.
+      other: the baseline.
+    """
+
+    ours: Net
+    other: Net
+
+
+class Scale(NamedTuple):
+    """A size of all experiments.
+
+    Attributes:
+      name: smoke, small or paper.
+      seeds: of every run.
+      through_time: MPIS and the same network trained by BPTT (Table 1).
+      memory_steps: T at which both are compiled to learn their memory, or empty.
+      firing: networks whose firing rates are counted (Table 2).
+      single_stream: MPIS and IDE-Net (Table 3).
+      convergence: two streams and one, alike but for that (Figure 3).
+      latency: networks at few time steps, with their sizes' titles (Table 4).
+      audited: whose gradients are compared.
+      examples: of the test split that spikes are counted on; None for all.
+      followed: examples of the convergence curves and of the audit.
+      follow_steps: length of the convergence curves.
+      surrogates: that the audit compares.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    through_time: tuple[Pair, ...]
+    memory_steps: tuple[int, ...]
+    firing: tuple[Net, ...]
+    single_stream: tuple[Pair, ...]
+    convergence: Pair
+    latency: tuple[Net, ...]
+    audited: Net
+    examples: int | None
+    followed: int
+    follow_steps: int = 100
+    surrogates: tuple[str, ...] = ("rectangular", "triangular", "arctan", "sigmoid")
+
+
+BPTT = {"train.method": "bptt"}
+IDE = {
+    "model.num_streams": 1,
+    "model.fusion_layer": 1,
+    "model.feedback_norm": "spectral",
+    "model.head": "smallest",
+}
+SINGLE = {"model.num_streams": 1, "model.fusion_layer": 1}
+
+
+def _spikes(steps: int) -> dict[str, Any]:
+    return {"forward.mode": "spikes", "forward.num_steps": steps}
+
+
+def _family(data: str, config: str, examples: int, common: Mapping[str, Any], ide: Any, single: Any) -> Any:
+    """Makes networks of one data set: `make(kind, T)`; `ide` and `single` are widths of equal parameter counts."""
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "mpis": ("MPIS, implicit", {}),
+        "bptt": ("the same network, BPTT", BPTT),
+        "ide": ("IDE-Net, one stream", {**IDE, "model.layers": ide}),
+        "single": ("one stream", {**SINGLE, "model.layers": single}),
+    }
+    key = Path(config).stem
+
+    def make(kind: str, steps: int, **more: Any) -> Net:
+        title, settings = kinds[kind]
+        return Net(
+            f"{key}_{kind}_t{steps}",
+            title,
+            data,
+            steps,
+            config,
+            {**common, **_spikes(steps), **settings, **more},
+            examples,
+        )
+
+    return make
+
+
+def smoke() -> Scale:
+    """scikit-learn's digits, no download, a narrow network: it shows that every experiment runs, not what holds."""
+    common = {"train.epochs": 8, "model.stem": (8,), "model.layers": (12, 16)}
+    make = _family("digits", "configs/digits.py", 1257, common, ide=(19, 24), single=(19, 23))
+    short, long = 4, 12
+    return Scale(
+        "smoke",
+        (0,),
+        tuple(Pair(make("mpis", t), make("bptt", t)) for t in (short, long)),
+        (short, long, 24, 48),
+        (make("mpis", long),),
+        (Pair(make("mpis", long), make("ide", long)),),
+        Pair(make("mpis", long), make("single", long)),
+        (make("mpis", 1), make("mpis", short), make("mpis", long)),
+        make("mpis", long),
+        None,
+        32,
+        surrogates=("triangular", "sigmoid"),
+    )
+
+
+def small(epochs: int | None = None) -> Scale:
+    """Fashion-MNIST at the paper's size, few epochs."""
+    common = {"train.epochs": epochs or 2, "train.warmup_epochs": 0.3}
+    make = _family("Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, ide=(33, 48), single=(31, 48))
+    large = make("mpis", 1, **{"model.stem": (64,), "model.layers": (128, 256)})
+    large = large._replace(name="fashion_mnist_large_t1", title="MPIS, large")
+    return Scale(
+        "small",
+        (0,),
+        tuple(Pair(make("mpis", t), make("bptt", t)) for t in (30, 100)),
+        (1, 10, 30, 100, 300),
+        (make("mpis", 30), make("mpis", 100)),
+        (Pair(make("mpis", 30), make("ide", 30)),),
+        Pair(make("mpis", 30), make("single", 30)),
+        (large,),
+        make("mpis", 30),
+        2000,
+        32,
+    )
+
+
+def paper(epochs: int | None = None) -> Scale:
+    """The paper's data sets, sizes and time steps, with the epochs of our config files; for accelerators."""
+    common = {"train.epochs": epochs} if epochs else {}
+    fashion = _family(
+        "Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, ide=(33, 48), single=(31, 48)
+    )
+    events = _family("N-MNIST", "configs/nmnist.py", 55_000, common, ide=(31, 62), single=(31, 61))
+    ten = _family(
+        "CIFAR-10", "configs/cifar10.py", 45_000, common, ide=(456, 920, 1832), single=(432, 864, 1728)
+    )
+    hundred = _family(
+        "CIFAR-100", "configs/cifar100.py", 45_000, common, ide=(392, 776, 1560), single=(368, 744, 1488)
+    )
+    large = fashion("mpis", 1, **{"model.stem": (64,), "model.layers": (128, 256)})
+    latency = [large._replace(name="fashion_mnist_large_t1", title="MPIS, large")]
+    for make, narrow in ((ten, (192, 320, 640)), (hundred, (192, 256, 768))):
+        for steps in (5, 10, 30):
+            small_net = make("mpis", steps, **{"model.layers": narrow})
+            latency += [
+                make("mpis", steps),
+                small_net._replace(name=f"{small_net.name}_small", title="MPIS, small"),
+            ]
+    return Scale(
+        "paper",
+        (0, 1, 2),
+        (
+            *(Pair(fashion("mpis", t), fashion("bptt", t)) for t in (30, 100)),
+            Pair(events("mpis", 30), events("bptt", 30)),
+        ),
+        (1, 10, 30, 100, 300),
+        (fashion("mpis", 30), fashion("mpis", 100)),
+        tuple(Pair(make("mpis", 30), make("ide", 30)) for make in (ten, hundred)),
+        Pair(fashion("mpis", 30), fashion("single", 30)),
+        tuple(latency),
+        fashion("mpis", 30),
+        None,
+        64,
+    )
+
+
+def scale_of(name: str, epochs: int | None = None) -> Scale:
+    """A scale by name; `epochs` replaces those of the small and paper scales."""
+    return smoke() if name == "smoke" else {"small": small, "paper": paper}[name](epochs)

@@ -1,0 +1,203 @@
+"""One experiment under way: its finished rows, and the training runs it needs."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from experiments.scales import Net, Scale
+from mpisjax.training.preemption import Preempted, Stopper
+
+_log = logging.getLogger("experiments")
+
+
+class Rows:
+    """Finished rows in a JSON file: what was computed with the same settings is not computed again.
+
+    Args:
+      path: the file; made, with its folder, when the first row is finished.
+      header: what the file says beside its rows.
+      stopper: who is asked whether to stop; a row is saved whole in any case.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], stopper: Stopper) -> None:
+        self._path, self._stopper, self._asked = path, stopper, dict[str, None]()
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        self.content = {**header, "rows": found.get("rows", {})}
+
+    def row(self, key: str, settings: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row `key`, computed and saved unless a row of the same settings is there.
+
+        Args:
+          key: of the row.
+          settings: anything JSON that the result depends on.
+          compute: gives the result, which JSON can hold.
+        """
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        found = self.content["rows"].get(key)
+        self._asked[key] = None
+        if found is None or found["settings"] != digest:
+            _log.info("%s: %s", self.content["experiment"], key)
+            result = compute()
+            date = datetime.date.today().isoformat()
+            found = {"settings": digest, "date": date, "machine": machine(), "result": result}
+            with self._stopper.deferred():
+                self.content["rows"][key] = found
+                self._save()
+            if self._stopper.requested is not None:
+                raise Preempted(self._stopper.requested)
+        return found["result"]
+
+    def finish(self) -> dict[str, Any]:
+        """Drops rows that were not asked for this time, saves, and gives the file's content."""
+        self.content["rows"] = {k: self.content["rows"][k] for k in self._asked}
+        with self._stopper.deferred():
+            self._save()
+        return self.content
+
+    def _save(self) -> None:
+        from mpisjax.training.checkpoints import write_atomically
+
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, (json.dumps(self.content, indent=1) + "\n").encode())
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    from benchmarks.__main__ import machine as described
+
+    found = described("float32", False)
+    load = found["load at start"]
+    kept = {k: found[k] for k in ("processor", "cores", "devices", "jax", "python")}
+    return {**kept, "load": None if load is None else round(load, 1)}
+
+
+class Trained(NamedTuple):
+    """A network after training.
+
+    Attributes:
+      config: its settings.
+      parts: data, network, feed.
+      variables: of the best state.
+    """
+
+    config: ml_collections.ConfigDict
+    parts: Any
+    variables: dict[str, Any]
+
+
+class Study:
+    """What every experiment works with.
+
+    Args:
+      scale: what is trained and measured.
+      out: folder for everything.
+      data_dir: folder of the data sets' files, or of folders named after them; empty for downloads.
+      stopper: who listens for signals.
+      timing: False leaves times out, on a machine that has other work to do.
+
+    Attributes:
+      scale: as given.
+      timing: as given.
+    """
+
+    def __init__(self, scale: Scale, out: Path, data_dir: str, stopper: Stopper, timing: bool = True) -> None:
+        self.scale, self.timing = scale, timing
+        self._out, self._data_dir, self._stopper = out, data_dir, stopper
+        self._restored: dict[tuple[str, int], Trained] = {}
+
+    def rows(self, experiment: str, **header: Any) -> Rows:
+        """An experiment's finished rows, and what its table needs to know beside them."""
+        common = {"experiment": experiment, "scale": self.scale.name, "seeds": list(self.scale.seeds)}
+        header = {**common, **header}
+        return Rows(self.folder(experiment) / "results.json", header, self._stopper)
+
+    def folder(self, experiment: str) -> Path:
+        """An experiment's folder."""
+        return self._out / experiment
+
+    def config(self, net: Net, seed: int) -> ml_collections.ConfigDict:
+        """The settings of a run, its data where the command line says."""
+        config = net.load(seed)
+        if self._data_dir and config.data.name not in ("digits", "saccade_digits"):
+            inside = os.path.join(self._data_dir, config.data.name)
+            config.data.dir = inside if os.path.isdir(inside) else self._data_dir
+        return config
+
+    def settings(self, net: Net, seed: int = 0, **more: Any) -> dict[str, Any]:
+        """What a row of a network depends on."""
+        from mpisjax.training import record
+
+        flat = record.flatten(record.plain(net.load(seed)))
+        return {**{k: v for k, v in flat.items() if k not in record.FREE_KEYS}, **more}
+
+    def workdir(self, net: Net, seed: int) -> Path:
+        """The folder of a run; experiments that need the same run share it."""
+        epochs = net.load(seed).train.epochs
+        return self._out / "training" / f"{net.name}_{epochs}epochs_seed{seed}"
+
+    def train_rows(self, rows: Rows, net: Net) -> None:
+        """A row for every seed of a network: `train`."""
+        for seed in self.scale.seeds:
+            rows.row(f"{net.name} seed {seed}", self.settings(net, seed), partial(self.train, net, seed))
+
+    def train(self, net: Net, seed: int) -> dict[str, Any]:
+        """Trains a network, from wherever its run stands, and gives the test split's measurements."""
+        from mpisjax.nn.model import parameter_count
+        from mpisjax.training.report import as_json
+        from mpisjax.training.run import run
+
+        result = run(self.config(net, seed), self.workdir(net, seed), self._stopper)
+        if result.stopped or result.test is None:
+            raise Preempted(self._stopper.requested or "a signal")
+        test = {k: v for k, v in result.test.items() if k in ("accuracy", "accuracy_spikes", "residual")}
+        found = as_json(_Fields(test))
+        return {
+            **found,
+            "parameters": parameter_count({"params": result.state.params}),
+            "command": net.command(seed),
+        }
+
+    def trained(self, net: Net, seed: int) -> Trained:
+        """The best state of a run, trained first where it is not."""
+        from mpisjax.training.run import restore_best, variables_of
+
+        key = (net.name, seed)
+        if key not in self._restored:
+            self.train(net, seed)
+            config = self.config(net, seed)
+            parts, state, _ = restore_best(self.workdir(net, seed), config)
+            import jax
+
+            self._restored[key] = Trained(config, parts, jax.device_get(variables_of(state)))
+        return self._restored[key]
+
+
+def described(net: Net) -> dict[str, Any]:
+    """What a table says of a network, as JSON holds it."""
+    return {
+        "name": net.name,
+        "title": net.title,
+        "data": net.data,
+        "steps": net.steps,
+        "command": net.command(),
+    }
+
+
+class _Fields:
+    """A dict in the shape that `as_json` takes."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+
+    def _asdict(self) -> dict[str, Any]:
+        return self._fields

@@ -1,0 +1,74 @@
+"""Rows as Markdown, figures as PNG and SVG."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+MISSING = "not run here"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], first_number: int = 1) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = ["---" if i < first_number else "---:" for i in range(len(header))]
+    lines = [header, rule, *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+
+
+def across_seeds(values: Sequence[float | None], digits: int = 2, factor: float = 1.0) -> str:
+    """One value, or mean and standard deviation of several; what is not there or not finite is said."""
+    if not values:
+        return MISSING
+    finite = [factor * v for v in values if v is not None]
+    if len(finite) < len(values):
+        return "not finite"
+    if len(finite) == 1:
+        return f"{finite[0]:.{digits}f}"
+    return f"{statistics.mean(finite):.{digits}f} ± {statistics.stdev(finite):.{digits}f}"
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean."""
+    return statistics.fmean(values)
+
+
+def verdict(ours: str, other: str, under: str, accuracies: Sequence[float]) -> str:
+    """One sentence: who wins, of two accuracies as shares."""
+    difference = 100 * (accuracies[0] - accuracies[1])
+    word = "beats" if difference > 0 else "does not beat" if difference < 0 else "equals"
+    return f"{ours} {word} {other} {under} ({difference:+.2f} points)."
+
+
+def of_seeds(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The results of a row for every seed that was run."""
+    keys = [f"{name} seed {seed}" for seed in content["seeds"]]
+    return [content["rows"][k]["result"] for k in keys if k in content["rows"]]
+
+
+def provenance(content: dict[str, Any]) -> str:
+    """Seeds, machine, date, of the rows that are there."""
+    rows = list(content["rows"].values())
+    if not rows:
+        return "Nothing has been run."
+    machines = dict.fromkeys(
+        f"{m['processor']} ({m['cores']} cores, {m['devices']}), JAX {m['jax']}, Python {m['python']}"
+        for m in (row["machine"] for row in rows)
+    )
+    dates = sorted({row["date"] for row in rows})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    seeds = content["seeds"]
+    number = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    return f"Scale `{content['scale']}`, {number}, {when}, {'; '.join(machines)}."
+
+
+def save_figures(figures: dict[str, Any], folder: Path) -> None:
+    """Writes every figure as PNG and as SVG, reproducibly."""
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "mpisjax"}):
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
