@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +92,7 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
 
     try:
         first_does(begin)
+        _no_traces_once()
         with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
             checkpointer.save((draft / STATE_NAME).absolute(), state)  # orbax takes no other path
             checkpointer.wait_until_finished()
@@ -98,6 +101,25 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
         shutil.rmtree(draft, ignore_errors=True)
         raise _storage_error(error, directory, step) from error
     return Checkpoint(final, step, layout, content)
+
+
+@functools.cache
+def _no_traces_once() -> None:
+    """Keeps orbax's and tensorstore's threads from printing a trace each of an error that is raised here anyhow.
+
+    Some of them fail after the save has given up, so this lasts.
+    """
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+
+    def from_elsewhere(entry: logging.LogRecord) -> bool:
+        return entry.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in entry.pathname
+
+    def but_for_a_closed_loop(told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":  # what tensorstore's calls back then come to
+            hook(told)
+
+    logger.addFilter(from_elsewhere)
+    sys.unraisablehook = but_for_a_closed_loop
 
 
 def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
@@ -113,7 +135,7 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
             _write_record(checkpoint.path, checkpoint.step, content, checkpoint.layout, files)
             _sync(checkpoint.path)
         except OSError as error:
-            raise _storage_error(error, checkpoint.path.parent, checkpoint.step) from error
+            raise _storage_error(error, checkpoint.path.parent, checkpoint.step, there=True) from error
 
     first_does(replace)
     return checkpoint._replace(content=content)
@@ -321,22 +343,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _storage_error(error: Exception, directory: Path, step: int) -> Exception:
+def _storage_error(error: Exception, directory: Path, step: int, there: bool = False) -> Exception:
     """The sentence for a failed write, or the error itself where it is not the disk's."""
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
-    standing = [other for other in steps(directory) if other != step]
+    what = f"the record of the checkpoint of step {step}" if there else f"the checkpoint of step {step}"
+    standing = [other for other in steps(directory) if there or other != step]
     stands = f"the one of step {standing[-1]} stands" if standing else "none stood before it"
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
         sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "File too large")
     ):
         return UserError(
-            f"the disk of {directory} is full, so the checkpoint of step {step} was not written ({stands}); free some "
+            f"the disk of {directory} is full, so {what} was not written ({stands}); free some "
             "space and run the same command to go on"
         )
     if isinstance(error, OSError):
         return UserError(
-            f"the checkpoint of step {step} cannot be written to {directory} ({error.strerror or text}; {stands}); "
+            f"{what} cannot be written to {directory} ({error.strerror or text}; {stands}); "
             "mend that and run the same command to go on"
         )
     return error
