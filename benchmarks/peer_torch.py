@@ -161,7 +161,7 @@ class F64C5(nn.Module):
         solver = broyden if backward.solver == "broyden" else neumann
         v, num_steps = solver(product, g, backward.max_steps, limit)
         stepped.backward(v)
-        return Step(float(loss), num_steps, stepped.detach())
+        return Step(loss.item(), num_steps, stepped.detach())
 
 
 def neumann(product: Any, g: Tensor, max_steps: int, limit: float) -> tuple[Tensor, int]:

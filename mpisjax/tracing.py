@@ -14,7 +14,10 @@ import jax
 from jax.extend.core import JaxprEqn, Literal, Var
 
 # Primitives that cost less to run again inside a loop (where they fuse) than to read back as an array.
-_CHEAP = frozenset({"broadcast_in_dim", "iota", "convert_element_type", "copy", "reshape", "squeeze"})
+_CHEAP = frozenset(
+    # platform_index: XLA must see that it is a constant to drop the branches of other platforms.
+    {"broadcast_in_dim", "iota", "convert_element_type", "copy", "reshape", "squeeze", "platform_index"}
+)
 
 
 def _run(eqns: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:

@@ -18,8 +18,8 @@ Array = jax.Array
 class ConvNorm(nn.Module):
     """`BN(conv(x, gain * v / ||v||))`: a weight-normalised convolution and batch normalisation.
 
-    With running statistics both are affine and fold into one kernel and one shift, which `hoist` then computes
-    once a solve. With batch statistics the running ones are updated.
+    With running statistics both are affine: one kernel, one scale and one shift, which `hoist` then computes once
+    a solve. With batch statistics the running ones are updated.
 
     Attributes:
       features: output channels.
@@ -62,8 +62,10 @@ class ConvNorm(nn.Module):
             return vector[:, None] if self.transpose else vector
 
         others = tuple(a for a in range(4) if a != out_axis)
-        norm = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=others) + jnp.finfo(kernel.dtype).tiny)
-        kernel = kernel * along(gain / norm)
+        # An explicit rsqrt: with sqrt and a quotient XLA rewrites one use and not another, and then no longer sees
+        # that the solve and the differentiable step convolve a constant input with the same kernel.
+        inverse_norm = lax.rsqrt(jnp.sum(jnp.square(kernel), axis=others) + jnp.finfo(kernel.dtype).tiny)
+        kernel = kernel * along(gain * inverse_norm)
 
         def convolve(kernel: Array) -> Array:
             kernel = kernel.astype(dtype)
@@ -79,7 +81,9 @@ class ConvNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
         if not batch_statistics:
             factor = scale * lax.rsqrt(var.value + EPSILON)
-            return convolve(kernel * along(factor)) + (bias - mean.value * factor).astype(dtype)
+            # The scale fuses with the addition; folded into the kernel it would part this convolution from the
+            # same one with batch statistics, which a constant input (the injection) shares.
+            return convolve(kernel) * factor.astype(dtype) + (bias - mean.value * factor).astype(dtype)
 
         out, batch_mean, batch_var = batch_normalize(convolve(kernel), scale, bias)
         if not self.is_initializing():

@@ -9,6 +9,7 @@ from jax import lax
 
 from benchmarks import __main__ as command
 from benchmarks import flops, nets, report, sections
+from mpisjax.nn import ops, winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -24,6 +25,14 @@ def test_counts_convolutions_and_products():
     # Both gradients cost what the forward pass does; that one is computed too.
     assert flops.count(lambda x, w: jax.vjp(convolve, x, w)[1](convolve(x, w)), x, w) == 4 * forward
     assert flops.count(jnp.matmul, jnp.zeros((7, 5)), jnp.zeros((5, 3))) == 2 * 7 * 5 * 3
+
+
+def test_what_counts_is_the_plain_form_whichever_a_platform_takes():
+    x, w = jnp.zeros((2, 8, 8, 32)), jnp.zeros((3, 3, 32, 32))
+    assert "platform_index" in str(jax.make_jaxpr(ops.conv2d)(x, w))
+    # Beside the convolution only the transformation of its kernel, 6x6 from 3x3.
+    kernels = flops.count(winograd.kernels, w)
+    assert flops.count(ops.conv2d, x, w) - kernels == flops.count(convolve, x, w)
 
 
 def test_zeros_inserted_by_a_strided_transposition_are_not_counted():
