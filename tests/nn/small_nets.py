@@ -24,7 +24,7 @@ def random_variables(net: nn.MPIS, images: Any, seed: int, gain: float = 0.5) ->
 
     def draw(path: Any, leaf: Any) -> Any:
         name, module = path[-1].key, path[1].key
-        if name == "kernel":
+        if name in ("kernel", "direction"):
             scale = 0.3 if module == "classifier" else 1.0
             value = scale * rng.normal(size=leaf.shape)
         else:

@@ -1,0 +1,102 @@
+"""Writes a trained network for other programs.
+
+python -m mpisjax.export --pretrained digits --format stablehlo --out digits.stablehlo
+python -m mpisjax.export --workdir runs/digits --format nir --out digits.nir
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mpisjax import cli
+from mpisjax.errors import UserError
+
+
+def main() -> None:
+    """Parses the command line and writes the file."""
+    parser = argparse.ArgumentParser(prog="python -m mpisjax.export", description=__doc__.split("\n")[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="folder of a run; its best state is exported")
+    source.add_argument("--pretrained", help="a network that comes with the package")
+    parser.add_argument("--data_dir", help="folder with the run's original files, if they have moved")
+    parser.add_argument("--format", required=True, choices=("nir", "stablehlo"))
+    parser.add_argument("--out", required=True, help="file to write")
+    parser.add_argument("--steps", type=int, help="stablehlo: time steps; as trained by default")
+    parser.add_argument(
+        "--batch_size", type=int, help="stablehlo: fixes the batch size, which is open by default"
+    )
+    parser.add_argument(
+        "--neurons", default="exact", choices=("exact", "lif"),
+        help="nir: exact nodes (default), or IF/LIF nodes that must be told to reset by subtraction",
+    )  # fmt: skip
+    given = parser.parse_args()
+    with cli.sentences():
+        out = Path(given.out)
+        if not out.absolute().parent.is_dir():
+            raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
+        if (given.steps or given.batch_size) and given.format == "nir":
+            raise UserError(
+                "--steps and --batch_size are for --format stablehlo; a NIR graph is stepped by its host"
+            )
+        for name in ("steps", "batch_size"):
+            if getattr(given, name) is not None and getattr(given, name) < 1:
+                raise UserError(f"--{name} is {getattr(given, name)}: set it to at least 1.")
+        trained = _trained(given)
+        if trained.inputs.temporal and given.steps:
+            raise UserError(
+                "--steps needs a constant input; an event set takes as many steps as it has frames"
+            )
+        print(
+            _write_nir(trained, given, out)
+            if given.format == "nir"
+            else _write_stablehlo(trained, given, out)
+        )
+
+
+def _trained(given: argparse.Namespace) -> Any:
+    if given.pretrained is not None:
+        import mpisjax
+
+        return mpisjax.load_pretrained(given.pretrained)
+    from mpisjax.pretrained.making import of_run
+    from mpisjax.training.run import config_of
+
+    config = config_of(Path(given.workdir))
+    if given.data_dir is not None:
+        config.data.dir = given.data_dir
+    return of_run(given.workdir, config)
+
+
+def _write_nir(trained: Any, given: argparse.Namespace, out: Path) -> str:
+    from mpisjax import configuration
+    from mpisjax.export import nir_graph, nir_nodes
+
+    inputs = trained.inputs
+    about = {"name": trained.name, "inputs": inputs._asdict(), "num_steps": trained.config.forward.num_steps}
+    height, width, channels = inputs.shape[-3:]
+    graph = nir_graph.to_nir(
+        trained.net, trained.variables, configuration.neuron_of(trained.config), (height, width, channels),
+        neurons=given.neurons, about=about,
+    )  # fmt: skip
+    draft = out.with_name(f"{out.name}.draft")
+    try:
+        nir_nodes.package().write(draft, graph)
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return f"{out}: {out.stat().st_size:,} bytes, {len(graph.nodes)} nodes, {len(graph.edges)} edges"
+
+
+def _write_stablehlo(trained: Any, given: argparse.Namespace, out: Path) -> str:
+    from mpisjax.export.stablehlo import PLATFORMS, to_stablehlo
+    from mpisjax.training.checkpoints import write_atomically
+
+    write_atomically(out, bytes(to_stablehlo(trained, given.steps, batch_size=given.batch_size)))
+    batch = given.batch_size or "any"
+    return f"{out}: {out.stat().st_size:,} bytes, for {', '.join(PLATFORMS)}, batch size {batch}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Pure-spike inference as one StableHLO program, weights included, that runs with JAX alone.
+
+The file is what `jax.export` serialises: StableHLO with its calling convention, for CPU, CUDA and TPU at once and for any
+batch size. `jax.export.deserialize(data).call(images)` runs it; see docs/export.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from mpisjax import configuration
+from mpisjax.nn import model
+from mpisjax.pretrained import Pretrained
+from mpisjax.training.step import prepare_images
+
+Array = jax.Array
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def inference(trained: Pretrained, num_steps: int | None = None) -> Any:
+    """Pure-spike inference as a function of images alone.
+
+    Args:
+        trained: The network.
+        num_steps: Time steps; None as its config says. Input over time has as many as frames.
+
+    Returns:
+        `infer(images)`: uint8 [batch, *inputs.shape] -> a dict of `scores`, float32 [batch, classes], the softmax of the
+        classifier on the spikes' own rates; `spike_counts`, int32 [batch] by population; and `num_steps`, int32 [batch].
+    """
+    config, net, inputs = trained.config, trained.net, trained.inputs
+    neuron = configuration.neuron_of(config)
+    forward = configuration.spikes_of(config, inputs.temporal, num_steps)
+    variables = trained.variables
+
+    def infer(images: Array) -> dict[str, Any]:
+        x = prepare_images(images, inputs)
+        simulation = model.spikes(net, variables, x, neuron=neuron, forward=forward)
+        scores = jax.nn.softmax(model.classify(net, variables, simulation.rates))
+        counts = {
+            name: jnp.sum(spikes, axis=tuple(range(1, spikes.ndim))).astype(jnp.int32)
+            for name, spikes in simulation.spike_counts.items()
+        }
+        return {"scores": scores, "spike_counts": counts, "num_steps": simulation.num_steps}
+
+    return infer
+
+
+def to_stablehlo(
+    trained: Pretrained,
+    num_steps: int | None = None,
+    *,
+    batch_size: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> bytearray:
+    """Serialises pure-spike inference.
+
+    Args:
+        trained: The network; its weights become constants of the program.
+        num_steps: Time steps; None as its config says.
+        batch_size: Of the images; None leaves it open.
+        platforms: Where the program is to run.
+
+    Returns:
+        What `jax.export.deserialize` takes.
+    """
+    batch = export.symbolic_shape("batch")[0] if batch_size is None else batch_size
+    images = jax.ShapeDtypeStruct((batch, *trained.inputs.shape), jnp.uint8)
+    exported = export.export(jax.jit(inference(trained, num_steps)), platforms=tuple(platforms))(images)
+    return exported.serialize()

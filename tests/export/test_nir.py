@@ -1,0 +1,221 @@
+"""NIR: written to a file, read back, and run by a simulator that knows nothing of mpisjax: spike for spike."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nir_interpreter import Simulator, convolve
+from small_nets import random_images, random_variables
+
+import mpisjax
+from mpisjax import nn
+from mpisjax.errors import UserError
+from mpisjax.export import kernels, nir_graph, nir_nodes
+from mpisjax.neurons import SpikeReading, population_shapes, resting_potentials
+from mpisjax.nn.ops import conv2d, conv_transpose2d, halved, upsample
+
+nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
+STEPS = 12
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (4, 3), (2, 1)])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("phases", [1, 2, 4])
+def test_every_linear_map_is_a_convolution_on_the_grid(x64, size, kernel, phases):
+    """Convolutions of both strides, their transposes and upsampling, against the network's own."""
+
+    def on(weights, image):  # a stride-1 convolution of the grid, by NumPy
+        node = nir.Conv2d(
+            input_shape=None, weight=weights.transpose(3, 2, 0, 1), stride=1, padding=weights.shape[0] // 2,
+            dilation=1, groups=1, bias=np.zeros(weights.shape[3]),
+        )  # fmt: skip
+        return np.moveaxis(convolve(np.moveaxis(image, -1, 1), node), 1, -1)
+
+    image = random(2, *size, 3)
+    for stride in (1, 2):
+        coarse = tuple(halved(n, stride - 1) for n in size)
+        grid = tuple(-(-n // (stride * phases)) for n in size)
+        w = random(kernel, kernel, 3, 4)
+        wanted = conv2d(jnp.asarray(image), jnp.asarray(w), stride)
+        found = on(kernels.on_grid(w, stride, size, phases), kernels.to_grid(image, stride * phases, grid))
+        np.testing.assert_allclose(kernels.from_grid(found, phases, coarse), wanted, atol=1e-12)
+
+        small = random(2, *coarse, 4)
+        wanted = conv_transpose2d(jnp.asarray(small), jnp.asarray(w), stride, size)
+        found = on(kernels.transpose_on_grid(w, stride, size, phases), kernels.to_grid(small, phases, grid))
+        np.testing.assert_allclose(kernels.from_grid(found, stride * phases, size), wanted, atol=1e-12)
+
+        wanted = upsample(jnp.asarray(small), stride, size)
+        found = on(kernels.upsample_on_grid(4, stride, phases), kernels.to_grid(small, phases, grid))
+        np.testing.assert_allclose(kernels.from_grid(found, stride * phases, size), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [8, 7, 5, 1])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("phases", [1, 2, 4])
+def test_an_image_enters_the_grid(x64, size, stride, phases):
+    image, w = random(2, size, size, 3), random(3, 3, 3, 4)
+    out = -(-size // stride)
+    grid = -(-out // phases)
+    found = kernels.entry(w, stride, size, grid, phases)
+    node = nir.Conv2d(
+        input_shape=(size, size), weight=found.kernel.transpose(3, 2, 0, 1), stride=found.stride,
+        padding=found.padding, dilation=1, groups=1, bias=np.zeros(found.kernel.shape[3]),
+    )  # fmt: skip
+    assert list(node.output_type["output"]) == [4 * phases**2, grid, grid]
+    gridded = np.moveaxis(convolve(np.moveaxis(image, -1, 1), node), 1, -1)
+    wanted = conv2d(jnp.asarray(image), jnp.asarray(w), stride)
+    np.testing.assert_allclose(kernels.from_grid(gridded, phases, (out, out)), wanted, atol=1e-12)
+
+
+def spikes_of(net, variables, images, neuron):
+    """Our own spikes, every step and population, by the network's transition."""
+    transition = nn.transition_of(net)
+    x = net.apply(variables, images, False, method="encode")
+    rates = net.initial_rates(images)
+    first = x[0] if net.temporal else x
+    potentials = resting_potentials(neuron, population_shapes(transition, variables, rates, first))
+
+    @jax.jit
+    def step(potentials, rates, x):
+        fire = SpikeReading(neuron, potentials)
+        rates = transition(variables, rates, x, fire)
+        return fire.potentials, rates, fire.activity
+
+    found = []
+    for t in range(len(x) if net.temporal else STEPS):
+        potentials, rates, activity = step(potentials, rates, x[t] if net.temporal else x)
+        found.append({name: np.asarray(spikes) for name, spikes in activity.items()})
+    return np.asarray(x), found
+
+
+def check_round_trip(net, images, neuron, tmp_path, neurons="exact", seed=0):
+    """Write, read, simulate, compare every spike of every step."""
+    variables = random_variables(net, images, seed)
+    shape = images.shape[-3:]
+    graph = nir_graph.to_nir(net, variables, neuron, shape, neurons=neurons, about={"name": "small"})
+    nir.write(tmp_path / "net.nir", graph)
+    read = nir.read(tmp_path / "net.nir")
+    assert {type(node).__name__ for node in read.nodes.values()} <= {
+        "Input", "Output", "Conv2d", "Scale", "I", "LI", "Threshold", "Delay", "IF", "LIF",
+    }  # fmt: skip
+    x, wanted = spikes_of(net, variables, images, neuron)
+    batch = images.shape[1 if net.temporal else 0]
+    simulator = Simulator(read, batch, subtract=neurons == "lif")
+    fired = dict.fromkeys(wanted[0], 0)
+    outputs = []
+    for t, ours in enumerate(wanted):
+        values = simulator.step(np.moveaxis(x[t] if net.temporal else x, -1, 1))
+        for name, spikes in ours.items():
+            theirs = np.moveaxis(values[f"{name.replace('/', '_')}_spikes"], 1, -1)
+            about = read.metadata["populations"][name.replace("/", "_")]
+            phases, size = int(about["phases"]), (int(about["height"]), int(about["width"]))
+            image = kernels.from_grid(theirs, phases, size)
+            np.testing.assert_array_equal(image, spikes, err_msg=f"{name}, step {t}")
+            assert theirs.sum() == image.sum()  # nothing fires outside the image
+            fired[name] += image.sum()
+        outputs.append({n: values[n] for n, node in read.nodes.items() if isinstance(node, nir.Output)})
+    sizes = {name: spikes.size * len(wanted) for name, spikes in wanted[0].items()}
+    assert all(0.005 < fired[name] / sizes[name] < 0.95 for name in fired), fired  # the test sees something
+    return variables, read, outputs
+
+
+NETS = {
+    "one stream": {"num_streams": 1},
+    "two streams": {"num_streams": 2},
+    "fused at layer 1": {"num_streams": 2, "fusion_layer": 1},
+    "three streams": {"num_streams": 3, "layers": (3, 4, 3), "fusion_layer": 2, "stride_layer": 3},
+    "no stride": {"num_streams": 2, "stride_layer": 0},
+    "bounded feedback": {"num_streams": 1, "feedback_norm": "spectral"},
+    "kernels of 5": {"num_streams": 2, "kernel_size": 5},
+}
+
+
+QUICK = ("two streams", "three streams", "bounded feedback")
+CASES = [pytest.param(n, 7, marks=[] if n in QUICK else [pytest.mark.slow]) for n in NETS]
+
+
+@pytest.mark.parametrize(("name", "side"), [pytest.param("two streams", 8, marks=pytest.mark.slow), *CASES])
+def test_spikes_survive_the_round_trip(x64, tmp_path, name, side):
+    net = nn.MPIS(**{"num_classes": 3, "stem": (3,), "layers": (4, 5), **NETS[name]})
+    check_round_trip(net, random_images(1, 2, side, side, 2), mpisjax.IF(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "neuron", [mpisjax.LIF(0.7, 0.9), mpisjax.LIF(1.3, 0.8, 0.5), mpisjax.LIF(1.0, 1.0, 0.5)]
+)
+def test_leak_threshold_and_initial_potential(x64, tmp_path, neuron):
+    net = nn.MPIS(3, stem=(3,), layers=(4, 5))
+    check_round_trip(net, random_images(2, 2, 6, 6, 2), neuron, tmp_path)
+
+
+@pytest.mark.parametrize("neuron", [mpisjax.LIF(0.7, 1.0), mpisjax.LIF(0.7, 0.9)])
+def test_single_nodes_that_are_told_to_subtract(x64, tmp_path, neuron):
+    net = nn.MPIS(3, stem=(3,), layers=(4, 5))
+    check_round_trip(net, random_images(3, 2, 7, 7, 2), neuron, tmp_path, neurons="lif")
+
+
+@pytest.mark.parametrize("stem", [{"stem": (3,), "stem_strides": (1,)}, {"stem": (3, 4), "stem_strides": (2, 2)},
+                                  {"stem": (), "stem_strides": ()}])  # fmt: skip
+def test_frames_go_in_as_they_are(x64, tmp_path, stem):
+    net = nn.MPIS(3, layers=(4, 5), temporal=True, **stem)
+    check_round_trip(net, 2 * random_images(4, 10, 2, 14, 14, 2), mpisjax.IF(), tmp_path)
+
+
+@pytest.mark.parametrize("head", ["fused", "smallest"])
+def test_the_host_classifies_with_what_the_file_holds(x64, tmp_path, head):
+    """Stem before and head after the graph, in NumPy from the metadata, against `classify` of our own simulation."""
+    net, neuron = nn.MPIS(3, stem=(3,), stem_strides=(2,), layers=(4, 5), head=head), mpisjax.IF()
+    images = random_images(5, 2, 9, 9, 2)
+    variables, read, outputs = check_round_trip(net, images, neuron, tmp_path)
+    assert json.loads(read.metadata["about"]) == {"name": "small"}
+
+    def affine(image, layer, stride):
+        return np.asarray(conv2d(jnp.asarray(image), jnp.asarray(layer["kernel"]), stride)) + layer["bias"]
+
+    stem = read.metadata["stem"]["layer1"]
+    encoded = np.clip(affine(images, stem, int(stem["stride"])), 0, 1)
+    np.testing.assert_allclose(encoded, net.apply(variables, images, False, method="encode"), atol=1e-12)
+    rates = []
+    for i in (1, 2):
+        mean = np.mean([step[f"output_stream{i}"] for step in outputs], axis=0)
+        about = read.metadata["populations"][f"stream{i}_layer2"]
+        size = (int(about["height"]), int(about["width"]))
+        rates.append(kernels.from_grid(np.moveaxis(mean, 1, -1), int(about["phases"]), size))
+    features, layers = rates[1], read.metadata["head"]
+    if head == "fused":
+        features = np.clip(
+            affine(features + affine(rates[0], layers["stream1_conv1"], 2), layers["mix"], 1), 0, 1
+        )
+    logits = features.reshape(2, -1) @ layers["classifier"]["kernel"] + layers["classifier"]["bias"]
+    simulation = nn.spikes(net, variables, images, neuron=neuron, forward=mpisjax.SpikeForward(STEPS))
+    wanted = net.apply(variables, simulation.rates, False, method="classify")
+    np.testing.assert_allclose(logits, wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "neuron", "shape", "options", "words"),
+    [
+        ({}, mpisjax.IF(), (8, 6, 1), {}, "square"),
+        ({"dtype": jnp.bfloat16}, mpisjax.IF(), (8, 8, 1), {}, "bfloat16"),
+        ({}, mpisjax.IF(initial_potential=0.5), (8, 8, 1), {"neurons": "lif"}, "initial_potential"),
+        ({}, mpisjax.IF(), (8, 8, 1), {"neurons": "nonsense"}, "nonsense"),
+    ],
+)
+def test_networks_that_cannot_be_written_are_refused(monkeypatch, settings, neuron, shape, options, words):
+    monkeypatch.setattr(nir_nodes, "MAX_WEIGHTS", 1000)
+    net = nn.MPIS(3, stem=(3,), **{"layers": (4, 5), **settings})
+    variables = jax.tree.map(
+        lambda a: jnp.ones(a.shape, a.dtype),
+        jax.eval_shape(lambda: nn.init_variables(net, jax.random.key(0), jnp.zeros((1, *shape)), neuron)),
+    )
+    with pytest.raises(UserError, match=words):
+        nir_graph.to_nir(net, variables, neuron, shape, **options)

@@ -1,0 +1,118 @@
+"""The StableHLO program: the same scores and spikes as ours, in a process that has nothing of mpisjax."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import mpisjax
+from mpisjax import configuration, data, nn
+from mpisjax.export.__main__ import main
+from mpisjax.training.step import prepare_images
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+    import sys
+    sys.path = [p for p in sys.path if p != {root!r}]
+    import jax
+    import numpy as np
+    found = jax.export.deserialize(bytearray(open("net.stablehlo", "rb").read()))
+    assert set(found.platforms) == {{"cpu", "cuda", "tpu"}}
+    images = np.load("images.npy")
+    for count in (len(images), 1):
+        out = found.call(images[:count])
+        assert out["scores"].shape == (count, 10) and out["num_steps"].shape == (count,)
+        np.testing.assert_allclose(out["scores"].sum(-1), 1, rtol=1e-5)
+        if count > 1:
+            counts = {{f"count {{name}}": n for name, n in out.pop("spike_counts").items()}}
+            np.savez("out.npz", **out, **counts)
+    foreign = [m for m in sys.modules if m.split(".")[0] in ("mpisjax", "flax", "ml_collections", "jaxopt")]
+    assert not foreign, foreign
+"""
+
+
+def python(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, *map(str, arguments)]
+    environment["JAX_PLATFORMS"] = "cpu"
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("name", "num_steps"), [("digits", 5), ("saccade_digits", None)])
+def test_it_runs_without_this_package(monkeypatch, capsys, tmp_path, name, num_steps):
+    trained = mpisjax.load_pretrained(name)
+    images = np.asarray(data.load(trained.config.data).validation.images[:20])
+    steps = [] if num_steps is None else ["--steps", str(num_steps)]
+    out = str(tmp_path / "net.stablehlo")
+    monkeypatch.setattr(
+        sys, "argv", ["export", "--pretrained", name, "--format", "stablehlo", "--out", out, *steps]
+    )
+    main()
+    assert "for cpu, cuda, tpu, batch size any" in capsys.readouterr().out
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM.format(root=str(ROOT))))
+    done = python("-P", "program.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = np.load(tmp_path / "out.npz")
+    neuron = configuration.neuron_of(trained.config)
+    forward = configuration.spikes_of(trained.config, trained.inputs.temporal, num_steps)
+    x = prepare_images(images, trained.inputs)
+    simulation = nn.spikes(trained.net, trained.variables, x, neuron=neuron, forward=forward)
+    logits = trained.net.apply(trained.variables, simulation.rates, False, method="classify")
+    # A current within rounding of the threshold may fire on one side alone, and feedback carries that on.
+    wanted = np.asarray(jax.nn.softmax(logits))
+    assert np.mean(np.abs(out["scores"] - wanted) < 1e-3) > 0.9
+    assert np.array_equal(out["scores"].argmax(-1), wanted.argmax(-1))
+    np.testing.assert_array_equal(out["num_steps"], simulation.num_steps)
+    assert {key.removeprefix("count ") for key in out if key.startswith("count ")} == set(
+        simulation.spike_counts
+    )
+    for population, spikes in simulation.spike_counts.items():
+        total = np.asarray(spikes).reshape(len(images), -1).sum(1)
+        assert out[f"count {population}"].dtype == np.int32
+        np.testing.assert_allclose(out[f"count {population}"], total, rtol=0.01, atol=3)
+
+
+def test_the_command_writes_a_nir_file(monkeypatch, capsys, tmp_path):
+    nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
+    out = tmp_path / "digits.nir"
+    monkeypatch.setattr(
+        sys, "argv", ["export", "--pretrained", "digits", "--format", "nir", "--out", str(out)]
+    )
+    main()
+    assert "28 nodes" in capsys.readouterr().out and list(tmp_path.iterdir()) == [out]
+    graph = nir.read(out)
+    assert list(graph.output_type) == ["output_stream1", "output_stream2"]
+    about = json.loads(graph.metadata["about"])
+    assert about["name"] == "digits" and about["inputs"]["classes"][3] == "3" and about["num_steps"] == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--pretrained", "nonsense", "--format", "nir"], "no pretrained network 'nonsense'"),
+        (["--workdir", "nowhere", "--format", "stablehlo"], "holds no checkpoint"),
+        (["--pretrained", "digits", "--format", "nir", "--steps", "3"], "are for --format stablehlo"),
+        (["--pretrained", "digits", "--format", "stablehlo", "--steps", "0"], "--steps is 0"),
+        (
+            ["--pretrained", "saccade_digits", "--format", "stablehlo", "--steps", "3"],
+            "needs a constant input",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(monkeypatch, capsys, tmp_path, arguments, words):
+    monkeypatch.setattr(sys, "argv", ["export", *arguments, "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
