@@ -81,6 +81,7 @@ def base() -> ml_collections.ConfigDict:
                     "init_from": "",  # a run's folder or a pretrained network's name: start from its weights
                     "epochs": 10,
                     "batch_size": 128,
+                    "accumulate": 1,  # passes over parts of the batch to a step; each has its own batch statistics
                     "learning_rate": 0.1,
                     "momentum": 0.9,
                     "weight_decay": 5e-4,  # of kernels alone, not of gains, scales and shifts
@@ -101,7 +102,12 @@ def base() -> ml_collections.ConfigDict:
                 }
             ),
             "eval": c({"batch_size": 256}),
-            "devices": c({"all_cores": True}),  # CPU: one host device a core, the batch shared among them
+            "devices": c(
+                {
+                    "all_cores": True,  # CPU: one host device a core, the batch shared among them
+                    "model_parallel": 1,  # so many devices share each layer's channels; 1: the batch alone is split
+                }
+            ),
         }
     )
     return settings.lock()
@@ -235,12 +241,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, least in (
         ("epochs", 1),
         ("batch_size", 1),
+        ("accumulate", 1),
         ("log_every", 1),
         ("keep_checkpoints", 1),
         ("max_skipped", 1),
     ):
         if t[key] < least:
             raise UserError(f"train.{key} is {t[key]}: set it to at least {least}.")
+    if t.batch_size % t.accumulate:
+        raise UserError(
+            f"train.accumulate is {t.accumulate}: choose a divisor of train.batch_size, which is {t.batch_size}."
+        )
+    if config.devices.model_parallel < 1:
+        raise UserError(
+            f"devices.model_parallel is {config.devices.model_parallel}: set it to at least 1 (whole layers on every "
+            "device)."
+        )
     if t.method not in ("implicit", "bptt"):
         raise UserError(f"train.method is {t.method!r}: choose 'implicit' or 'bptt'.")
     if t.method == "bptt" and (config.forward.mode != "spikes" or config.forward.settle_tol):

@@ -191,6 +191,19 @@ def _iterate(
     return jax.lax.while_loop(unsolved, advance, start)
 
 
+def _cast_like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
+
+
+def _widened(fn: Callable[[Any], Any], init: Any) -> tuple[Callable[[Any], Any], Any]:
+    """`fn` and `init` for iterates of float32 at least: `fn` itself still computes in `init`'s dtypes.
+
+    So the sums and inner products of a solve keep their digits, however coarse the activity is.
+    """
+    wide = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), init)
+    return lambda tree: _cast_like(fn(_cast_like(tree, init)), wide), wide
+
+
 def solve_rates(
     fn: Callable[[Any], Any], init: Any, config: RateForward, batch_axis: int | None = 0
 ) -> FixedPoint:
@@ -207,6 +220,8 @@ def solve_rates(
       stopped at `max_steps`, or met a NaN, shows it in its residual; nothing is raised.
     """
     keep = config.damping
+    narrow = init
+    fn, init = _widened(fn, init)
 
     def damped(r: Any) -> Any:
         return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, r, fn(r)) if keep else fn(r)
@@ -216,7 +231,7 @@ def solve_rates(
         return jax.tree.map(lambda a: a / (1 - keep), residual) if keep else residual
 
     state = _iterate(damped, init, config, measure, keep_best=False)
-    return FixedPoint(state.value, state.residual, state.num_steps)
+    return FixedPoint(_cast_like(state.value, narrow), state.residual, state.num_steps)
 
 
 def solve_adjoint(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[Any, AdjointStats]:
@@ -234,11 +249,13 @@ def solve_adjoint(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
       residual seen, finite whenever `g` and J are, and the residual says so. The residual is measured, for the
       fixed-point solvers, on the iterate that the last product was taken of.
     """
+    narrow = g
+    vjp, g = _widened(vjp, g)
     largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(g)])
     scalable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
     scale = jnp.where(scalable, largest, jnp.ones_like(largest))
     v, stats = _solve_scaled(vjp, jax.tree.map(lambda a: a / scale.astype(a.dtype), g), config)
-    return jax.tree.map(lambda a: a * scale.astype(a.dtype), v), stats
+    return _cast_like(jax.tree.map(lambda a: a * scale.astype(a.dtype), v), narrow), stats
 
 
 def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[Any, AdjointStats]:

@@ -56,6 +56,8 @@ class MPIS(nn.Module):
         grow with time and the rate reading may see the mean frame; static input passes it once, as DBReLU.
       momentum: of the running statistics.
       dtype: of currents and rates, "float32" or "bfloat16" (membrane potentials and parameters stay float32).
+      sharding: how currents [batch, h, w, channels] lie on devices, a `NamedSharding` whose mesh has an axis "model" for
+        the channels; None leaves it to the compiler.
 
     Raises:
       UserError: at construction, for impossible settings.
@@ -76,6 +78,7 @@ class MPIS(nn.Module):
     temporal: bool = False
     momentum: float = 0.9
     dtype: Any = None
+    sharding: Any = None
 
     def __post_init__(self) -> None:
         depth = len(self.layers)
@@ -200,6 +203,8 @@ class MPIS(nn.Module):
         return fused
 
     def _dropped(self, i: int, k: int, current: Array) -> Array:
+        if self.sharding is not None and current.shape[-1] % self.sharding.mesh.shape["model"] == 0:
+            current = jax.lax.with_sharding_constraint(current, self.sharding)
         name = mask_name(i + 1, k)
         if not self.has_variable("masks", name):
             return current

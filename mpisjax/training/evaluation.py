@@ -16,7 +16,7 @@ from mpisjax.baselines import bptt
 from mpisjax.data import Batch, eval_batches
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
-from mpisjax.training.devices import batch_sharding, data_mesh, move, replicated
+from mpisjax.training.devices import batch_sharding, mesh_of, move, replicated, spread, state_sharding
 from mpisjax.training.step import prepare_images
 
 Array = jax.Array
@@ -66,6 +66,7 @@ def make_eval_step(
       num_steps: time steps; None: `forward.num_steps`.
       mode: "spikes" or "rates" (solve for the equilibrium by the rate map to a tight tolerance).
     """
+    net = spread(net, mesh)
     neuron = configuration.neuron_of(config)
     forward = configuration.spikes_of(config, dataset.temporal, num_steps)
     through_time = configuration.bptt_of(config)
@@ -114,7 +115,9 @@ def make_eval_step(
         return sums
 
     whole = replicated(mesh)
-    return jax.jit(step, in_shardings=(whole, batch_sharding(mesh)), out_shardings=whole)
+    # With an axis "model" the variables come as `state_sharding` lays them.
+    given = None if "model" in mesh.axis_names else whole
+    return jax.jit(step, in_shardings=(given, batch_sharding(mesh)), out_shardings=whole)
 
 
 def make_evaluator(
@@ -125,11 +128,11 @@ def make_evaluator(
     mode: str = "spikes",
 ) -> Callable[[dict[str, Any], Any], Evaluation]:
     """`evaluator(variables, split) -> Evaluation`, compiled once however often it is called."""
-    mesh = data_mesh(config.eval.batch_size, config.devices.all_cores)
+    mesh = mesh_of(config, config.eval.batch_size)
     step = make_eval_step(config, net, dataset, mesh, num_steps, mode)
 
     def evaluator(variables: dict[str, Any], split: Any) -> Evaluation:
-        variables = move(variables, replicated(mesh))
+        variables = move(variables, state_sharding(variables, mesh))
         sums: Any = None
         for batch in eval_batches(split, config.eval.batch_size, batch_sharding(mesh)):
             part = jax.device_get(step(variables, batch))

@@ -26,6 +26,7 @@ FREE_KEYS = (
     "data.cache_dir",
     "data.source",
     "devices.all_cores",
+    "devices.model_parallel",
     "eval.batch_size",
     "train.checkpoint_every",
     "train.keep_checkpoints",

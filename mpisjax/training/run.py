@@ -44,7 +44,7 @@ class Parts(NamedTuple):
         net: The network.
         mesh: The devices that share a training batch.
         feed: The training batches.
-        state: The state before the first step, whole on every device of the mesh.
+        state: The state before the first step, whole on every device of the mesh unless its axis "model" splits it.
     """
 
     dataset: DataSet
@@ -64,14 +64,15 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     look_for_devices()
     dataset = load(config.data)
     net = configuration.net_of(config, dataset)
-    mesh = devices.data_mesh(config.train.batch_size, config.devices.all_cores)
+    mesh = devices.mesh_of(config, config.train.batch_size // config.train.accumulate)
     feed = Feed(dataset.train, config.train.batch_size, config.seed, devices.batch_sharding(mesh))
     optimizer = optimizer_of(config, feed.steps_per_epoch)
 
     def initial() -> TrainState:
         return init_state(config, start.initial_variables(config, net, dataset), optimizer)
 
-    state = jax.jit(initial, out_shardings=devices.replicated(mesh))()
+    place = devices.state_sharding(jax.eval_shape(initial), mesh)
+    state = jax.jit(initial, out_shardings=place)()
     return Parts(dataset, net, mesh, feed, state)
 
 
@@ -171,10 +172,12 @@ def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
         _log.info("%s: %d examples, by class: %s", split, counts.sum(), " ".join(map(str, counts)))
     count = model.parameter_count({"params": parts.state.params})
     _log.info("network: %s parameters", f"{count:,}")
-    used = parts.mesh.devices.ravel()
+    used, shares = parts.mesh.devices.ravel(), parts.mesh.shape["data"]
     _log.info(
-        "devices: %d x %s (%s), each taking %d of a batch of %d",
-        len(used), used[0].platform, used[0].device_kind, config.train.batch_size // len(used), config.train.batch_size,
+        "devices: %d x %s (%s), each taking %d of a batch of %d%s%s",
+        len(used), used[0].platform, used[0].device_kind, config.train.batch_size // shares, config.train.batch_size,
+        f", {len(used) // shares} sharing each layer's channels" if len(used) > shares else "",
+        f", {processes.count()} processes" if processes.count() > 1 else "",
     )  # fmt: skip
     _log.info("config: %s", json.dumps(record.flatten(record.plain(config))))
 

@@ -20,7 +20,8 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.residuals import global_norm
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training.devices import batch_sharding, replicated
+from mpisjax.solvers import AdjointStats
+from mpisjax.training.devices import batch_sharding, replicated, spread, state_sharding
 from mpisjax.training.state import TrainState, optimizer_of, schedule_of
 
 Array = jax.Array
@@ -56,6 +57,19 @@ class Metrics(NamedTuple):
     skipped: Array
 
 
+class _Gradients(NamedTuple):
+    """Of one forward and backward pass, or the means over several."""
+
+    loss: Array
+    grads: Any
+    accuracy: Array
+    forward_steps: Array
+    forward_residual: Array
+    forward_converged: Array
+    adjoint: AdjointStats
+    batch_stats: Any  # after the last pass
+
+
 def prepare_images(images: Array, dataset: Any, dtype: Any = None) -> Array:
     """uint8 batch -> network input; frames [batch, time, ...] become [time, batch, ...]."""
     x = normalize(images, dataset.mean, dataset.std)
@@ -83,6 +97,7 @@ def make_train_step(
       `step(state, batch) -> (state, metrics)`; the state's buffers are donated. A step whose loss or gradient is
       not finite leaves parameters, optimiser and statistics as they were and counts itself.
     """
+    net = net if mesh is None else spread(net, mesh)
     neuron, adjoint = configuration.neuron_of(config), configuration.adjoint_of(config)
     forward = configuration.forward_of(config, dataset.temporal)
     through_time = configuration.bptt_of(config)
@@ -110,6 +125,50 @@ def make_train_step(
             )
         return loss, out
 
+    def gradients_of_part(state: TrainState, x: Array, targets: Array, rng: Array) -> _Gradients:
+        differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+        (loss, out), (grads, adjoint_stats) = differentiate(
+            state.params, adjoint_probe(), state, x, targets, rng
+        )
+        equilibrium = out.equilibrium
+        return _Gradients(
+            loss=loss,
+            grads=grads,
+            accuracy=jnp.mean(jnp.argmax(out.logits, -1) == jnp.argmax(targets, -1)),
+            forward_steps=equilibrium.num_steps,
+            forward_residual=jnp.max(jnp.stack([jnp.mean(r) for r in jax.tree.leaves(equilibrium.residual)])),
+            forward_converged=jnp.mean(equilibrium.converged),
+            adjoint=adjoint_stats,
+            batch_stats=out.batch_stats,
+        )
+
+    def gradients(state: TrainState, x: Array, targets: Array, rng: Array) -> _Gradients:
+        parts = config.train.accumulate
+        if parts == 1:
+            return gradients_of_part(state, x, targets, rng)
+        axis = 1 if dataset.temporal else 0
+
+        def split(a: Array, axis: int) -> Array:
+            # Part n takes rows n, n + parts, ...: each device's rows stay on it.
+            a = a.reshape(*a.shape[:axis], -1, parts, *a.shape[axis + 1 :])
+            return jnp.moveaxis(a, axis + 1, 0)
+
+        def one(carry: tuple[Any, Any], part: Any) -> Any:
+            number, x, targets = part
+            sums, batch_stats = carry
+            found = gradients_of_part(
+                state._replace(batch_stats=batch_stats), x, targets, jax.random.fold_in(rng, number)
+            )
+            numbers = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), found)
+            numbers = numbers._replace(batch_stats=())
+            return (jax.tree.map(jnp.add, sums, numbers), found.batch_stats), None
+
+        xs = (jnp.arange(parts), split(x, axis), split(targets, 0))
+        shapes = jax.eval_shape(gradients_of_part, state, xs[1][0], xs[2][0], rng)._replace(batch_stats=())
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
+        (sums, batch_stats), _ = jax.lax.scan(one, (zeros, state.batch_stats), xs)
+        return jax.tree.map(lambda a: a / parts, sums)._replace(batch_stats=batch_stats)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         augment_key, mixup_key, dropout_key = jax.random.split(rng, 3)
@@ -123,10 +182,8 @@ def make_train_step(
             x = prepare_images(x, dataset)
         targets = optax.smooth_labels(targets, smoothing) if smoothing else targets
 
-        differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
-        (loss, out), (grads, adjoint_stats) = differentiate(
-            state.params, adjoint_probe(), state, x, targets, dropout_key
-        )
+        found = gradients(state, x, targets, dropout_key)
+        loss, grads = found.loss, found.grads
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm = global_norm(grads)
@@ -139,28 +196,26 @@ def make_train_step(
         if averaging:
             # Warmed up, so that the average does not remember the initial weights.
             rate = jnp.minimum(averaging, (1 + state.step) / (10 + state.step))
-            current = {"params": params, "batch_stats": out.batch_stats}
+            current = {"params": params, "batch_stats": found.batch_stats}
             ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, current)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        equilibrium = out.equilibrium
-        worst = jnp.max(jnp.stack([jnp.mean(r) for r in jax.tree.leaves(equilibrium.residual)]))
         metrics = Metrics(
             loss=loss,
-            accuracy=jnp.mean(jnp.argmax(out.logits, -1) == jnp.argmax(targets, -1)),
+            accuracy=found.accuracy,
             grad_norm=norm,
             learning_rate=schedule(state.step),
-            forward_steps=equilibrium.num_steps,
-            forward_residual=worst,
-            forward_converged=jnp.mean(equilibrium.converged),
-            adjoint_steps=adjoint_stats.num_steps,
-            adjoint_residual=adjoint_stats.residual,
+            forward_steps=found.forward_steps,
+            forward_residual=found.forward_residual,
+            forward_converged=found.forward_converged,
+            adjoint_steps=found.adjoint.num_steps,
+            adjoint_residual=found.adjoint.residual,
             finite=finite,
             skipped=skipped,
         )
         new = TrainState(
             step=state.step + 1,
             params=keep(params, state.params),
-            batch_stats=keep(out.batch_stats, state.batch_stats),
+            batch_stats=keep(found.batch_stats, state.batch_stats),
             opt_state=keep(opt_state, state.opt_state),
             ema=keep(ema, state.ema),
             skipped=skipped,
@@ -171,4 +226,13 @@ def make_train_step(
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
     whole = replicated(mesh)
+    if "model" in mesh.axis_names:
+
+        def placed(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            state, metrics = step(state, batch)
+            return jax.lax.with_sharding_constraint(state, state_sharding(state, mesh)), metrics
+
+        # The state comes as `state_sharding` lays it.
+        shardings = (None, batch_sharding(mesh))
+        return jax.jit(placed, donate_argnums=0, in_shardings=shardings, out_shardings=(None, whole))
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, batch_sharding(mesh)), out_shardings=whole)
