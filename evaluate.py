@@ -86,12 +86,14 @@ def _evaluate(config, first: bool) -> None:
     results = report.as_json(evaluate_at(config, parts, state, split, None))
     epoch = step // parts.feed.steps_per_epoch
     examples = f"{SPLIT.value} split, {results['num_examples']} examples"
-    report.show(console, f"{origin}, state of epoch {epoch}, {examples}", results)
+    report.show(
+        console, f"{origin}, state of epoch {epoch}, {examples}", results, report.readout_name(config)
+    )
     if counts:
         results["by_steps"] = [
             report.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
         ]
-        report.show_steps(console, results["by_steps"])
+        report.show_steps(console, results["by_steps"], report.readout_name(config))
     if not first:
         return
     if REPORT.value is not None:

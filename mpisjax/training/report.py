@@ -27,24 +27,33 @@ def as_json(score: Any) -> dict[str, Any]:
     return plain(score._asdict())
 
 
-def show(console: Console, title: str, result: Mapping[str, Any]) -> None:
+def readout_name(config: Any) -> str:
+    """Which way to the answer `accuracy` stands for: a network trained through time has a readout of its own."""
+    if config.train.method != "bptt":
+        return "equivalent path"
+    seen = "firing rates" if config.bptt.readout == "rate" else "mean membrane potentials"
+    return f"readout it was trained with, {seen}"
+
+
+def show(console: Console, title: str, result: Mapping[str, Any], readout: str = "equivalent path") -> None:
     """Prints one evaluation: accuracy and loss, the residual of each stream, the firing rate of each layer.
 
     Args:
         console: Where to.
         title: What was evaluated.
         result: What `as_json` gave.
+        readout: What `accuracy` and `loss` are by; see `readout_name`.
     """
     console.print(title, style="italic", highlight=False, markup=False)
     main = Table(show_header=False)
     main.add_column("", style="bold")
     main.add_column("", justify="right")
-    main.add_row("accuracy, equivalent path", percent(result["accuracy"]))
+    main.add_row(f"accuracy, {readout}", percent(result["accuracy"]))
     if result["accuracy_spikes"] is not None:
         main.add_row(
             f"accuracy, spikes alone, T = {result['num_steps']:g}", percent(result["accuracy_spikes"])
         )
-    main.add_row("loss, equivalent path", number(result["loss"]))
+    main.add_row(f"loss, {readout}", number(result["loss"]))
     if result["synops"] is not None:
         main.add_row("synaptic operations a sample", f"{result['synops']:,.0f}")
     for stream, residual in result["residual"].items():
@@ -58,17 +67,20 @@ def show(console: Console, title: str, result: Mapping[str, Any]) -> None:
     console.print(rates)
 
 
-def show_steps(console: Console, results: Sequence[Mapping[str, Any]]) -> None:
+def show_steps(
+    console: Console, results: Sequence[Mapping[str, Any]], readout: str = "equivalent path"
+) -> None:
     """Prints accuracy, residual, firing rate and synaptic operations against the number of time steps T.
 
     Args:
         console: Where to.
         results: What `as_json` gave, one for each T.
+        readout: What `accuracy` is by; see `readout_name`.
     """
     table = Table()
     for name in (
         "T",
-        "equivalent path",
+        readout,
         "spikes alone",
         "largest residual",
         "firing rate, mean of layers",

@@ -27,6 +27,7 @@ from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit
 from mpisjax.training.preemption import Stopper, watch
+from mpisjax.training.report import readout_name
 from mpisjax.training.processes import first_does
 from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
 from mpisjax.training.step import make_train_step, prepare_images
@@ -186,8 +187,9 @@ def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, resul
     test = result.test or {}
     spikes = test.get("accuracy_spikes")
     _log.info(
-        "test accuracy %.2f%% by the equivalent path%s, of the state of epoch %d; see %s",
+        "test accuracy %.2f%% by the %s%s, of the state of epoch %d; see %s",
         100 * test["accuracy"],
+        readout_name(config),
         f", {100 * spikes:.2f}% by spikes alone (T = {test['num_steps']:g})" if spikes is not None else "",
         result.best_step // parts.feed.steps_per_epoch,
         path,

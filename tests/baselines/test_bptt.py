@@ -1,16 +1,19 @@
 """Backpropagation through time: values, gradients, memory."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.baselines import bptt
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.baselines.surrogates import SURROGATES, spike
-from mpisjax.training import state, step
+from mpisjax.training import report, state, step
 
 # The functions whose derivatives the surrogates should be.
 ANTIDERIVATIVES = {
@@ -222,3 +225,24 @@ def test_rates_cannot_be_trained_through_time():
     config.forward.mode = "rates"
     with pytest.raises(mpisjax.UserError, match=r"forward\.mode"):
         configuration.check(config)
+
+
+@pytest.mark.parametrize(
+    "method, readout, said",
+    [
+        ("implicit", "rate", "equivalent path"),
+        ("bptt", "rate", "readout it was trained with, firing rates"),
+        ("bptt", "membrane", "readout it was trained with, mean membrane potentials"),
+    ],
+)
+def test_accuracy_is_named_by_the_readout_it_is_of(method, readout, said):
+    config = configuration.base()
+    config.train.method, config.bptt.readout = method, readout
+    assert report.readout_name(config) == said
+    result = {"accuracy": 0.5, "accuracy_spikes": 0.25, "loss": 1.0, "synops": None, "num_steps": 4}
+    result |= {"residual": {}, "firing_rates": {}}
+    console = Console(record=True, width=140, file=io.StringIO())
+    report.show(console, "a run", result, report.readout_name(config))
+    report.show_steps(console, [result], report.readout_name(config))
+    shown = console.export_text()
+    assert shown.count(said) >= 2 and (method == "implicit") == ("equivalent path" in shown)
