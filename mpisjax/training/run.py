@@ -27,8 +27,8 @@ from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit
 from mpisjax.training.preemption import Stopper, watch
-from mpisjax.training.report import readout_name
 from mpisjax.training.processes import first_does
+from mpisjax.training.report import readout_name
 from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
 from mpisjax.training.step import make_train_step, prepare_images
 
