@@ -32,7 +32,7 @@ class Metrics(NamedTuple):
 
     Attributes:
       loss: as trained: cross-entropy, smoothed, and the Jacobian penalty where there is one.
-      accuracy: on the augmented batch, by the equivalent path.
+      accuracy: on the augmented batch, by the readout that is trained.
       grad_norm: global norm of the gradient.
       learning_rate: of this step.
       forward_steps: time steps, or solver steps.
