@@ -4,14 +4,15 @@
 
 runs the default config for so many steps, as `train.py` would (validation and a checkpoint each epoch included),
 and takes a sample every 50 steps. Every tenth is printed. The exit code is 1 if, over the last 90% of the steps,
-resident memory moved by more than 1%, anything was compiled, or open files, threads or live arrays grew.
-Linux only: it reads /proc.
+the median of memory over a tenth of the run moved by more than 1%, anything was compiled, or open files, threads or
+live arrays grew. Linux only: it reads /proc.
 """
 
 from __future__ import annotations
 
-import gc
+import itertools
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -37,7 +38,9 @@ class Sample(NamedTuple):
 
     Attributes:
         step: Steps taken.
-        resident: Memory, KiB.
+        anonymous: Resident memory of its own, swapped out or not, KiB: what it allocated, and not the files that
+            the kernel maps in and drops as it likes.
+        resident: All resident memory, KiB; for show.
         files: Open file descriptors.
         threads: Threads of the process.
         compiled: Programs compiled since the process began.
@@ -46,6 +49,7 @@ class Sample(NamedTuple):
     """
 
     step: int
+    anonymous: int
     resident: int
     files: int
     threads: int
@@ -54,17 +58,27 @@ class Sample(NamedTuple):
     arrays: int
 
 
+def memory_of(pid: int | str = "self") -> tuple[int, int]:
+    """(anonymous, resident) memory of a process, KiB."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    sizes = {fields[0]: int(fields[1]) for fields in lines if fields and fields[0].startswith(("Rss", "Vm"))}
+    return sizes["RssAnon:"] + sizes["VmSwap:"], sizes["VmRSS:"]
+
+
+def tenths(values: list[int], count: int = 9) -> list[int]:
+    """Medians of `count` equal parts: garbage comes and goes within each."""
+    edges = [len(values) * n // count for n in range(count + 1)]
+    return [int(statistics.median(values[a:b])) for a, b in itertools.pairwise(edges) if b > a]
+
+
 def problems(samples: list[Sample]) -> list[str]:
     """What has grown after the first tenth of the samples, a sentence each."""
     settled = samples[int(SETTLED * len(samples)) :]
     told = []
-    memory = [sample.resident for sample in settled]
-    moved = (max(memory) - min(memory)) / min(memory)
+    memory = tenths([sample.anonymous for sample in settled])
+    moved = max(memory) / min(memory) - 1
     if moved > TOLERANCE:
-        told.append(
-            f"resident memory moved by {100 * moved:.2f}%, from {min(memory)} to {max(memory)} KiB, "
-            f"first {memory[0]}, last {memory[-1]}"
-        )
+        told.append(f"memory moved by {100 * moved:.2f}%: {memory} KiB, medians of each tenth")
     for name in ("compiled", "cached"):
         counts = [getattr(sample, name) for sample in settled]
         if counts[-1] != counts[0]:
@@ -102,11 +116,10 @@ def main(config) -> int:
 
             def watched(state, batch):
                 if taken[0] % EVERY == 0:
-                    pages = int(Path("/proc/self/statm").read_text().split()[1])
                     samples.append(
                         Sample(
                             taken[0],
-                            pages * os.sysconf("SC_PAGESIZE") >> 10,
+                            *memory_of(),
                             len(os.listdir("/proc/self/fd")),
                             len(os.listdir("/proc/self/task")),
                             compiled[0],
@@ -116,9 +129,7 @@ def main(config) -> int:
                     )
                     if len(samples) % SHOWN_EVERY == 1:
                         told = " ".join(f"{k}={v}" for k, v in samples[-1]._asdict().items())
-                        print(
-                            f"{time.monotonic() - began:7.0f} s {told} garbage={gc.get_count()}", flush=True
-                        )
+                        print(f"{time.monotonic() - began:7.0f} s {told}", flush=True)
                 taken[0] += 1
                 return step(state, batch)
 
@@ -129,10 +140,10 @@ def main(config) -> int:
         config.train.epochs = -(-STEPS.value // steps_per_epoch)
         result = run.run(config, WORKDIR.value or temporary, stopper)
     told = problems(samples)
-    settled = [sample.resident for sample in samples[int(SETTLED * len(samples)) :]]
+    memory = [sample.anonymous for sample in samples[int(SETTLED * len(samples)) :]]
     print(
-        f"{result.step} steps in {time.monotonic() - began:.0f} s, {len(samples)} samples; over the last 90%: resident "
-        f"{min(settled)} to {max(settled)} KiB ({100 * (max(settled) / min(settled) - 1):.2f}%); last: {samples[-1]}"
+        f"{result.step} steps in {time.monotonic() - began:.0f} s, {len(samples)} samples; memory over the last 90%: "
+        f"{min(memory)} to {max(memory)} KiB, medians of each tenth {tenths(memory)}; last: {samples[-1]}"
     )
     for problem in told:
         print(f"GREW: {problem}")
@@ -140,6 +151,6 @@ def main(config) -> int:
 
 
 if __name__ == "__main__":
-    if not os.path.exists("/proc/self/statm"):
+    if not os.path.exists("/proc/self/status"):
         sys.exit("this script reads /proc, which only Linux has")
     cli.run(main, cli.config_from(ROOT / "configs" / "digits.py"))
