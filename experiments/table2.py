@@ -48,6 +48,8 @@ def count(study: Study, net: Net, seed: int) -> dict[str, Any]:
 
 def render(content: dict[str, Any]) -> str:
     """A row a layer, a column a network."""
+    from mpisjax.analysis.operations import CONSTANTS
+
     runs = [(net, of_seeds(content, net["name"])) for net in content["nets"]]
     layers = dict.fromkeys(layer for _, found in runs for r in found for layer in r["firing_rates"])
     header = ["layer", "paper", *(f"ours, {net['data']}, T = {net['steps']}" for net, _ in runs)]
@@ -77,8 +79,7 @@ def render(content: dict[str, Any]) -> str:
             f"Spikes a neuron and time step: true counts over all T steps, mean over neurons and {number} test examples. "
             f"The paper's Table 2 has {paper.FIRING_RATES}; which of its layers is which of ours is not known here. Its "
             "public code does not accumulate spikes over the steps (see the page on it), which would make them smaller. "
-            "Energies are estimates from published constants (`mpisjax/analysis/operations.py` names them), not "
-            "measurements.",
+            f"Energies are estimates, not measurements. {CONSTANTS}",
         ]
     )
 

@@ -51,9 +51,7 @@ def render(content: dict[str, Any]) -> str:
             )
             means += [mean([r["accuracy"] for r in runs])] if runs else []
         if len(means) == 2:
-            sentences.append(
-                verdict("MPIS", "IDE-Net", f"at equal size, T and epochs, {pair[0]['data']}", means)
-            )
+            sentences.append(verdict(pair[0]["data"], "MPIS", "IDE-Net", "size, T and epochs", means))
     header = [
         "data",
         "network",

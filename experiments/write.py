@@ -34,11 +34,11 @@ def mean(values: Sequence[float]) -> float:
     return statistics.fmean(values)
 
 
-def verdict(ours: str, other: str, under: str, accuracies: Sequence[float]) -> str:
+def verdict(where: str, ours: str, other: str, equal: str, accuracies: Sequence[float]) -> str:
     """One sentence: who wins, of two accuracies as shares."""
     difference = 100 * (accuracies[0] - accuracies[1])
     word = "beats" if difference > 0 else "does not beat" if difference < 0 else "equals"
-    return f"{ours} {word} {other} {under} ({difference:+.2f} points)."
+    return f"{where}: {ours} {word} {other} at equal {equal} ({difference:+.2f} points)."
 
 
 def of_seeds(content: dict[str, Any], name: str) -> list[dict[str, Any]]:

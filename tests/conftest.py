@@ -21,7 +21,7 @@ def x64():
 
 
 # Not those of training: they compare with other processes, bit for bit.
-COMPILED_QUICKLY = ("core", "nn", "analysis", "baselines", "configs", "export")
+COMPILED_QUICKLY = ("core", "nn", "analysis", "baselines", "configs", "export", "experiments")
 
 
 @pytest.fixture(autouse=True)

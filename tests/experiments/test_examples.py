@@ -1,0 +1,27 @@
+"""The scripts that docs/usage.md shows: each runs and learns."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name, least", [("raw_jax", 0.8), ("flax_module", 0.8), ("equinox_module", 0.8)])
+def test_script_learns_the_digits(name, least, capsys):
+    if name == "equinox_module":
+        pytest.importorskip("equinox", reason="Equinox is not installed: pip install equinox")
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    found = script.main(steps=60)
+    assert found and min(found.values()) > least, found
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_every_script_is_tested_and_shown():
+    shown = (FOLDER.parent / "docs" / "usage.md").read_text()
+    scripts = {path.stem for path in FOLDER.glob("*.py")}
+    assert scripts == {"raw_jax", "flax_module", "equinox_module"}
+    assert all(f"examples/{name}.py" in shown for name in scripts)

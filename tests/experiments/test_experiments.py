@@ -1,0 +1,172 @@
+"""The experiments' own logic, one of them from end to end, and the memory that Table 1 reports."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from experiments import __main__ as program
+from experiments import paper, table1, write
+from experiments.scales import NAMES, Pair, scale_of
+from experiments.study import Rows, Study, described
+from mpisjax import cli
+from mpisjax.training.preemption import Stopper
+
+
+def tiny(net, **more):
+    """A network small enough for a test; most digits held out, so that an epoch is one step."""
+    settings = {"model.stem": (3,), "model.layers": (4, 5), "train.epochs": 1, "train.warmup_epochs": 0.0}
+    return net._replace(settings={**net.settings, **settings, "data.num_validation": 1350, **more})
+
+
+def every_net(scale):
+    nets = {net.name: net for name in program.EXPERIMENTS for net in program.module(name).nets(scale)}
+    return list(nets.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_command_trains_what_the_experiment_trains(name):
+    for net in every_net(scale_of(name)):
+        file, *overrides = net.command(seed=3).removeprefix("python train.py --config ").split(" ")
+        config = cli.apply_overrides(cli.load_config(file), [o.replace('"', "") for o in overrides])
+        assert config.to_dict() == net.load(seed=3).to_dict()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compared_networks_are_of_equal_size(name):
+    from tests.configs.test_configs import parameters_of
+
+    scale = scale_of(name)
+    for pair in (scale.through_time[0], *scale.single_stream, scale.convergence):
+        ours, other = (parameters_of(net.load()) for net in pair)
+        assert other == pytest.approx(ours, rel=0.01)
+        assert pair.ours.steps == pair.other.steps
+        assert pair.ours.load().train.epochs == pair.other.load().train.epochs
+
+
+def test_names_of_runs_are_unique():
+    for name in NAMES:
+        settings = {}
+        for experiment in program.EXPERIMENTS:
+            for net in program.module(experiment).nets(scale_of(name)):
+                assert settings.setdefault(net.name, net.settings) == net.settings
+
+
+def test_a_row_is_computed_once_and_again_when_its_settings_change(tmp_path):
+    path, calls = tmp_path / "a" / "results.json", []
+
+    def compute(value):
+        calls.append(value)
+        return {"value": value}
+
+    header = {"experiment": "e", "scale": "smoke", "seeds": [0]}
+    rows = Rows(path, header, Stopper())
+    assert rows.row("one", {"lr": 1}, lambda: compute(1)) == {"value": 1}
+    with pytest.raises(RuntimeError):
+        rows.row("two", {}, lambda: (_ for _ in ()).throw(RuntimeError("interrupted")))
+    again = Rows(path, header, Stopper())  # another process, after the interruption
+    assert again.row("one", {"lr": 1}, lambda: compute(2)) == {"value": 1}
+    assert again.row("two", {}, lambda: compute(3)) == {"value": 3}
+    assert Rows(path, header, Stopper()).row("one", {"lr": 2}, lambda: compute(4)) == {"value": 4}
+    assert calls == [1, 3, 4]
+    last = Rows(path, {**header, "seeds": [0, 1]}, Stopper())
+    last.row("two", {}, lambda: compute(5))
+    assert set(last.finish()["rows"]) == {"two"} and json.loads(path.read_text())["seeds"] == [0, 1]
+
+
+def test_a_fit_tells_lines_from_curves():
+    steps = [1, 10, 30, 100]
+    slope, offset, r_squared = table1.fit(steps, [5 + 2 * t for t in steps])
+    np.testing.assert_allclose([slope, offset, r_squared], [2, 5, 1])
+    assert table1.fit(steps, [t**2 for t in steps])[2] < 0.99
+    assert table1.fit(steps, [7, 7, 7, 7])[2] == 1 and table1.growth([7, 7]) == 0
+    assert table1.growth([100, 103]) == pytest.approx(0.03)
+
+
+def study_of(tmp_path, scale):
+    # Not the main thread's signals: the stopper of a test listens to nobody.
+    assert threading.current_thread() is threading.main_thread()
+    return Study(scale, tmp_path, "", Stopper(), timing=False)
+
+
+@pytest.mark.slow  # seven compilations; tests/baselines asserts the same of the gradient alone
+@pytest.mark.optimized
+def test_memory_through_time_grows_linearly_and_ours_does_not(tmp_path):
+    """Of the whole compiled training step, as the table reports it."""
+    pair = scale_of("smoke").through_time[0]
+    scale = scale_of("smoke")._replace(through_time=(Pair(*map(tiny, pair)),), memory_steps=(8, 32, 64))
+    study = study_of(tmp_path, scale)
+    at = scale.memory_steps
+    ours, other = ([table1.memory(study, net, t)["temporary"] for t in at] for net in scale.through_time[0])
+    slope, _, r_squared = table1.fit(at, other)
+    assert r_squared > 0.99
+    assert slope * (at[-1] - at[0]) > 0.5 * ours[0]
+    assert table1.growth(ours) <= 0.02
+
+
+def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
+    net = tiny(scale_of("smoke").firing[0], **{"forward.num_steps": 3})._replace(steps=3)
+    scale = scale_of("smoke")._replace(firing=(net,), examples=50)
+    table2 = program.module("table2")
+    content = table2.run(study_of(tmp_path, scale))
+    page = program.document(table2, content)
+    assert "| stream2/layer2 | no row | " in page and "50 test examples" in page and "seed 0" in page
+    found = write.of_seeds(content, net.name)[0]
+    assert found["num_steps"] == 3 and found["num_examples"] == 50
+    assert any(rate > 0 for rate in found["firing_rates"].values())
+    write.save_figures(table2.draw(content), tmp_path / "figures")
+    assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
+    # Nothing is trained or measured twice.
+    monkeypatch.setattr(Study, "train", None)
+    assert table2.run(study_of(tmp_path, scale)) == content
+
+
+@pytest.mark.parametrize("name", program.EXPERIMENTS)
+def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
+    scale = scale_of("paper")
+    content = {"experiment": name, "scale": "paper", "seeds": [0], "rows": {}, "memory_steps": [1, 2, 3]}
+    content["pairs"] = [[described(net) for net in pair] for pair in scale.through_time]
+    content["nets"] = [described(net) for net in program.module(name).nets(scale)]
+    if name == "table3":
+        content["pairs"] = [[described(net) for net in pair] for pair in scale.single_stream]
+    page = program.module(name).render(content)
+    assert write.MISSING in page
+    if name in ("table1", "table3", "table4"):
+        assert paper.UNKNOWN in page
+    assert not program.module(name).draw(content)
+
+
+def test_paper_s_values_are_those_of_the_issue_and_no_others():
+    assert paper.accuracy("Fashion-MNIST", "MPIS, implicit", 30) == "93.14"
+    assert paper.accuracy("Fashion-MNIST", "the same network, BPTT", 30) == paper.UNKNOWN
+    assert paper.accuracy("digits", "MPIS, implicit", 30) == paper.NO_ROW
+
+
+def test_seeds_are_summarised():
+    assert write.across_seeds([0.91, 0.93], factor=100) == "92.00 ± 1.41"
+    assert write.across_seeds([0.5]) == "0.50"
+    assert write.across_seeds([]) == write.MISSING
+    assert write.across_seeds([0.5, None]) == "not finite"
+
+
+def test_plan_counts_the_steps(capsys):
+    assert program.main(["table3", "--scale", "small", "--dry-run", "--epochs", "3", "--seeds", "0,1"]) == 0
+    said = capsys.readouterr().out
+    assert "1,287 steps  fashion_mnist_mpis_t30, seed 1: python train.py" in said
+    assert said.strip().endswith("5,148 steps in all")  # 2 networks x 2 seeds x 3 epochs x 429
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (["table1", "--seeds", "one"], "--seeds"),
+        (["table1", "--scale", "small", "--steps", "31"], "choose among 30, 100"),
+        (["table1", "--epochs", "3"], "--epochs"),
+        (["docs", "--take", "/nonexistent"], "--take"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(flags, word, capsys):
+    assert program.main(flags) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and word in said and len(said.strip().splitlines()) == 1
