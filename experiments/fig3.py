@@ -104,20 +104,18 @@ def render(content: dict[str, Any]) -> str:
     for net in content["nets"]:
         runs = of_seeds(content, net["name"])
         if not runs:
-            lines.append([net["title"], MISSING, *[MISSING] * (2 * len(SHOWN) + 1)])
+            lines.append([net["title"], "-", "-", *[MISSING] * len(SHOWN)])
             continue
         change, residual, norm = (_mean(runs, kind) for kind in ("change", "residual", "norm"))
+        name = f"{net['title']}, {runs[0]['parameters']:,} parameters"
         for stream in change:
-            at = [t for t in SHOWN if t <= len(change[stream])]
-            lines.append(
-                [
-                    f"{net['title']}, {runs[0]['parameters']:,} parameters",
-                    stream,
-                    *(f"{change[stream][t - 1]:.3g}" for t in at),
-                    *(f"{residual[stream][t - 1]:.3g}" for t in at),
-                    f"{residual[stream][-1] / norm[stream][-1]:.3f}",
-                ]
-            )
+            for what, curve in (
+                ("change", change[stream]),
+                ("residual", residual[stream]),
+                ("relative residual", residual[stream] / np.maximum(norm[stream], 1e-12)),
+            ):
+                cells = [f"{curve[t - 1]:.3g}" if t <= len(curve) else "-" for t in SHOWN]
+                lines.append([name, stream, what, *cells])
         whole = {
             k: np.sqrt(sum(v[-1] ** 2 for v in c.values()))
             for k, c in (("residual", residual), ("norm", norm))
@@ -128,13 +126,7 @@ def render(content: dict[str, Any]) -> str:
             f"{net['title']} {runs[0]['radius']['median']:.2f} ({runs[0]['radius']['largest']:.2f} at most)"
         )
         warnings += [r["radius"]["warning"] for r in runs if r["radius"]["warning"]]
-    header = [
-        "network",
-        "stream",
-        *(f"change, t = {t}" for t in SHOWN),
-        *(f"residual, t = {t}" for t in SHOWN),
-    ]
-    parts = [table([*header, "relative residual, last step"], lines, 2)]
+    parts = [table(["network", "stream", "norm", *(f"t = {t}" for t in SHOWN)], lines, 3)]
     if len(final) == 2:
         parts.append(_words(final))
         parts.append(
@@ -142,7 +134,7 @@ def render(content: dict[str, Any]) -> str:
         )
     parts += [f"Warning: {w}." for w in warnings]
     parts.append(
-        "Change: ||r(t) - r(t-1)||; residual: ||f(r(t)) - r(t)||, means over samples. A change is no proof of an "
+        "Change: ||r(t) - r(t-1)||; residual: ||f(r(t)) - r(t)||, means over samples; relative: over ||r(t)||. A change is no proof of an "
         "equilibrium: averages over t steps move by about 1/t whatever they tend to. The residual is. The paper shows "
         "its Figure 3 as a plot; its values are not known here."
     )

@@ -1,6 +1,7 @@
 """The scripts that docs/usage.md shows: each runs and learns."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,14 @@ def test_every_script_is_tested_and_shown():
     scripts = {path.stem for path in FOLDER.glob("*.py")}
     assert scripts == {"raw_jax", "flax_module", "equinox_module"}
     assert all(f"examples/{name}.py" in shown for name in scripts)
+
+
+def test_code_shown_is_the_scripts_code():
+    blocks = re.findall(r"```python\n(.*?)```", (FOLDER.parent / "docs" / "usage.md").read_text(), re.DOTALL)
+    scripts = [path.read_text() for path in FOLDER.glob("*.py")]
+    definitions = [
+        part for block in blocks for part in re.split(r"\n\n\n", block.strip()) if "adjoint_probe" not in part
+    ]
+    assert len(definitions) == 6
+    for part in definitions:
+        assert any(part in script for script in scripts), part
