@@ -1,0 +1,90 @@
+"""Classifies an image file with a trained spiking network and shows how it came to its answer.
+
+    python demo.py digit.png
+    python demo.py shirt.jpg --pretrained fashion_mnist --steps 30 --live
+
+Prints class, confidence, spikes and steps, and writes a picture (raster and settling rates) and the same animated:
+NAME_spikes.png and NAME_spikes.gif in the current folder, or --out's.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mpisjax import cli, pretrained
+from mpisjax.errors import UserError
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("image", help="a PNG or JPEG file")
+    parser.add_argument(
+        "--pretrained",
+        default="digits",
+        help=f"the network: {', '.join(pretrained.available())} (default: digits)",
+    )
+    parser.add_argument("--steps", type=int, help="time steps; as trained by default")
+    parser.add_argument("--out", help="where to write, less .png and .gif; ./NAME_spikes by default")
+    parser.add_argument("--live", action="store_true", help="also play it in the terminal")
+    parser.add_argument("--no-gif", dest="gif", action="store_false", help="write the picture alone")
+    parser.add_argument(
+        "--no-crop", dest="crop", action="store_false", help="scale the image without cropping it"
+    )
+    return parser.parse_args()
+
+
+def main(given: argparse.Namespace) -> None:
+    """Classifies, prints and draws.
+
+    Raises:
+        UserError: The image, the network or the output file is not there.
+    """
+    from rich.console import Console
+
+    from mpisjax.pretrained.drawing import Drawing, show_live
+    from mpisjax.pretrained.images import read_image
+    from mpisjax.pretrained.trace import trace
+    from mpisjax.training import devices
+
+    if given.steps is not None and given.steps < 1:
+        raise UserError(f"--steps is {given.steps}: set it to at least 1.")
+    out = given.out or f"{Path(given.image).stem}_spikes"
+    if not Path(out).absolute().parent.is_dir():
+        raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
+    devices.prepare(all_cores=False)
+    devices.compilation_cache()
+    trained = pretrained.load_pretrained(given.pretrained)
+    inputs = trained.inputs
+    image, done = read_image(given.image, inputs, given.crop)
+    found = trace(trained, image, given.steps)
+
+    console, steps = Console(highlight=False, soft_wrap=True), len(found.scores)
+    best, sure = int(found.scores[-1].argmax()), float(found.scores[-1].max())
+    if given.live:
+        show_live(console, found, inputs)
+    console.print(f"image: {given.image}" + (f" ({', '.join(done)})" if done else ""), markup=False)
+    console.print(f"class: [bold]{inputs.classes[best]}[/bold], confidence {100 * sure:.1f}%")
+    other = int(found.equivalent.argmax())
+    console.print(
+        f"by the equivalent path: {inputs.classes[other]}, confidence {100 * float(found.equivalent.max()):.1f}%"
+    )
+    console.print(
+        f"spikes: {found.num_spikes:,} of {found.num_neurons:,} neurons in {steps} time steps, "
+        f"{found.num_spikes / found.num_neurons / steps:.3f} a neuron and step"
+    )
+    title = f"{inputs.classes[best]}, {100 * sure:.1f}%: {found.num_spikes:,} spikes in {steps} steps ({given.pretrained})"
+    drawing = Drawing(image, found, inputs, title)
+    drawing.save_png(Path(f"{out}.png"))
+    written = [f"{out}.png"]
+    if given.gif:
+        drawing.save_gif(Path(f"{out}.gif"))
+        written.append(f"{out}.gif")
+    console.print(f"written: {', '.join(written)}", markup=False)
+
+
+if __name__ == "__main__":
+    options = arguments()
+    with cli.sentences():
+        main(options)
+    sys.exit(0)

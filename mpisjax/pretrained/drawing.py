@@ -1,0 +1,192 @@
+"""A trace as a picture, as an animation, and in a terminal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from mpisjax.analysis.figures import COLORS, new_figure, tidy
+from mpisjax.pretrained import Inputs
+from mpisjax.pretrained.trace import Trace
+
+SHOWN_NEURONS = 36  # of a population
+SHOWN_CLASSES = 3  # in colour; the others are grey
+QUIET = "#c9c9c9"
+
+
+def chosen_neurons(fired: np.ndarray, count: int = SHOWN_NEURONS) -> np.ndarray:
+    """Some of the neurons that fire, from quietest to busiest: the busiest alone would all be saturated."""
+    counts = fired.sum(0)
+    order = np.argsort(counts, kind="stable")
+    ranked = order[counts[order] > 0]
+    places = np.linspace(0, max(len(ranked) - 1, 0), min(count, len(ranked)))
+    return ranked[np.rint(places).astype(int)]
+
+
+class Drawing:
+    """Image, raster, classifier and settling rates in one figure, up to any time step.
+
+    Args:
+        image: uint8 [H, W, C], as the network sees it.
+        trace: What happened.
+        inputs: The classes' names.
+        title: Above it all.
+    """
+
+    def __init__(self, image: np.ndarray, trace: Trace, inputs: Inputs, title: str) -> None:
+        self.trace, self.inputs, self.steps = trace, inputs, len(trace.scores)
+        self.figure: Figure = new_figure(11.4, 6.0)
+        self.figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
+        self.figure.suptitle(title, fontsize=12)
+        grid = self.figure.add_gridspec(2, 3, width_ratios=(1, 2.1, 1.5))
+        shown, bars = (self.figure.add_subplot(grid[row, 0]) for row in (0, 1))
+        shown.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        shown.set_title("what the network sees", fontsize=10)
+        shown.axis("off")
+        self._draw_bars(bars)
+        self._draw_raster(self.figure.add_subplot(grid[:, 1]))
+        self._draw_scores(self.figure.add_subplot(grid[0, 2]))
+        self._draw_rates(self.figure.add_subplot(grid[1, 2]))
+        self.at(self.steps)
+
+    def at(self, step: int) -> list[Any]:
+        """Shows the first `step` time steps (1..T); the artists that changed."""
+        time = np.arange(1, step + 1)
+        for points, (steps, rows) in zip(self._ticks, self._fired, strict=True):
+            seen = steps < step
+            points.set_offsets(np.column_stack([steps[seen] + 1, rows[seen]]))
+        for lines, values in ((self._scores, self.trace.scores.T), (self._rates, self.trace.rates.values())):
+            for line, series in zip(lines, values, strict=True):
+                line.set_data(time, series[:step])
+        for bar, score in zip(self._bars, self.trace.scores[step - 1], strict=True):
+            bar.set_width(score)
+        spikes = int(sum(s[:step].sum() for s in self.trace.spikes.values()))
+        self._clock.set_text(f"time step ({step} of {self.steps}: {spikes:,} spikes)")
+        return [*self._ticks, *self._scores, *self._rates, *self._bars, self._clock]
+
+    def save_png(self, path: Path) -> None:
+        """The whole of it as a picture."""
+        self.at(self.steps)
+        self.figure.savefig(path, format="png")
+
+    def save_gif(self, path: Path, per_second: int = 6) -> None:
+        """Step by step as a GIF, with a pause at the end; it repeats."""
+        frames = [*range(1, self.steps + 1), *[self.steps] * (2 * per_second)]
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")  # as the first frame laid it out
+        animation = FuncAnimation(self.figure, self.at, frames=frames, blit=False)
+        animation.save(path, writer=PillowWriter(fps=per_second), dpi=80)
+
+    def _draw_bars(self, axis: Any) -> None:
+        order = list(range(self.inputs.num_classes))
+        self._bars = axis.barh(order, self.trace.scores[-1], color=self._class_colors(), height=0.7)
+        axis.set_yticks(order, self.inputs.classes, fontsize=8)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1)
+        tidy(axis, "classifier, on the spikes so far", "confidence", "")
+        axis.grid(visible=False, axis="y")
+
+    def _draw_raster(self, axis: Any) -> None:
+        self._ticks, self._fired, base, labels = [], [], 0, []
+        for color, (name, fired) in zip(COLORS * 9, self.trace.spikes.items(), strict=False):
+            chosen = chosen_neurons(fired)
+            steps, rows = np.nonzero(fired[:, chosen])
+            self._fired.append((steps, rows + base))
+            self._ticks.append(axis.scatter([], [], marker="|", s=16, linewidths=1.3, color=color))
+            labels.append(
+                (base + max(len(chosen), 1) / 2, f"{name}\n{int(fired.any(0).sum()):,} of {fired.shape[1]:,}")
+            )
+            base += len(chosen) + 4
+        axis.set_ylim(-2, base - 2)
+        axis.set_xlim(0.4, self.steps + 0.6)
+        axis.set_yticks([place for place, _ in labels], [label for _, label in labels], fontsize=8)
+        axis.tick_params(axis="y", length=0)
+        tidy(axis, "spikes of some of the neurons that fire", "time step", "")
+        axis.grid(visible=False)
+        self._clock = axis.xaxis.label
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for label, color in zip(axis.get_yticklabels(), COLORS * 9, strict=False):
+            label.set_color(color)
+
+    def _draw_scores(self, axis: Any) -> None:
+        self._scores = [axis.plot([], [], color=color)[0] for color in self._class_colors()]
+        for number in self._ranking()[:SHOWN_CLASSES]:
+            self._scores[number].set_label(self.inputs.classes[number])
+            self._scores[number].set_zorder(3)
+        axis.set_xlim(1, max(self.steps, 2))
+        axis.set_ylim(-0.02, 1.02)
+        tidy(axis, "confidence as the rates settle", "", "")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(frameon=False, fontsize=8, loc="center right")
+
+    def _draw_rates(self, axis: Any) -> None:
+        self._rates = [
+            axis.plot([], [], color=color)[0] for color, _ in zip(COLORS * 9, self.trace.rates, strict=False)
+        ]
+        top = max(float(series.max()) for series in self.trace.rates.values())
+        axis.set_xlim(1, max(self.steps, 2))
+        axis.set_ylim(0, 1.15 * top or 1)
+        tidy(axis, "mean firing rates", "time step", "spikes a neuron and step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    def _ranking(self) -> list[int]:
+        return [int(n) for n in np.argsort(-self.trace.scores[-1], kind="stable")]
+
+    def _class_colors(self) -> list[str]:
+        colors = [QUIET] * self.inputs.num_classes
+        for color, number in zip(COLORS, self._ranking()[:SHOWN_CLASSES], strict=False):
+            colors[number] = color
+        return colors
+
+
+def show_live(console: Console, trace: Trace, inputs: Inputs, pause: float = 0.15) -> None:
+    """Plays a trace in the terminal: classes as bars, some neurons of each population as rows of spikes.
+
+    Elsewhere (a file, a pipe) its last frame is printed.
+
+    Args:
+        console: Where to.
+        trace: What happened.
+        inputs: The classes' names.
+        pause: Seconds between time steps.
+    """
+    if not console.is_terminal:
+        console.print(frame(trace, inputs, len(trace.scores)))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for step in range(1, len(trace.scores) + 1):
+            live.update(frame(trace, inputs, step), refresh=True)
+            if step < len(trace.scores):
+                time.sleep(pause)
+
+
+def frame(trace: Trace, inputs: Inputs, step: int, width: int = 30) -> Group:
+    """One frame of `show_live`: the first `step` time steps."""
+    scores, best = Table(box=None, show_header=False, padding=(0, 1)), int(trace.scores[step - 1].argmax())
+    for number in np.argsort(-trace.scores[step - 1], kind="stable")[:5]:
+        score = float(trace.scores[step - 1][number])
+        style = "bold green" if number == best else ""
+        scores.add_row(
+            Text(inputs.classes[number], style),
+            Text("█" * round(width * score), style),
+            f"{100 * score:.1f}%",
+        )
+    rows = Table(box=None, show_header=False, padding=(0, 1))
+    first = max(step - 60, 0)
+    for name, fired in trace.spikes.items():
+        for row, neuron in enumerate(chosen_neurons(fired, 4)[::-1]):
+            marks = "".join("|" if s else "·" for s in fired[first:step, neuron])
+            rate = f"rate {trace.rates[name][step - 1]:.3f}" if row == 0 else ""
+            rows.add_row(name if row == 0 else "", rate, Text(marks))
+    spikes = sum(int(s[:step].sum()) for s in trace.spikes.values())
+    return Group(Text(f"step {step} of {len(trace.scores)}, {spikes:,} spikes", "italic"), scores, rows)

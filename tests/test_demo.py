@@ -1,0 +1,185 @@
+"""`demo.py`: an image file in; class, spikes, a picture and an animation out."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import mpisjax
+from mpisjax import configuration, data, nn
+from mpisjax.errors import UserError
+from mpisjax.pretrained.images import read_image
+from mpisjax.pretrained.trace import running_rates, trace
+from mpisjax.training import devices
+from mpisjax.training.step import prepare_images
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    trained = mpisjax.load_pretrained("digits")
+    return trained, data.load(trained.config.data).test
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(demo, monkeypatch, capsys, *arguments: object) -> str:
+    monkeypatch.setattr(devices, "prepare", lambda all_cores: None)  # this process has computed already
+    monkeypatch.setattr(devices, "compilation_cache", lambda: "")
+    monkeypatch.setattr(demo.sys, "argv", ["demo.py", *map(str, arguments)])
+    demo.main(demo.arguments())
+    return capsys.readouterr().out
+
+
+def large_page(image: np.ndarray) -> Image.Image:
+    """A digit as one would photograph it: dark on a light, coloured page, off centre."""
+    big = Image.fromarray(255 - image[:, :, 0]).resize((160, 160), Image.Resampling.BICUBIC)
+    page = Image.new("RGB", (400, 260), (236, 231, 220))
+    page.paste(Image.merge("RGB", [big.point(lambda v: v * 0.9)] * 3), (190, 60))
+    return page
+
+
+def test_a_digit_is_classified_and_drawn(digits, demo, monkeypatch, capsys, tmp_path):
+    trained, test = digits
+    Image.fromarray(test.images[5][:, :, 0]).save(tmp_path / "digit.png")
+    said = run(
+        demo, monkeypatch, capsys, tmp_path / "digit.png", "--out", tmp_path / "out", "--live", "--steps", 6
+    )
+    found = trace(trained, test.images[5], 6)
+    assert f"class: {test.labels[5]}, confidence {100 * found.scores[-1].max():.1f}%" in said
+    assert f"spikes: {found.num_spikes:,} of 2,560 neurons in 6 time steps" in said
+    assert "step 6 of 6" in said and "stream2/layer2" in said  # the terminal's last frame
+    with Image.open(tmp_path / "out.png") as picture:
+        picture.load()
+        assert (
+            picture.format == "PNG"
+            and picture.width > 1000
+            and len(np.unique(np.asarray(picture.convert("L")))) > 50
+        )
+    with Image.open(tmp_path / "out.gif") as film:
+        assert film.n_frames == 6 and film.info["loop"] == 0
+        looks = []
+        for number in range(6):
+            film.seek(number)
+            looks.append(np.asarray(film.convert("L"), int))
+        changes = [np.abs(a - b).sum() for a, b in itertools.pairwise(looks)]
+        assert min(changes) > 0  # every step draws something
+
+
+def test_a_trace_is_what_evaluation_computes(digits):
+    trained, test = digits
+    neuron = configuration.neuron_of(trained.config)
+    found = trace(trained, test.images[0])
+    x = prepare_images(jnp.asarray(test.images[:1]), trained.inputs)
+    forward = configuration.spikes_of(trained.config)
+    simulation = nn.spikes(trained.net, trained.variables, x, neuron=neuron, forward=forward)
+    assert found.scores.shape == (16, 10)
+    for name, spikes in simulation.spike_counts.items():
+        assert (
+            abs(found.spikes[name].sum() - spikes.sum()) <= 2
+        )  # two programs may round a current differently
+        assert found.rates[name][-1] == pytest.approx(float(simulation.layer_rates[name].mean()), abs=1e-3)
+    logits = trained.apply(trained.variables, test.images[:1]).logits[0]
+    wanted = np.exp(logits - np.max(logits))
+    np.testing.assert_allclose(found.equivalent, wanted / wanted.sum(), atol=0.02)
+    np.testing.assert_allclose(found.scores.sum(1), 1, rtol=1e-5)
+
+
+def test_running_rates():
+    spikes = np.array([[1, 0], [0, 0], [1, 1]], bool)
+    np.testing.assert_allclose(running_rates(spikes, 1.0), [[1, 0], [1 / 2, 0], [2 / 3, 1 / 3]])
+    weight = 1 + 0.5 + 0.25
+    np.testing.assert_allclose(running_rates(spikes, 0.5)[-1], [1.25 / weight, 1 / weight])
+
+
+def test_images_of_the_right_size_are_taken_as_they_are(digits, tmp_path):
+    trained, test = digits
+    image = test.images[3]
+    Image.fromarray(image[:, :, 0]).save(tmp_path / "a.png")
+    found, done = read_image(tmp_path / "a.png", trained.inputs)
+    np.testing.assert_array_equal(found, image)
+    assert done == []
+    Image.merge("RGB", [Image.fromarray(255 - image[:, :, 0])] * 3).save(tmp_path / "b.png")
+    found, done = read_image(tmp_path / "b.png", trained.inputs)
+    np.testing.assert_array_equal(found, image)
+    assert done == ["inverted, since its background is light"]
+
+
+def test_photographs_are_cropped_turned_dark_and_scaled(digits, tmp_path):
+    """Twenty digits on pages, as JPEG: nearly all keep the class that the pretrained network gives the original."""
+    trained, test = digits
+    images = []
+    for number in range(20):
+        large_page(test.images[number]).save(tmp_path / "page.jpg", quality=92)
+        image, done = read_image(tmp_path / "page.jpg", trained.inputs)
+        assert image.shape == (8, 8, 1) and image.dtype == np.uint8
+        words = ", ".join(done)
+        assert re.fullmatch(
+            r"made grey, inverted, .*, stretched to full contrast, cropped to its content of \d+ x \d+, "
+            r"scaled from \d+ x \d+ to 8 x 8",
+            words,
+        )
+        images.append(image)
+    logits = trained.apply(trained.variables, np.stack(images)).logits
+    assert np.mean(np.argmax(logits, -1) == test.labels[:20]) >= 0.8
+
+
+def test_transparency_colour_and_empty_images(digits, tmp_path):
+    trained, _ = digits
+    ink = Image.new("RGBA", (50, 50), (0, 0, 0, 0))
+    ink.paste((0, 0, 0, 255), (20, 5, 30, 45))
+    ink.save(tmp_path / "ink.png")
+    image, done = read_image(tmp_path / "ink.png", trained.inputs)
+    assert done[0] == "put on white where it was transparent" and "inverted" in done[1]
+    assert image[:, 3:5].min() == 255 and image[:, :2].max() == image[:, 6:].max() == 0  # a bar in the middle
+    plain, _ = read_image(tmp_path / "ink.png", trained.inputs, crop=False)
+    assert plain[0].max() < 255  # the margin is still there
+    Image.new("L", (40, 40), 90).save(tmp_path / "empty.png")
+    read_image(tmp_path / "empty.png", trained.inputs)
+    coloured = trained.inputs._replace(name="cifar10", shape=(16, 16, 3))
+    Image.new("RGB", (60, 30), (10, 200, 30)).save(tmp_path / "wide.png")
+    image, done = read_image(tmp_path / "wide.png", coloured)
+    assert (image == (10, 200, 30)).all() and image.shape == (16, 16, 3)
+    assert done == ["cropped to the square in its middle", "scaled from 30 x 30 to 16 x 16"]
+
+
+def test_what_is_no_image_is_told(digits, tmp_path):
+    trained, _ = digits
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:2000])
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "none.png").write_bytes(b"")
+    for name in ("cut.png", "text.png", "none.png", "."):
+        with pytest.raises(UserError, match="cannot be read as an image"):
+            read_image(tmp_path / name, trained.inputs)
+    with pytest.raises(UserError, match="there is no image"):
+        read_image(tmp_path / "absent.png", trained.inputs)
+    with pytest.raises(UserError, match="reads event frames"):
+        read_image(whole, mpisjax.load_pretrained("saccade_digits").inputs)
+
+
+def test_the_program_says_one_sentence_and_writes_nothing(tmp_path):
+    command = [sys.executable, ROOT / "demo.py", "absent.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (
+        done.returncode == 1
+        and done.stderr == "error: there is no image absent.png; name a PNG or JPEG file\n"
+    )
+    assert not done.stdout and not list(tmp_path.iterdir())
