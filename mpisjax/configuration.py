@@ -231,12 +231,30 @@ def net_of(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
     return MPIS(num_classes=dataset.num_classes, temporal=dataset.temporal, dtype=dtype, **settings)
 
 
+def _check_numbers(config: ml_collections.ConfigDict, prefix: str = "") -> None:
+    """Refuses numbers that no setting can have: of another type within a tuple, not finite, too large to count in."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_numbers(value, f"{prefix}{key}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            fraction = prefix + key == "train.milestones"
+            kinds = (int, float) if fraction else (int,)
+            if isinstance(value, tuple) and not (type(number) in kinds and number > 0):
+                wanted = (
+                    "numbers above 0, as (0.5, 0.75)" if fraction else "whole numbers above 0, as (16, 32)"
+                )
+                raise UserError(f"{prefix}{key} is {value!r}: give {wanted}.")
+            if isinstance(number, int | float) and not abs(number) < 2**31:
+                raise UserError(f"{prefix}{key} is {value}: set it to a number below 2**31.")
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses settings of training that cannot be.
 
     Raises:
         UserError: in one sentence that names the setting.
     """
+    _check_numbers(config)
     t = config.train
     for key, least in (
         ("epochs", 1),

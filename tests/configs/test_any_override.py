@@ -1,0 +1,97 @@
+"""Any `--config.KEY=VALUE` on the real settings: it is taken, and what it stands for can be made, or it is told in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import ml_collections
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpisjax import cli, configuration
+from mpisjax.data import DataSet, Split
+from mpisjax.errors import UserError
+from mpisjax.training.state import schedule_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def digits() -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location("digits_config", ROOT / "configs" / "digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in config.items():
+        nested = isinstance(value, ml_collections.ConfigDict)
+        found += leaves(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
+    return found
+
+
+KEYS = sorted(leaves(configuration.base()))
+VALUES = st.one_of(
+    st.sampled_from(["", "nan", "inf", "-inf", "-1", "0", "1", "1e400", "1e-400", "2", "0.5", "True", "None", "()", "(1,)"]),
+    st.sampled_from(["(0,)", "(-1, 2)", "('a',)", "((1,),)", "spikes", "rates", "implicit", "bptt", "phantom", "step", "float32"]),
+    st.integers(-(2**70), 2**70).map(str),
+    st.floats().map(repr),
+    st.text(max_size=20),
+)  # fmt: skip
+
+
+def make(config: ml_collections.ConfigDict) -> None:
+    """Everything that a run makes of a config before it computes."""
+    configuration.check(config)
+    empty = Split(None, None)
+    dataset = DataSet("made up", 10, empty, empty, empty, (0.0,), (1.0,), False, "", "")
+    configuration.net_of(config, dataset)
+    configuration.neuron_of(config)
+    configuration.forward_of(config)
+    configuration.spikes_of(config)
+    configuration.solved_of(config)
+    configuration.adjoint_of(config)
+    configuration.bptt_of(config)
+    schedule_of(config, 19)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=3))
+def test_any_override_of_a_real_setting(items):
+    config = digits()
+    try:
+        overrides = cli.sort_arguments([f"--config.{key}={value}" for key, value in items]).overrides
+        make(cli.apply_overrides(config, overrides))
+    except UserError as error:
+        sentence = cli.explain(error)
+        assert sentence and "\n" not in sentence and "\r" not in sentence
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=3))
+def test_very_many_overrides(items):
+    test_any_override_of_a_real_setting.hypothesis.inner_test(items)
+
+
+BROKEN = st.tuples(st.integers(0, 2000), st.integers(0, 40), st.text(max_size=12))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.lists(BROKEN, min_size=1, max_size=3))
+def test_any_broken_config_file(tmp_path_factory, places):
+    """The digits' file with parts cut out and others put in: it gives a config, or one line says why not."""
+    text = (ROOT / "configs" / "digits.py").read_text()
+    for place, length, inserted in places:
+        place %= len(text) + 1
+        text = text[:place] + inserted + text[place + length :]
+    path = tmp_path_factory.mktemp("broken") / "broken.py"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    try:
+        make(cli.load_config(str(path)))
+    except UserError as error:
+        sentence = cli.explain(error)
+        assert sentence and "\n" not in sentence
