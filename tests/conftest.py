@@ -1,11 +1,33 @@
-"""For every test: the CPU, unless JAX_PLATFORMS asks for another platform, and no deprecated calls of our own."""
+"""For every test: the CPU, unless JAX_PLATFORMS asks for another platform, no deprecated calls of our own, no network."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import sys
+
 import jax
 import pytest
+
+HERE = ("127.", "::1", "localhost", "0.0.0.0")
+
+
+def stay_at_home(event: str, arguments: tuple) -> None:
+    """An audit hook: no test may reach for another machine, nor ask for its address."""
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        place = arguments[1]
+        host = place[0] if isinstance(place, tuple) else None  # a Unix socket's place is a path
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0]
+    else:
+        return
+    if isinstance(host, bytes):
+        host = host.decode()
+    if host and not host.startswith(HERE):
+        raise RuntimeError(f"{event}: a test reaches for {host}")
+
+
+sys.addaudithook(stay_at_home)
 
 
 def pytest_configure(config: pytest.Config) -> None:
