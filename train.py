@@ -39,6 +39,7 @@ from mpisjax.training.preemption import watch  # noqa: E402
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "digits.py"
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/<config.name> by default")
+PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into the folder of the run")
 
 
 def main(config) -> None:
@@ -53,7 +54,7 @@ def main(config) -> None:
 
         from mpisjax.training.run import run
 
-        run(config, WORKDIR.value or f"runs/{config.name}", stopper)
+        run(config, WORKDIR.value or f"runs/{config.name}", stopper, profile=PROFILE.value)
 
 
 if __name__ == "__main__":

@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, plots, processes, record
+from mpisjax.training import checkpoints, plots, processes, profiling, record
 from mpisjax.training.health import DivergenceError, Health
 from mpisjax.training.lock import hold
 from mpisjax.training.metrics import FILE_NAME, MetricsLog, average, read_rows
 from mpisjax.training.pipeline import Feed, Pipeline, TrainStep
 from mpisjax.training.preemption import Preempted, Stopper, watch
 from mpisjax.training.processes import first_does
+from mpisjax.training.profiling import Meter, Tracer, Work
 from mpisjax.training.progress import Display, display
 
 CURVES_NAME = "curves.png"
 RESULTS_NAME = "results.json"
 ADVICE = (
-    "lower config.train.learning_rate, damp the solver with config.forward.damping, or set "
-    "config.train.jacobian_penalty"
+    "lower config.train.learning_rate, set config.train.jacobian_penalty (such as 0.1), or damp the rate solver "
+    "(config.forward.mode=rates with config.forward.damping=0.5)"
 )
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ def fit(
     adjoint_tol: float | None = None,
     diagnose: Callable[[Any, int], str] | None = None,
     stopper: Stopper | None = None,
+    meter: Meter | None = None,
+    profile: bool = False,
 ) -> FitResult:
     """Trains to the end of `config.train.epochs`, from wherever the run in `workdir` stands.
 
@@ -100,6 +103,8 @@ def fit(
         adjoint_tol: The `adjoint_residual` up to which the adjoint solve counts as converged; None: no limit.
         diagnose: Takes (state, step) when training has diverged and gives a clause for the message.
         stopper: Who listens for signals; by default the loop itself does.
+        meter: Says how much arithmetic the steps of an interval were.
+        profile: Whether to trace a few steps into the folder.
 
     Returns:
         How the run ended.
@@ -123,6 +128,8 @@ def fit(
             data_checksum,
             Health(config.train.max_skipped, adjoint_tol),
             stopper,
+            meter,
+            Tracer(path / profiling.FOLDER if profile and processes.is_first() else None),
         )
         stack.callback(run.close)
         stopped = run.train(eval_fn, diagnose) or run.finish(test_fn)
@@ -145,7 +152,10 @@ class _Run:
         data_checksum: str,
         health: Health,
         stopper: Stopper,
+        meter: Meter | None,
+        tracer: Tracer,
     ) -> None:
+        self._meter, self._tracer = meter, tracer
         self.state, self.step, self.progress = state, 0, record.Progress()
         self._config, self._settings, self._workdir = config, config.train, workdir
         self._directory = workdir / record.FOLDER
@@ -154,7 +164,7 @@ class _Run:
         self._data_checksum = data_checksum
         self._health = health
         self._saved: checkpoints.Checkpoint | None = None
-        self._stepped = False
+        self._stepped, self._told = False, False
         self._resume()
         self._began = time.monotonic() - self.progress.seconds
         # Of several processes the first writes; what follows from a full disk there, all must hear of.
@@ -177,6 +187,7 @@ class _Run:
         checkpoints.tidy(self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step)
 
     def close(self) -> None:
+        self._tracer.close(self.state)
         if self._log is not None:
             self._log.close()
 
@@ -238,6 +249,7 @@ class _Run:
 
     def _advance(self, screen: Display, diagnose: Callable[[Any, int], str] | None) -> None:
         first, self._stepped = not self._stepped, True
+        self._tracer.before_step(self.state)
         self.state = self._pipeline.run(self.state, self.step, self._stopper.requested is not None)
         self.step += 1
         in_epoch = self.step % self._steps_per_epoch
@@ -256,13 +268,28 @@ class _Run:
             rate = self._pipeline.rate(self._settings.batch_size)
             seconds = time.monotonic() - self._began
             epoch = self.step / self._steps_per_epoch
-            self._write("train", {"epoch": epoch, **means, "images_per_second": rate, "seconds": seconds})
+            timing = {"images_per_second": rate, "seconds": seconds}
+            if self._meter is not None and (work := self._meter(means, rate)) is not None:
+                timing |= {"tflops": work.tflops, "flop_utilisation": work.utilisation}
+                self._tell(work)
+            self._write("train", {"epoch": epoch, **means, **timing})
             self.progress = self.progress._replace(pending=())
         screen.step(self.step, means, rate, due=due)
         if ends_epoch:
             self._health.end_epoch(self.step // self._steps_per_epoch)
         if saves:
             self._save()
+
+    def _tell(self, work: Work) -> None:
+        """Once a process: the rows have the rest."""
+        if not self._told:
+            self._told = True
+            share = (
+                "of a peak not known"
+                if work.utilisation is None
+                else f"{100 * work.utilisation:.2g}% of the peak"
+            )
+            _log.info("arithmetic: %.3g TFLOP/s of convolutions and matrix products, %s", work.tflops, share)
 
     def _collect(self, diagnose: Callable[[Any, int], str] | None) -> None:
         rows = self._pipeline.collect()

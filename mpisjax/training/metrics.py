@@ -20,7 +20,7 @@ from typing import Any
 from mpisjax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
-TIMING = ("images_per_second", "seconds")
+TIMING = ("images_per_second", "seconds", "tflops", "flop_utilisation")
 _log = logging.getLogger(__name__)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mpisjax import configuration
 from mpisjax.analysis.spectrum import spectral_radius
-from mpisjax.data import DataSet, Feed, load, summary
+from mpisjax.data import Batch, DataSet, Feed, load, summary
 from mpisjax.errors import UserError
 from mpisjax.neurons import RateReading
 from mpisjax.nn import model
@@ -28,6 +28,7 @@ from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit
 from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.processes import first_does
+from mpisjax.training.profiling import Meter
 from mpisjax.training.report import readout_name
 from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
 from mpisjax.training.step import make_train_step, prepare_images
@@ -98,13 +99,20 @@ def variables_of(state: TrainState) -> dict[str, Any]:
     return evaluated_variables(state)
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper | None = None) -> FitResult:
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    stopper: Stopper | None = None,
+    *,
+    profile: bool = False,
+) -> FitResult:
     """Trains as a config says, from wherever the run in `workdir` stands.
 
     Args:
         config: All settings.
         workdir: The run's folder; made where it is missing.
         stopper: Who listens for signals; by default the run itself does.
+        profile: Whether to trace a few steps into the folder.
 
     Returns:
         How the run ended.
@@ -150,12 +158,23 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, stopper: Stopper
             if processes.count() == 1
             else None,
             stopper=stopper,
+            meter=_meter(config, parts, train_step),
+            profile=profile,
         )
         if result.test is not None:
             _conclude(config, path, parts, result)
         elif not result.stopped:
             _log.info("the test split was not measured: train.test_at_end is False; see %s", path)
         return result
+
+
+def _meter(config: ml_collections.ConfigDict, parts: Parts, train_step: Any) -> Meter:
+    size, shape = config.train.batch_size, parts.dataset.train.images.shape[1:]
+    shapes: Any = (((size, *shape), np.uint8), ((size,), np.int32), ((size,), np.float32))
+    make: Any = jax.ShapeDtypeStruct
+    batch = Batch(*(make(*one) for one in shapes))
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), parts.state)
+    return Meter(config, train_step, (state, batch), parts.mesh)
 
 
 def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
