@@ -31,7 +31,7 @@ from mpisjax.training.progress import Display, display
 CURVES_NAME = "curves.png"
 RESULTS_NAME = "results.json"
 ADVICE = (
-    "lower config.train.learning_rate, set config.train.jacobian_penalty (such as 0.1), or damp the rate solver "
+    "lower config.train.learning_rate, set config.train.jacobian_penalty, or damp the rate solver "
     "(config.forward.mode=rates with config.forward.damping=0.5)"
 )
 _log = logging.getLogger(__name__)

@@ -219,3 +219,49 @@ def test_a_file_that_cannot_grow_is_told_in_one_sentence(tmp_path):
     sentence, standing = run.stdout.splitlines()
     assert sentence.startswith("the disk of") and "step 1 stands" in sentence
     assert standing == "1 step_00000001"
+
+
+HOSTILE = """
+import pickle, shutil, sys
+from pathlib import Path
+import numpy as np
+from mpisjax.training import checkpoints
+directory, seen = Path(sys.argv[1]), []
+state = {"w": np.arange(300.0), "b": np.ones(3)}
+checkpoints.save(directory / "sound", 1, state, {})
+checkpoints.restore(checkpoints.read(directory / "sound", 1), state)  # imports all there is to import
+watched = ("pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "compile", "exec")
+sys.addaudithook(lambda event, arguments: seen.append((event, str(arguments)[:200])) if event in watched else None)
+class Payload:
+    def __reduce__(self):
+        return exec, ("open(%r, 'w')" % str(directory / "executed"),)
+payloads = [pickle.dumps(Payload()), b'{"a": __import__("os").system("touch %s")}' % bytes(directory / "executed")]
+files = [p.relative_to(directory / "sound") for p in (directory / "sound").rglob("*") if p.is_file()]
+tried = refused = 0
+for name in files:
+    for payload in payloads:
+        shutil.rmtree(directory / "hostile", ignore_errors=True)
+        shutil.copytree(directory / "sound", directory / "hostile")
+        (directory / "hostile" / name).write_bytes(payload)
+        path = directory / "hostile" / "step_00000001"
+        if name.name != checkpoints.RECORD_NAME:  # signed again, as somebody would who can write the folder
+            layout = checkpoints._layout(state)
+            checkpoints._write_record(path, 1, {}, layout, checkpoints._digests(path))
+        tried += 1
+        try:
+            checkpoints.restore(checkpoints.read(directory / "hostile", 1), state)
+        except Exception as error:
+            refused += 1
+print(tried, refused, (directory / "executed").exists(), seen)
+"""
+
+
+def test_nothing_in_a_checkpoint_is_executed_even_with_the_right_digests(tmp_path):
+    """Every file in turn becomes a program, as a pickle or as an expression: none of them runs."""
+    ended = subprocess.run(
+        [sys.executable, "-c", HOSTILE, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    tried, refused, executed, seen = ended.stdout.split(maxsplit=3)
+    assert int(tried) >= 10 and int(refused) >= 2 and executed == "False"
+    assert seen == "[]\n"
