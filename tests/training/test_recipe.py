@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mpisjax
 from mpisjax import configuration, data
 from mpisjax.analysis.measure import measure
 from mpisjax.errors import UserError
 from mpisjax.nn import model
-from mpisjax.training import record
+from mpisjax.training import record, start
 from mpisjax.training.metrics import read_rows
 from mpisjax.training.run import assemble, config_of, evaluate_at, restore_best, run, variables_of
 from mpisjax.training.state import init_state, optimizer_of
@@ -125,6 +126,24 @@ def test_a_run_starts_from_another_runs_averages(first, tmp_path):
     # Gone on with from its own checkpoint, it needs the other no longer.
     moved = record.plain(config)
     assert run(record.revive(moved), tmp_path / "second").step == result.step
+
+
+def test_a_run_starts_from_a_pretrained_network():
+    spec = importlib.util.spec_from_file_location("digits_config", ROOT / "configs" / "digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.train.init_from, config.train.ema = "digits", 0.9
+    parts = assemble(config)
+    state = start.started_from(config, parts.dataset, parts.state)
+    wanted = mpisjax.load_pretrained("digits").variables
+    found = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(wanted))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.ema), found)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(state.opt_state), jax.device_get(parts.state.opt_state)
+    )
+    assert int(state.step) == 0
 
 
 @pytest.mark.parametrize(
