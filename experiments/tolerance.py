@@ -1,0 +1,127 @@
+"""How well an equilibrium has to be solved in training: validation accuracy and time against the solvers' tolerance."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from typing import Any
+
+from experiments.scales import Net, Scale
+from experiments.study import Study, described
+from experiments.write import MISSING, across_seeds, mean, of_seeds, table
+
+TITLE = "Solver tolerance: accuracy and time"
+
+
+def nets(scale: Scale) -> list[Net]:
+    """What has to be trained."""
+    return list(scale.tolerances)
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Trains at every tolerance; gives the rows. The test split is not read: the rows are there to choose by."""
+    shown = [
+        {**described(net), "tol": net.settings["forward.tol"], "most": net.settings["forward.max_steps"]}
+        for net in nets(study.scale)
+    ]
+    rows = study.rows("tolerance", nets=shown)
+    for net in nets(study.scale):
+        for seed in study.scale.seeds:
+            settings = study.settings(net, seed)
+            rows.row(f"{net.name} seed {seed}", settings, partial(measure, study, net, seed))
+    return rows.finish()
+
+
+def measure(study: Study, net: Net, seed: int) -> dict[str, Any]:
+    """Trains one network; what its last half of training took and reached, and the best validation accuracy."""
+    result = study.finished(net, seed)
+    lines = [
+        json.loads(line) for line in (study.workdir(net, seed) / "metrics.jsonl").read_text().splitlines()
+    ]
+    train = [row for row in lines if row["kind"] == "train"]
+    late = train[len(train) // 2 :]
+    names = ("forward_steps", "forward_residual", "adjoint_steps", "adjoint_residual")
+    found: dict[str, Any] = {name: mean([row[name] for row in late]) for name in names}
+    validation = [row for row in lines if row["kind"] == "validation"]
+    found |= {"accuracy": result.best_accuracy, "accuracy_spikes": validation[-1]["accuracy_spikes"]}
+    if study.timing:
+        speed = sorted(row["images_per_second"] for row in late)
+        found["seconds_per_epoch"] = net.examples / speed[len(speed) // 2]
+    return {k: v if v is None or math.isfinite(v) else None for k, v in found.items()}
+
+
+def render(content: dict[str, Any]) -> str:
+    """A row a tolerance."""
+    lines = []
+    for net in content["nets"]:
+        runs = of_seeds(content, net["name"])
+
+        def column(name: str, digits: int, factor: float = 1.0, runs: Any = runs) -> str:
+            if any(name not in r for r in runs):
+                return MISSING
+            return across_seeds([r[name] for r in runs], digits, factor)
+
+        lines.append(
+            [
+                f"{net['tol']:g}",
+                str(net["most"]),
+                column("accuracy", 2, 100),
+                column("accuracy_spikes", 2, 100),
+                column("forward_steps", 1),
+                column("forward_residual", 3),
+                column("adjoint_steps", 1),
+                column("adjoint_residual", 3),
+                column("seconds_per_epoch", 0),
+            ]
+        )
+    header = [
+        "tolerance",
+        "at most, steps",
+        "validation, %",
+        "spikes alone, %",
+        "forward steps",
+        "residual",
+        "adjoint steps",
+        "adjoint residual",
+        "seconds an epoch",
+    ]
+    about = (
+        "Rate-mode training; both solvers with the same tolerance and limit. Steps and residuals are means over the "
+        "second half of training; the solver's residual belongs to the iterate before the one that is used."
+    )
+    return f"{table(header, lines, 0)}\n\n{about}"
+
+
+def draw(content: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy and time of an epoch against the tolerance."""
+    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+
+    points = [
+        (net["tol"], net["most"], of_seeds(content, net["name"]))
+        for net in content["nets"]
+        if of_seeds(content, net["name"])
+    ]
+    if not points:
+        return {}
+    timed = all("seconds_per_epoch" in r for _, _, runs in points for r in runs)
+    figure = new_figure(9.0 if timed else 4.8, 3.4)
+    axes = figure.subplots(1, 2 if timed else 1, squeeze=False)[0]
+    limits = sorted({most for _, most, _ in points})
+    for axis, name, factor, label in zip(
+        axes,
+        ("accuracy", "seconds_per_epoch"),
+        (100, 1),
+        ("% correct, validation", "seconds an epoch"),
+        strict=False,
+    ):
+        for color, limit in zip(COLORS, limits, strict=False):
+            chosen = sorted(
+                (t, factor * mean([r[name] for r in runs])) for t, m, runs in points if m == limit
+            )
+            axis.plot(*zip(*chosen, strict=True), "o-", color=color, label=f"at most {limit} steps")
+        axis.set_xscale("log")
+        axis.invert_xaxis()
+        tidy(axis, "", "relative tolerance of both solvers", label)
+        axis.legend(frameon=False, fontsize=8)
+    return {"curve": figure}
