@@ -126,7 +126,9 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
         from mpisjax.training.checkpoints import write_atomically
 
         out = flags.out or Path("runs") / "experiments" / scale.name
-        study = Study(scale, out, flags.data_dir, stopper, timing=not flags.no_timing)
+        study = Study(
+            scale, out, flags.data_dir, stopper, timing=not flags.no_timing, flags=shown_flags(flags)
+        )
         for name in names:
             experiment = module(name)
             content = experiment.run(study)
@@ -136,12 +138,20 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
             print(f"\n{page}\nwritten to {study.folder(name)}", flush=True)
 
 
+def shown_flags(flags: argparse.Namespace) -> str:
+    """The flags that a table's command needs to be the same again."""
+    data = " --data-dir DIR" if flags.data_dir else ""
+    given = "".join(
+        f" --{k} {getattr(flags, k)}" for k in ("seeds", "epochs", "steps") if getattr(flags, k) is not None
+    )
+    return data + given + (" --no-timing" if flags.no_timing else "")
+
+
 def document(experiment: Any, content: dict[str, Any]) -> str:
     """An experiment's Markdown: title, command, table, provenance."""
     from experiments.write import provenance
 
-    command = f"    python -m experiments {content['experiment']} --scale {content['scale']}"
-    return f"# {experiment.TITLE}\n\n{command}\n\n{experiment.render(content)}\n\n{provenance(content)}\n"
+    return f"# {experiment.TITLE}\n\n    {content['command']}\n\n{experiment.render(content)}\n\n{provenance(content)}\n"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,11 +36,11 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
             f"a page has the mark 'generated: {scale}/{name}', which names no scale and experiment."
         )
     experiment = module(name)
-    flags = "" if scale == "smoke" else " --data-dir DIR"
-    command = f"`python -m experiments {name} --scale {scale}{flags}`"
     source = docs / "results" / scale / f"{name}.json"
     if not source.is_file():
         steps = plan((name,), scale_of(scale)).splitlines()[-1].split(" steps")[0].strip()
+        flags = "" if scale == "smoke" else " --data-dir DIR"
+        command = f"`python -m experiments {name} --scale {scale}{flags}`"
         return f"Not run here. Command: {command} ({steps} training steps).\n"
     from experiments.write import provenance
 
@@ -49,7 +49,7 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
         f"\n![{experiment.TITLE}](results/{scale}/{image.name})\n"
         for image in sorted(source.parent.glob(f"{name}_*.png"))
     )
-    return f"{experiment.render(content)}\n{images}\n{provenance(content)} Command: {command}\n"
+    return f"{experiment.render(content)}\n{images}\n{provenance(content)} Command: `{content['command']}`\n"
 
 
 def rewritten(text: str, docs: Path = DOCS) -> str:

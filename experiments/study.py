@@ -10,12 +10,15 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
 
 from experiments.scales import Net, Scale
 from mpisjax.training.preemption import Preempted, Stopper
+
+if TYPE_CHECKING:
+    from mpisjax.training.loop import FitResult
 
 _log = logging.getLogger("experiments")
 
@@ -104,21 +107,31 @@ class Study:
       data_dir: folder of the data sets' files, or of folders named after them; empty for downloads.
       stopper: who listens for signals.
       timing: False leaves times out, on a machine that has other work to do.
+      flags: of the command line, as tables should name them.
 
     Attributes:
       scale: as given.
       timing: as given.
     """
 
-    def __init__(self, scale: Scale, out: Path, data_dir: str, stopper: Stopper, timing: bool = True) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        out: Path,
+        data_dir: str,
+        stopper: Stopper,
+        timing: bool = True,
+        flags: str = "",
+    ) -> None:
         self.scale, self.timing = scale, timing
-        self._out, self._data_dir, self._stopper = out, data_dir, stopper
+        self._out, self._data_dir, self._stopper, self._flags = out, data_dir, stopper, flags
         self._restored: dict[tuple[str, int], Trained] = {}
 
     def rows(self, experiment: str, **header: Any) -> Rows:
         """An experiment's finished rows, and what its table needs to know beside them."""
         common = {"experiment": experiment, "scale": self.scale.name, "seeds": list(self.scale.seeds)}
-        header = {**common, **header}
+        command = f"python -m experiments {experiment} --scale {self.scale.name}{self._flags}"
+        header = {**common, "command": command, **header}
         return Rows(self.folder(experiment) / "results.json", header, self._stopper)
 
     def folder(self, experiment: str) -> Path:
@@ -154,18 +167,26 @@ class Study:
         """Trains a network, from wherever its run stands, and gives the test split's measurements."""
         from mpisjax.nn.model import parameter_count
         from mpisjax.training.report import as_json
-        from mpisjax.training.run import run
 
-        result = run(self.config(net, seed), self.workdir(net, seed), self._stopper)
-        if result.stopped or result.test is None:
-            raise Preempted(self._stopper.requested or "a signal")
-        test = {k: v for k, v in result.test.items() if k in ("accuracy", "accuracy_spikes", "residual")}
+        result = self.finished(net, seed)
+        test = {
+            k: v for k, v in (result.test or {}).items() if k in ("accuracy", "accuracy_spikes", "residual")
+        }
         found = as_json(_Fields(test))
         return {
             **found,
             "parameters": parameter_count({"params": result.state.params}),
             "command": net.command(seed),
         }
+
+    def finished(self, net: Net, seed: int) -> FitResult:
+        """How the run of a network ended, trained from wherever it stands."""
+        from mpisjax.training.run import run
+
+        result = run(self.config(net, seed), self.workdir(net, seed), self._stopper)
+        if result.stopped:
+            raise Preempted(self._stopper.requested or "a signal")
+        return result
 
     def trained(self, net: Net, seed: int) -> Trained:
         """The best state of a run, trained first where it is not."""
@@ -184,13 +205,8 @@ class Study:
 
 def described(net: Net) -> dict[str, Any]:
     """What a table says of a network, as JSON holds it."""
-    return {
-        "name": net.name,
-        "title": net.title,
-        "data": net.data,
-        "steps": net.steps,
-        "command": net.command(),
-    }
+    known = {"name": net.name, "title": net.title, "data": net.data, "steps": net.steps}
+    return {**known, "epochs": net.load().train.epochs, "command": net.command()}
 
 
 class _Fields:

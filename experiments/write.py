@@ -60,7 +60,9 @@ def provenance(content: dict[str, Any]) -> str:
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     seeds = content["seeds"]
     number = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
-    return f"Scale `{content['scale']}`, {number}, {when}, {'; '.join(machines)}."
+    nets = [net for pair in content.get("pairs", []) for net in pair] + content.get("nets", [])
+    epochs = " or ".join(map(str, sorted({net["epochs"] for net in nets})))
+    return f"Scale `{content['scale']}`, epochs: {epochs}, {number}, {when}, {'; '.join(machines)}."
 
 
 def save_figures(figures: dict[str, Any], folder: Path) -> None:

@@ -36,7 +36,9 @@ def test_every_table_says_its_machine_seeds_date_and_command():
         content = json.loads(path.read_text())
         said = docs.generated(content["scale"], content["experiment"])
         assert f"`python -m experiments {content['experiment']} --scale {content['scale']}" in said
-        assert re.search(r"Scale `\w+`, seeds? [\d, ]+, \d{4}-\d\d-\d\d", said) and "cores" in said
+        assert (
+            re.search(r"Scale `\w+`, epochs: \d+, seeds? [\d, ]+, \d{4}-\d\d-\d\d", said) and "cores" in said
+        )
 
 
 def test_what_was_not_run_has_its_command_and_its_steps(tmp_path):

@@ -111,7 +111,10 @@ def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
     table2 = program.module("table2")
     content = table2.run(study_of(tmp_path, scale))
     page = program.document(table2, content)
-    assert "| stream2/layer2 | no row | " in page and "50 test examples" in page and "seed 0" in page
+    assert (
+        "| stream2/layer2 | no row | " in page and "50 test examples" in page and "epochs: 1, seed 0" in page
+    )
+    assert "    python -m experiments table2 --scale smoke\n" in page
     found = write.of_seeds(content, net.name)[0]
     assert found["num_steps"] == 3 and found["num_examples"] == 50
     assert any(rate > 0 for rate in found["firing_rates"].values())
@@ -122,7 +125,7 @@ def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
     assert table2.run(study_of(tmp_path, scale)) == content
 
 
-@pytest.mark.parametrize("name", program.EXPERIMENTS)
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "fig3", "table4", "audit"])
 def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
     scale = scale_of("paper")
     content = {"experiment": name, "scale": "paper", "seeds": [0], "rows": {}, "memory_steps": [1, 2, 3]}
@@ -155,6 +158,13 @@ def test_plan_counts_the_steps(capsys):
     said = capsys.readouterr().out
     assert "1,287 steps  fashion_mnist_mpis_t30, seed 1: python train.py" in said
     assert said.strip().endswith("5,148 steps in all")  # 2 networks x 2 seeds x 3 epochs x 429
+
+
+def test_command_beside_a_table_has_the_flags_that_matter():
+    flags = program.arguments(
+        ["table1", "--scale", "small", "--data-dir", "/data", "--epochs", "3", "--steps", "30", "--out", "x"]
+    )
+    assert program.shown_flags(flags) == " --data-dir DIR --epochs 3 --steps 30"
 
 
 @pytest.mark.parametrize(
