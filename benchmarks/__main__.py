@@ -52,6 +52,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--only", default="", help="sections, separated by commas; all by default")
     parser.add_argument("--out", default="benchmark_results", type=Path, help="folder for the results")
+    parser.add_argument("--data_dir", default="", help="of the loader section: data sets' files or folders")
     parser.add_argument("--quick", action="store_true", help="fewer points and repeats")
     parser.add_argument("--peer", choices=["torch"], help="also measure the PyTorch peer")
     parser.add_argument("--repeats", type=int, default=0, help="most timed calls of a point (10; quick: 3)")
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if "loader" in wanted:
         from benchmarks import loader
 
-        done("loader", loader.measure(batches=20 if flags.quick else 200))
+        done("loader", loader.measure(flags.data_dir, quick=flags.quick))
     if flags.peer:
         from benchmarks import peer
 

@@ -1,116 +1,90 @@
-"""How many images a second the data loader delivers, next to nothing else.
-
-    python -m benchmarks.loader [--name fashion_mnist] [--dir DIR] [--batch_size 128] [--batches 200]
-
-For an event set an "image" is a whole recording of `--num_frames` frames. Prints, for batches gathered on the host (as on a
-CPU) and on the device (as on an accelerator), the images a second of `Feed.batch`, each batch waited for, and, for static
-sets, of `augment` with flip, shift and cutout after it. To be compared with what a training step takes: see the rate that
-`train.py` prints.
-"""
+"""Whether the input pipeline keeps up: images a second of the loader beside those of the training step it feeds."""
 
 from __future__ import annotations
 
-import argparse
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
+import jax.numpy as jnp
+import ml_collections
 
-from mpisjax import data
+from mpisjax import cli, data
+from mpisjax.training.run import Parts, assemble
+from mpisjax.training.step import make_train_step
+
+ROOT = Path(__file__).resolve().parents[1]
+EMBEDDED = ("digits", "saccade_digits")
+# With a folder of files; the last is the paper's 30 million parameters, seconds a step on a CPU.
+FROM_FILES = ("fashion_mnist", "nmnist:subset", "cifar100")
 
 
-def rate(batch: Callable[[int], Any], batches: int, batch_size: int) -> float:
-    """Images a second, after one batch to warm up."""
-    jax.block_until_ready(batch(0))
+def rate(run: Callable[[int], Any], repeats: int, batch_size: int) -> float:
+    """Images a second, each run waited for, after one to warm up."""
+    jax.block_until_ready(run(0))
     began = time.perf_counter()
-    for step in range(batches):
-        jax.block_until_ready(batch(step))
-    return batches * batch_size / (time.perf_counter() - began)
+    for step in range(repeats):
+        jax.block_until_ready(run(step))
+    return repeats * batch_size / (time.perf_counter() - began)
 
 
-def measure(
-    name: str = "digits",
-    folder: str = "",
-    *,
-    batch_size: int = 128,
-    batches: int = 200,
-    num_frames: int = 10,
-    frames: str = "binary",
-) -> list[dict[str, Any]]:
-    """Images a second, for batches gathered on the host and on the device, without and with augmentation.
+def config_of(name: str, data_dir: str = "") -> ml_collections.ConfigDict:
+    """The settings of `configs/NAME.py[:VARIANT]`, its data in `data_dir` or in the folder there named after the set."""
+    file, _, variant = name.partition(":")
+    config = cli.load_config(str(ROOT / "configs" / f"{file}.py") + (f":{variant}" if variant else ""))
+    if data_dir and file not in EMBEDDED:
+        inside = os.path.join(data_dir, config.data.name)
+        config.data.dir = inside if os.path.isdir(inside) else data_dir
+    return config
+
+
+def training_rate(config: ml_collections.ConfigDict, parts: Parts, repeats: int) -> float:
+    """Images a second of the training step alone, on a batch that is there."""
+    step = make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
+    batch = parts.feed.batch(0)
+    state = jax.tree.map(jnp.copy, parts.state)  # donated
+
+    def once(_: int) -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics
+
+    return rate(once, repeats, config.train.batch_size)
+
+
+def measure(data_dir: str = "", *, quick: bool = False) -> list[dict[str, Any]]:
+    """A row a config: the loader, the loader with augmentation, the training step, and how often the loader is faster.
 
     Args:
-        name: The data set.
-        folder: Its folder (`data.dir`).
-        batch_size: Images a batch.
-        batches: Batches timed.
-        num_frames: Of event sets.
-        frames: Of event sets: "binary" or "count".
+      data_dir: the data sets' files, or folders named after the sets; without it only the embedded sets.
+      quick: fewer batches and steps.
     """
-    config = ConfigDict(
-        {
-            "name": name,
-            "dir": folder,
-            "cache_dir": "",
-            "source": "auto",
-            "num_validation": 0,
-            "split_seed": 0,
-            "crop": 0,
-            "num_frames": num_frames,
-            "frames": frames,
-            "binning": "time",
-            "denoise_us": 0.0,
-            "augment": {"flip": True, "shift": 2, "cutout": 4, "mixup": 0.0},
-        }
-    )
-    began = time.perf_counter()
-    dataset = data.load(config)
-    print(f"{dataset.source}; loaded in {time.perf_counter() - began:.2f} s; {jax.devices()[0].platform}")
-    augment = jax.jit(lambda key, images: data.augment(key, images, config.augment))
     rows = []
-    for on_device in (False, True):
-        feed = data.Feed(dataset.train, batch_size, seed=0, on_device=on_device)
+    for name in (*EMBEDDED, *(FROM_FILES if data_dir else ())):
+        config = config_of(name, data_dir)
+        parts = assemble(config)
+        batch_size = config.train.batch_size
+        augment = jax.jit(
+            lambda key, images, settings=config.data.augment: data.augment(key, images, settings)
+        )
 
-        def augmented(step: int, feed: data.Feed = feed) -> jax.Array:
+        def augmented(step: int, feed: data.Feed = parts.feed, augment: Any = augment) -> jax.Array:
             return augment(jax.random.key(step), feed.batch(step).images)
 
+        batches, steps = (20, 3) if quick else (200, 10)
+        loaded = rate(parts.feed.batch, batches, batch_size)
+        trained = training_rate(config, parts, 2 if name == "cifar100" else steps)
         rows.append(
             {
-                "data set": name,
-                "gathered on": "device" if on_device else "host",
+                "config": name,
                 "batch": batch_size,
-                "images/s": rate(feed.batch, batches, batch_size),
-                "images/s, augmented": rate(augmented, batches, batch_size),
+                "loader, images/s": loaded,
+                "with augmentation, images/s": rate(augmented, batches // 4, batch_size),
+                "training step, images/s": trained,
+                "loader / step": loaded / trained,
             }
         )
     return rows
-
-
-def main() -> None:
-    """Loads, measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--name", default="digits", help="the data set")
-    parser.add_argument("--dir", default="", help="its folder (data.dir)")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=200)
-    parser.add_argument("--num_frames", type=int, default=10, help="of event sets")
-    parser.add_argument("--frames", default="binary", choices=["binary", "count"], help="of event sets")
-    flags = parser.parse_args()
-    for row in measure(
-        flags.name,
-        flags.dir,
-        batch_size=flags.batch_size,
-        batches=flags.batches,
-        num_frames=flags.num_frames,
-        frames=flags.frames,
-    ):
-        print(f"gathered on the {row['gathered on']}: {row['images/s']:,.0f} images/s")
-        print(f"  and augmented: {row['images/s, augmented']:,.0f} images/s")
-
-
-if __name__ == "__main__":
-    main()
