@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,7 @@ class Scale(NamedTuple):
       convergence: two streams and one, alike but for that (Figure 3).
       latency: networks at few time steps, with their sizes' titles (Table 4).
       audited: whose gradients are compared.
+      tolerances: one network solved to several tolerances in training.
       examples: of the test split that spikes are counted on; None for all.
       followed: examples of the convergence curves and of the audit.
       follow_steps: length of the convergence curves.
@@ -97,6 +98,7 @@ class Scale(NamedTuple):
     convergence: Pair
     latency: tuple[Net, ...]
     audited: Net
+    tolerances: tuple[Net, ...]
     examples: int | None
     followed: int
     follow_steps: int = 100
@@ -110,11 +112,39 @@ IDE = {
     "model.feedback_norm": "spectral",
     "model.head": "smallest",
 }
+TOLERANCES = ((0.5, 12), (0.2, 12), (0.1, 12), (0.05, 12), (0.02, 12), (0.02, 4))
 SINGLE = {"model.num_streams": 1, "model.fusion_layer": 1}
 
 
 def _spikes(steps: int) -> dict[str, Any]:
     return {"forward.mode": "spikes", "forward.num_steps": steps}
+
+
+def _tolerances(
+    data: str, config: str, examples: int, common: Mapping[str, Any], wanted: Sequence[tuple[float, int]]
+) -> tuple[Net, ...]:
+    """The network of a config in rate mode, `wanted`: tolerances and most steps of both solvers."""
+    return tuple(
+        Net(
+            f"{Path(config).stem}_rates_tol{tol:g}_most{most}",
+            f"rates, tolerance {tol:g}",
+            data,
+            30,
+            config,
+            {
+                **common,
+                "forward.mode": "rates",
+                "train.test_at_end": False,
+                **{
+                    f"{side}.{key}": v
+                    for side in ("forward", "adjoint")
+                    for key, v in (("tol", tol), ("max_steps", most))
+                },
+            },
+            examples,
+        )
+        for tol, most in wanted
+    )
 
 
 def _family(data: str, config: str, examples: int, common: Mapping[str, Any], ide: Any, single: Any) -> Any:
@@ -157,6 +187,7 @@ def smoke() -> Scale:
         Pair(make("mpis", long), make("single", long)),
         (make("mpis", 1), make("mpis", short), make("mpis", long)),
         make("mpis", long),
+        _tolerances("digits", "configs/digits.py", 1257, common, ((0.3, 20), (0.03, 20))),
         None,
         32,
         surrogates=("triangular", "sigmoid"),
@@ -179,6 +210,7 @@ def small(epochs: int | None = None) -> Scale:
         Pair(make("mpis", 30), make("single", 30)),
         (large,),
         make("mpis", 30),
+        _tolerances("Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, TOLERANCES),
         2000,
         32,
     )
@@ -219,6 +251,7 @@ def paper(epochs: int | None = None) -> Scale:
         Pair(fashion("mpis", 30), fashion("single", 30)),
         tuple(latency),
         fashion("mpis", 30),
+        _tolerances("Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, TOLERANCES),
         None,
         64,
     )
