@@ -43,7 +43,17 @@ def x64():
 
 
 # Not those of training: they compare with other processes, bit for bit.
-COMPILED_QUICKLY = ("core", "nn", "analysis", "baselines", "configs", "export", "experiments")
+COMPILED_QUICKLY = (
+    "core",
+    "nn",
+    "analysis",
+    "baselines",
+    "configs",
+    "export",
+    "experiments",
+    "pretrained",
+    "tests",
+)
 
 
 @pytest.fixture(autouse=True)

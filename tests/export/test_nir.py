@@ -139,7 +139,7 @@ NETS = {
 }
 
 
-QUICK = ("two streams", "three streams", "bounded feedback")
+QUICK = ("three streams", "bounded feedback")
 CASES = [pytest.param(n, 7, marks=[] if n in QUICK else [pytest.mark.slow]) for n in NETS]
 
 
@@ -163,14 +163,20 @@ def test_single_nodes_that_are_told_to_subtract(x64, tmp_path, neuron):
     check_round_trip(net, random_images(3, 2, 7, 7, 2), neuron, tmp_path, neurons="lif")
 
 
-@pytest.mark.parametrize("stem", [{"stem": (3,), "stem_strides": (1,)}, {"stem": (3, 4), "stem_strides": (2, 2)},
-                                  {"stem": (), "stem_strides": ()}])  # fmt: skip
+STEMS = [
+    {"stem": (3, 4), "stem_strides": (2, 2)},
+    pytest.param({"stem": (3,), "stem_strides": (1,)}, marks=pytest.mark.slow),
+    pytest.param({"stem": (), "stem_strides": ()}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("stem", STEMS)
 def test_frames_go_in_as_they_are(x64, tmp_path, stem):
     net = nn.MPIS(3, layers=(4, 5), temporal=True, **stem)
     check_round_trip(net, 2 * random_images(4, 10, 2, 14, 14, 2), mpisjax.IF(), tmp_path)
 
 
-@pytest.mark.parametrize("head", ["fused", "smallest"])
+@pytest.mark.parametrize("head", ["fused", pytest.param("smallest", marks=pytest.mark.slow)])
 def test_the_host_classifies_with_what_the_file_holds(x64, tmp_path, head):
     """Stem before and head after the graph, in NumPy from the metadata, against `classify` of our own simulation."""
     net, neuron = nn.MPIS(3, stem=(3,), stem_strides=(2,), layers=(4, 5), head=head), mpisjax.IF()

@@ -46,7 +46,9 @@ def python(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("name", "num_steps"), [("digits", 5), ("saccade_digits", None)])
+@pytest.mark.parametrize(
+    ("name", "num_steps"), [("digits", 5), pytest.param("saccade_digits", None, marks=pytest.mark.slow)]
+)
 def test_it_runs_without_this_package(monkeypatch, capsys, tmp_path, name, num_steps):
     trained = mpisjax.load_pretrained(name)
     images = np.asarray(data.load(trained.config.data).validation.images[:20])
@@ -81,6 +83,7 @@ def test_it_runs_without_this_package(monkeypatch, capsys, tmp_path, name, num_s
         np.testing.assert_allclose(out[f"count {population}"], total, rtol=0.01, atol=3)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_nir_file(monkeypatch, capsys, tmp_path):
     nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
     out = tmp_path / "digits.nir"

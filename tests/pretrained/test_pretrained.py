@@ -47,12 +47,15 @@ def test_every_network_is_whole_small_and_documented(name):
     assert "/home/" not in text and "/root/" not in text and "/tmp/" not in text
 
 
-def test_the_digits_network_reaches_what_its_card_says(digits):
-    """On the test split, by `apply` and by the evaluation that wrote the card."""
+def test_apply_classifies_bytes(digits):
     test = data.load(digits.config.data).test
-    logits = jax.jit(digits.apply)(digits.variables, test.images).logits
-    accuracy = np.mean(np.argmax(logits, -1) == test.labels)
-    assert accuracy == pytest.approx(digits.card["test"]["accuracy"], abs=1.5 / 360)
+    logits = digits.apply(digits.variables, test.images[:50]).logits
+    assert np.mean(np.argmax(logits, -1) == test.labels[:50]) >= 0.94
+
+
+@pytest.mark.optimized
+def test_the_digits_network_reaches_what_its_card_says(digits):
+    """On the test split, by the evaluation that wrote the card."""
     parts, state, step = restoring.restore("digits", digits.config)
     score = evaluate_at(digits.config, parts, state, parts.dataset.test, None)
     assert step == digits.card["training"]["steps"]

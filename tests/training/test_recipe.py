@@ -15,7 +15,6 @@ import mpisjax
 from mpisjax import configuration, data
 from mpisjax.analysis.measure import measure
 from mpisjax.errors import UserError
-from mpisjax.nn import model
 from mpisjax.training import record, start
 from mpisjax.training.metrics import read_rows
 from mpisjax.training.run import assemble, config_of, evaluate_at, restore_best, run, variables_of
@@ -39,9 +38,16 @@ def tiny(**settings):
     return config
 
 
+@pytest.fixture(autouse=True)
+def compiled_quickly():
+    """Nothing here is compared with another process; the fixture of tests/conftest.py restores the default."""
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A run with averages whose test split is left alone."""
+    jax.config.update("jax_disable_most_optimizations", True)
     workdir = tmp_path_factory.mktemp("recipe") / "first"
     return workdir, run(tiny(train__ema=0.8, train__test_at_end=False), workdir)
 
@@ -88,8 +94,9 @@ def test_the_test_split_is_left_alone_until_it_is_asked_for(first):
 def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
     dataset = data.load(tiny().data)
     net = configuration.net_of(tiny(), dataset)
-    images = jnp.zeros((1, 8, 8, 1))
-    params = model.init_variables(net, jax.random.key(0), images, configuration.neuron_of(tiny()))["params"]
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: start.initial_variables(tiny(), net, dataset))["params"]
+    params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype), shapes)
     for feedback in (0.0, 0.25):
         config = tiny(
             train__weight_decay=0.5,
@@ -107,6 +114,18 @@ def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
             np.testing.assert_allclose(update, -0.05 * decay * value, rtol=1e-6, err_msg=f"{module} {leaf}")
 
 
+def test_a_first_state_holds_another_runs_averages(first):
+    workdir, _ = first
+    _, theirs, _ = restore_best(workdir, config_of(workdir))
+    config = tiny(train__init_from=str(workdir))
+    parts = assemble(config)
+    state = start.started_from(config, parts.dataset, parts.state)
+    found = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(theirs.ema))
+    assert int(state.step) == 0 and state.ema == ()
+
+
+@pytest.mark.slow
 def test_a_run_starts_from_another_runs_averages(first, tmp_path):
     """A net trained by rates goes on as spikes: step 0 is the other's best state, its optimiser is fresh."""
     workdir, _ = first
@@ -169,6 +188,7 @@ def test_recipes_that_cannot_be(first, tmp_path, settings, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_classifier_may_be_trained_on_the_spikes_own_rates():
     """`forward.returns` decides which rates the loss sees: at T = 1 the spikes' are 0 or 1."""
     losses = {}
