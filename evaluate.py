@@ -41,8 +41,9 @@ def config_of_run(arguments: cli.Arguments):
 
         return mpisjax.load_pretrained(PRETRAINED.value).config
     from mpisjax.training.run import config_of
+    from mpisjax.training.storage import path_of
 
-    return config_of(Path(WORKDIR.value))
+    return config_of(path_of(WORKDIR.value))
 
 
 def main(config) -> None:
@@ -63,6 +64,7 @@ def _evaluate(config, first: bool) -> None:
     from mpisjax.training import report
     from mpisjax.training.checkpoints import write_atomically
     from mpisjax.training.run import evaluate_at, restore_best
+    from mpisjax.training.storage import path_of
 
     counts = [_steps(item) for item in STEPS.value]
     if JSON.value is not None and not Path(JSON.value).parent.is_dir():
@@ -71,7 +73,7 @@ def _evaluate(config, first: bool) -> None:
         raise UserError(f"--report {REPORT.value} lies in no folder; make the folder or name another file")
     if PRETRAINED.value is None:
         origin = WORKDIR.value
-        parts, state, step = restore_best(Path(origin), config)
+        parts, state, step = restore_best(path_of(origin), config)
     else:
         from mpisjax.pretrained.restoring import restore
 

@@ -3,7 +3,8 @@
 A checkpoint is a folder `step_00000123`: the training state as orbax writes it (`state/`), and
 `checkpoint.json`, the record: the step, the run's config, whatever the loop wants back, and the SHA-256 of
 every file beside it. The folder is written under a temporary name, synced, and renamed, so that a run killed
-at any moment leaves the earlier ones as they were. The record carries its own digest and is replaced in one
+at any moment leaves the earlier ones as they were. (In a bucket, where nothing is renamed, it is written under its own
+name, and counts as there once its record is, which comes last.) The record carries its own digest and is replaced in one
 rename, too: validation results join a checkpoint that is already on disk. On restoring, every file is hashed
 again; a checkpoint that fails is named, set aside, and the one before it is used. Arrays and JSON are all
 that is ever read: nothing in a checkpoint can execute.
@@ -30,6 +31,7 @@ import orbax.checkpoint as ocp
 
 from mpisjax.errors import UserError
 from mpisjax.training.processes import count, first_does, is_first
+from mpisjax.training.storage import is_bucket, path_of, unreachable
 
 FORMAT = 1
 RECORD_NAME = "checkpoint.json"
@@ -74,16 +76,21 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
         UserError: The disk is full or the folder cannot be written; earlier checkpoints stand.
     """
     final = directory / f"step_{step:08d}"
-    draft = directory / f".draft_{step:08d}"
+    draft = final if is_bucket(directory) else directory / f".draft_{step:08d}"
     layout = _layout(state)
 
     def begin() -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        if is_bucket(directory):
+            remove(final)
+            return
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
 
     def finish() -> None:
         _write_record(draft, step, content, layout, _digests(draft))
+        if is_bucket(directory):
+            return
         _sync_tree(draft)
         if final.exists():  # the same step over again: what stands there is not what this run continues from
             remove(final)
@@ -94,11 +101,12 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
         first_does(begin)
         _no_traces_once()
         with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-            checkpointer.save((draft / STATE_NAME).absolute(), state)  # orbax takes no other path
+            checkpointer.save(_absolute(draft / STATE_NAME), state)  # orbax takes no other path
             checkpointer.wait_until_finished()
         first_does(finish)
     except Exception as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        if not is_bucket(directory):
+            shutil.rmtree(draft, ignore_errors=True)
         raise _storage_error(error, directory, step) from error
     return Checkpoint(final, step, layout, content)
 
@@ -143,6 +151,10 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
 
 def steps(directory: Path) -> list[int]:
     """The steps of the checkpoints in a folder, earliest first, sound or not."""
+    if is_bucket(directory):
+        folders = directory.iterdir() if directory.exists() else iter(())
+        matches = [(_STEP_NAME.fullmatch(path.name), path) for path in folders]
+        return sorted(int(match[1]) for match, path in matches if match and (path / RECORD_NAME).exists())
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
@@ -201,7 +213,12 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
             )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-        return checkpointer.restore((checkpoint.path / STATE_NAME).absolute(), abstract)
+        return checkpointer.restore(_absolute(checkpoint.path / STATE_NAME), abstract)
+
+
+def _absolute(path: Path) -> Path:
+    """Orbax takes no other path; an address in a bucket is one."""
+    return path if is_bucket(path) else path.absolute()
 
 
 def newest(directory: Path, *, set_aside: bool) -> Checkpoint | None:
@@ -231,7 +248,7 @@ def found_by_first(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     if count() == 1:
         return find()
     found = first_does(told)
-    return Checkpoint(Path(found[0]), *found[1:]) if found else None
+    return Checkpoint(path_of(found[0]), *found[1:]) if found else None
 
 
 def newest_here(directory: Path, *, set_aside: bool) -> Checkpoint | None:
@@ -250,6 +267,9 @@ def newest_here(directory: Path, *, set_aside: bool) -> Checkpoint | None:
             f"all checkpoints in {directory} are damaged; delete the folder to start the run again"
         )
     for path in broken if set_aside else ():
+        if is_bucket(path):  # without its record it does not count; the rest goes when it is outrun
+            (path / RECORD_NAME).unlink()
+            continue
         aside = path.with_suffix(".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
@@ -271,6 +291,12 @@ def tidy(directory: Path, *, keep: int, also: int | None = None) -> None:
     for step in present[:-keep]:
         if step != also:
             remove(directory / f"step_{step:08d}")
+    if is_bucket(directory):
+        for path in directory.iterdir() if directory.exists() else ():
+            match = _STEP_NAME.fullmatch(path.name)
+            if match and present and int(match[1]) < present[-1] and int(match[1]) not in present:
+                path.rmtree()  # type: ignore[attr-defined]
+        return
     for path in directory.glob(".*_*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob("step_*.damaged"):
@@ -280,6 +306,12 @@ def tidy(directory: Path, *, keep: int, also: int | None = None) -> None:
 
 def remove(path: Path) -> None:
     """Removes a checkpoint so that a run killed half-way leaves no half of it under its name."""
+    if is_bucket(path):
+        if (path / RECORD_NAME).exists():
+            (path / RECORD_NAME).unlink()
+        if path.exists():
+            path.rmtree()  # type: ignore[attr-defined]
+        return
     doomed = path.with_name(f".doomed_{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
@@ -302,6 +334,9 @@ def _write_record(
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that its name always shows the old bytes or the new ones, whole."""
+    if is_bucket(path):
+        path.write_bytes(data)
+        return
     draft = path.with_name(f"{path.name}.draft")
     try:
         with open(draft, "wb") as file:
@@ -321,6 +356,16 @@ def _digest_of_record(record: dict[str, Any]) -> str:
 
 def _digests(path: Path) -> dict[str, str]:
     digests = {}
+    if is_bucket(path):
+        waiting = [path]
+        while waiting:
+            for file in waiting.pop().iterdir():
+                if file.is_dir():
+                    waiting.append(file)
+                elif file != path / RECORD_NAME:
+                    place = os.fspath(file).removeprefix(f"{os.fspath(path)}/")
+                    digests[place] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return dict(sorted(digests.items()))
     for file in sorted(path.rglob("*")):
         if file.is_file() and file not in (path / RECORD_NAME, path / f"{RECORD_NAME}.draft"):
             with open(file, "rb") as stream:
@@ -336,6 +381,8 @@ def _sync_tree(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    if is_bucket(path):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -345,6 +392,8 @@ def _sync(path: Path) -> None:
 
 def _storage_error(error: Exception, directory: Path, step: int, there: bool = False) -> Exception:
     """The sentence for a failed write, or the error itself where it is not the disk's."""
+    if is_bucket(directory) and not isinstance(error, UserError):
+        return unreachable(directory, error)
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     what = f"the record of the checkpoint of step {step}" if there else f"the checkpoint of step {step}"

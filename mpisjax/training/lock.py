@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mpisjax.errors import UserError
 from mpisjax.training.processes import first_does
+from mpisjax.training.storage import is_bucket, path_of, unreachable
 
 LOCK_NAME = ".lock"
 
@@ -49,7 +50,8 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
 def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     """Holds a run's folder for as long as the context lasts; within one thread it may be nested.
 
-    A folder in which nothing has been written by then is removed. Of several processes the first holds the folder for all;
+    A folder in which nothing has been written by then is removed. One in a bucket cannot be locked: that no two runs share
+    it is left to the user. Of several processes the first holds the folder for all;
     every one of them must call this.
 
     Args:
@@ -62,11 +64,14 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
         UserError: Another run holds the folder, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        yield Path(first_does(lambda: os.fspath(stack.enter_context(_hold(workdir)))))
+        yield path_of(first_does(lambda: os.fspath(stack.enter_context(_hold(workdir)))))
 
 
 @contextlib.contextmanager
 def _hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
+    if is_bucket(workdir):
+        yield _open_bucket(path_of(workdir))
+        return
     path = open_workdir(workdir)
     me = threading.get_ident()
     if _held.get(path) == me:
@@ -94,6 +99,15 @@ def _hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         # This drops the lock; the file stays, since removing it would race with the next run.
         os.close(descriptor)
+
+
+def _open_bucket(path: Path) -> Path:
+    """Makes sure that a folder in a bucket can be read and written; nothing there can be locked."""
+    try:
+        (path / LOCK_NAME).write_bytes(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except Exception as error:
+        raise unreachable(path, error) from error
+    return path
 
 
 def _leave_no_trace(path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, plots, processes, profiling, record
+from mpisjax.training import checkpoints, plots, processes, profiling, record, storage
 from mpisjax.training.health import DivergenceError, Health
 from mpisjax.training.lock import hold
 from mpisjax.training.metrics import FILE_NAME, MetricsLog, average, read_rows
@@ -129,7 +129,7 @@ def fit(
             Health(config.train.max_skipped, adjoint_tol),
             stopper,
             meter,
-            Tracer(path / profiling.FOLDER if profile and processes.is_first() else None),
+            Tracer(storage.local_of(path) / profiling.FOLDER if profile and processes.is_first() else None),
         )
         stack.callback(run.close)
         stopped = run.train(eval_fn, diagnose) or run.finish(test_fn)
@@ -158,7 +158,7 @@ class _Run:
         self._meter, self._tracer = meter, tracer
         self.state, self.step, self.progress = state, 0, record.Progress()
         self._config, self._settings, self._workdir = config, config.train, workdir
-        self._directory = workdir / record.FOLDER
+        self._directory, self._local = workdir / record.FOLDER, storage.local_of(workdir)
         self._pipeline, self._stopper = pipeline, stopper
         self._steps_per_epoch, self._total = steps_per_epoch, config.train.epochs * steps_per_epoch
         self._data_checksum = data_checksum
@@ -172,7 +172,7 @@ class _Run:
         first_does(self._open_log)
 
     def _open_log(self) -> None:
-        self._log = MetricsLog(self._workdir, length=self.progress.metrics_length, step=self.step)
+        self._log = MetricsLog(self._local, length=self.progress.metrics_length, step=self.step)
 
     def _write(self, kind: str, row: dict[str, Any]) -> None:
         first_does(lambda: self._log.write(kind, self.step, row) if self._log else None)
@@ -238,9 +238,10 @@ class _Run:
         try:
             if self.progress.test is not None:
                 results = json.dumps(self.progress.test, indent=1) + "\n"
-                checkpoints.write_atomically(self._workdir / RESULTS_NAME, results.encode())
-            rows = read_rows(self._workdir / FILE_NAME)
-            plots.save_curves(rows, self._workdir / CURVES_NAME, self._config.name, self._steps_per_epoch)
+                checkpoints.write_atomically(self._local / RESULTS_NAME, results.encode())
+            rows = read_rows(self._local / FILE_NAME)
+            plots.save_curves(rows, self._local / CURVES_NAME, self._config.name, self._steps_per_epoch)
+            storage.push(self._workdir)
         except OSError as error:
             raise UserError(
                 f"results cannot be written to {self._workdir} ({error.strerror}); training itself is complete: free "
@@ -341,6 +342,7 @@ class _Run:
     def _sync(self) -> int:
         assert self._log is not None
         self._log.sync()
+        storage.push(self._workdir)
         return self._log.length
 
     def _stop(self) -> bool:

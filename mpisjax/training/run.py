@@ -22,7 +22,7 @@ from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training import checkpoints, devices, processes, record, start
+from mpisjax.training import checkpoints, devices, processes, record, start, storage
 from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit
@@ -131,6 +131,7 @@ def run(
             parts = assemble(config)
         processes.agree("config", json.dumps(record.plain(config)))
         processes.agree("data set", parts.dataset.checksum)
+        first_does(lambda: storage.pull(path))
         if config.train.init_from and not first_does(lambda: checkpoints.steps(path / record.FOLDER)):
             parts = parts._replace(state=start.started_from(config, parts.dataset, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
@@ -142,7 +143,9 @@ def run(
 
         # Whatever a config can have wrong has been found by now: from here on the folder is written.
         if processes.is_first():
-            stack.enter_context(_log_to(path / LOG_NAME))
+            first_log = storage.local_of(path) / LOG_NAME
+            stack.callback(storage.push, path)
+            stack.enter_context(_log_to(first_log))
         _introduce(config, parts)
         result = fit(
             config,

@@ -17,6 +17,7 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.training import checkpoints, record
 from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
+from mpisjax.training.storage import path_of
 
 Variables = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -106,5 +107,5 @@ def _find(name: str, dataset: DataSet, place: Any) -> tuple[Variables, str]:
     if name in pretrained.available() and not Path(name).exists():
         found = pretrained.load_pretrained(name)
         return jax.device_put(found.variables, place), f"the pretrained network {name!r}"
-    variables, step = best_variables(Path(name), dataset, place)
+    variables, step = best_variables(path_of(name), dataset, place)
     return variables, f"{name}, step {step}"

@@ -1,0 +1,146 @@
+"""A run whose folder lies in a bucket, against an emulator of Google Cloud Storage on 127.0.0.1; no real bucket is used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from mpisjax.errors import UserError
+from mpisjax.training import checkpoints, storage
+from mpisjax.training.lock import hold
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_devices import environment, free_port
+from test_processes import ROOT, SMALL
+
+
+class Bucket(NamedTuple):
+    """An emulated bucket: where it is, and what a program needs in its environment to find it there."""
+
+    address: str
+    environment: dict[str, str]
+
+    def names(self, prefix: str) -> set[str]:
+        """Of all objects below a folder."""
+        with urllib.request.urlopen(f"{self.address}/storage/v1/b/bucket/o?prefix={prefix}/") as answer:
+            items = json.load(answer).get("items", [])
+        return {item["name"].removeprefix(f"{prefix}/") for item in items}
+
+    def read(self, name: str) -> bytes:
+        """One object."""
+        quoted = urllib.parse.quote(name, safe="")
+        with urllib.request.urlopen(
+            f"{self.address}/download/storage/v1/b/bucket/o/{quoted}?alt=media"
+        ) as answer:
+            return answer.read()
+
+    def run(self, *command: object) -> str:
+        """Runs a program; gives what it says."""
+        words = [sys.executable, *map(str, command)]
+        # The emulator, one thread, drops a connection now and then: then do as the sentence says.
+        for _ in range(3):
+            done = subprocess.run(words, capture_output=True, text=True, env=self.environment, timeout=200)
+            if "cannot be read or written" not in done.stderr:
+                break
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    server_of = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
+    pytest.importorskip("gcsfs", reason="needs gcsfs")
+    port = free_port()
+    server = server_of.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    address, folder = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("cache")
+    variables = {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "NO_GCE_CHECK": "true",
+        "XDG_CACHE_HOME": str(folder),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    yield Bucket(address, {**environment(2), **variables})
+    server.stop()
+
+
+def check_checkpoints(address: str) -> None:
+    """All that is done with checkpoints on a disk; as a program of its own, since its libraries look for credentials."""
+    import jax.numpy as jnp
+
+    state = {"a": jnp.arange(6.0), "b": jnp.ones((2, 3))}
+    folder = storage.path_of(address)
+    assert checkpoints.steps(folder) == [] and checkpoints.newest(folder, set_aside=True) is None
+    for step in (1, 2, 3):
+        saved = checkpoints.save(folder, step, {**state, "a": state["a"] + step}, {"note": "first"})
+    checkpoints.update(saved, {"note": "second"})
+    assert checkpoints.steps(folder) == [1, 2, 3]
+    found = checkpoints.newest(folder, set_aside=True)
+    assert found is not None and found.step == 3 and found.content == {"note": "second"}
+    np.testing.assert_array_equal(checkpoints.restore(found, state)["a"], np.arange(6.0) + 3)
+    # One without its record does not count; a damaged one is passed over, and then counts no more.
+    (folder / "step_00000003" / checkpoints.RECORD_NAME).unlink()
+    assert checkpoints.steps(folder) == [1, 2]
+    victim = folder / "step_00000002" / "state" / "_METADATA"
+    victim.write_bytes(victim.read_bytes() + b" ")
+    found = checkpoints.newest(folder, set_aside=True)
+    assert found is not None and found.step == 1 and checkpoints.steps(folder) == [1]
+    # The same step over again, and what is outrun goes.
+    checkpoints.save(folder, 3, state, {})
+    checkpoints.tidy(folder, keep=1)
+    assert checkpoints.steps(folder) == [3]
+    print("checked")
+
+
+@pytest.mark.slow
+def test_checkpoints(bucket):
+    assert "checked" in bucket.run(__file__, "gs://bucket/checkpoints")
+    assert {name.split("/")[0] for name in bucket.names("checkpoints")} == {"step_00000003"}
+
+
+@pytest.mark.slow
+def test_a_run_and_its_evaluation(bucket, tmp_path):
+    train = (ROOT / "train.py", "--workdir=gs://bucket/runs/digits", *SMALL, "--config.train.epochs=1")
+    bucket.run(*train)
+    names = {name.split("/")[0] for name in bucket.names("runs/digits")}
+    assert {"checkpoints", "curves.png", "metrics.jsonl", "results.json", "tensorboard", "train.log"} <= names
+    # On another machine nothing of it is here: it goes on, and evaluation reads it.
+    other = bucket._replace(environment={**bucket.environment, "XDG_CACHE_HOME": str(tmp_path / "other")})
+    assert "going on from the checkpoint of step 19 of 19" in other.run(*train)
+    rows = [json.loads(line) for line in bucket.read("runs/digits/metrics.jsonl").splitlines()]
+    assert [row["kind"] for row in rows] == ["train", "validation", "test"]
+    other.run(ROOT / "evaluate.py", "--workdir=gs://bucket/runs/digits", "--json", tmp_path / "out.json")
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["accuracy"] == json.loads(bucket.read("runs/digits/results.json"))["accuracy"]
+
+
+def test_addresses_that_cannot_be(monkeypatch):
+    for address in ("gs://", "http://host/folder", "s3://bucket/folder"):
+        with pytest.raises(UserError, match=r"gs://BUCKET/FOLDER"):
+            storage.path_of(address)
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install gcsfs"), hold("gs://bucket/folder"):
+        pass
+
+
+def test_a_folder_on_a_disk_is_its_own(tmp_path):
+    assert storage.path_of(str(tmp_path)) == storage.local_of(tmp_path) == tmp_path
+    (tmp_path / "kept").write_text("kept")
+    storage.pull(tmp_path)
+    storage.push(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+if __name__ == "__main__":
+    check_checkpoints(sys.argv[1])
