@@ -13,6 +13,11 @@ in train.py.
 import json
 from pathlib import Path
 
+import launch
+
+if __name__ == "__main__":
+    launch.with_large_pages()
+
 from absl import flags
 
 from mpisjax import cli

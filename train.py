@@ -17,6 +17,8 @@ import os
 import signal
 import sys
 
+import launch
+
 
 def leave(number, frame) -> None:
     """Ends the program in good order while nothing has begun, or everything is over."""
@@ -27,6 +29,7 @@ def leave(number, frame) -> None:
 
 
 if __name__ == "__main__":  # before JAX is imported, which takes seconds; `watch` listens from there on
+    launch.with_large_pages()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
 

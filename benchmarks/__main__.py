@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import launch
+
 SECTIONS = ("peaks", "steps", "memory", "adjoint", "scaling", "solvers", "profile", "loader")
 
 
@@ -136,4 +138,5 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    launch.with_large_pages()
     main()

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launch
 from experiments.scales import NAMES, Scale, scale_of
 from mpisjax import cli
 from mpisjax.errors import UserError
@@ -190,4 +191,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    launch.with_large_pages()
     sys.exit(main())
