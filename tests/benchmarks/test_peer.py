@@ -42,7 +42,7 @@ def test_spiking_rates_agree(both, num_steps):
         assert 0.01 < theirs.mean() < 0.9
 
 
-@pytest.mark.parametrize("solver", ["broyden", "neumann"])
+@pytest.mark.parametrize("solver", [pytest.param("broyden", marks=pytest.mark.slow), "neumann"])
 def test_gradients_agree(both, solver):
     net, variables, x, peer, x_torch = both
     labels = np.array([1, 5, 9])

@@ -64,6 +64,7 @@ def difference(a: Path, b: Path) -> float:
         return max(float(np.abs(mine[name] - theirs[name]).max()) for name in mine.files)
 
 
+@pytest.mark.slow
 def test_the_same_run_everywhere(tmp_path):
     folder = run_everywhere(tmp_path, "float32", restored=True)
     # The comparison means something only if steps change what is compared.

@@ -39,6 +39,7 @@ def batch_of(dataset, rows):
     return Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(rows)))
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_mean_over_its_parts(dataset):
     """Against steps on each part alone: their mean gradient, hence (plain SGD) their mean parameters."""
     config = settings()

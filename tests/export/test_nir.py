@@ -139,7 +139,7 @@ NETS = {
 }
 
 
-QUICK = ("three streams", "bounded feedback")
+QUICK = ("two streams",)
 CASES = [pytest.param(n, 7, marks=[] if n in QUICK else [pytest.mark.slow]) for n in NETS]
 
 

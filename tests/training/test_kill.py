@@ -46,6 +46,7 @@ def final(workdir: Path):
     return found.step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], rows
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_started_again(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "save_curves", lambda *arguments: None)
     config = tiny.get_config()

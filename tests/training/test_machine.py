@@ -60,6 +60,7 @@ cp "$DISK/run/results.json" "$OUT"
 
 
 @mounts
+@pytest.mark.slow
 def test_a_disk_that_fills_up_stops_the_run_and_the_older_checkpoint_stands(tmp_path):
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir(), out.mkdir()
