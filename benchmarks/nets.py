@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     if batch_size:
         config.train.batch_size = batch_size
     dataset = Images()
-    return Case(title, config, dataset, configuration.net_of(config, dataset))
+    return Case(title, config, dataset, configuration.net_of(config, cast(Any, dataset)))
 
 
 def with_forward(c: Case, mode: int | str, **settings: Any) -> Case:
@@ -104,9 +104,12 @@ def host_batch(batch_size: int) -> Batch:
     at = np.arange(SIDE) * 8 // SIDE
     enlarged = (images[:, at][:, :, at] * (255 / 16)).astype(np.uint8)
     chosen = np.arange(batch_size) % len(images)
-    return Batch(
-        enlarged[chosen][..., None], labels[chosen].astype(np.int32), np.ones(batch_size, np.float32)
+    arrays: Any = (
+        enlarged[chosen][..., None],
+        labels[chosen].astype(np.int32),
+        np.ones(batch_size, np.float32),
     )
+    return Batch(*arrays)
 
 
 class Subject:

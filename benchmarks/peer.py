@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.nets import Subject, case
@@ -45,11 +46,12 @@ def agreement(num_steps: Iterable[int], samples: int = 8) -> list[dict[str, Any]
     neuron = configuration.neuron_of(subject.case.config)
     found = []
     with jax.enable_x64(True):
-        x = np.asarray(prepare_images(images, subject.case.dataset), np.float64)
+        x: Any = np.asarray(prepare_images(jnp.asarray(images), subject.case.dataset), np.float64)
         peer = peer_torch.F64C5(variables, neuron.leak, torch.float64)
         theirs_x = torch.tensor(x).permute(0, 3, 1, 2)
-        for steps in (*num_steps, "rates"):
-            if steps == "rates":
+        modes: list[int | str] = [*num_steps, "rates"]
+        for steps in modes:
+            if isinstance(steps, str):
                 forward = RateForward("picard", max_steps=30, tol=0.0)
                 ours = model.apply(
                     subject.case.net, variables, x, neuron=neuron, forward=forward, returns="spikes"
@@ -57,9 +59,9 @@ def agreement(num_steps: Iterable[int], samples: int = 8) -> list[dict[str, Any]
                 theirs = peer.solve(theirs_x, 30)
             else:
                 spikes = model.spikes(
-                    subject.case.net, variables, x, neuron=neuron, forward=SpikeForward(int(steps))
+                    subject.case.net, variables, x, neuron=neuron, forward=SpikeForward(steps)
                 )
-                ours, theirs = spikes.rates["stream1"], peer.simulate(theirs_x, int(steps))
+                ours, theirs = spikes.rates["stream1"], peer.simulate(theirs_x, steps)
             difference = np.abs(np.asarray(ours) - theirs.permute(0, 2, 3, 1).numpy()).max()
             found.append(
                 {"mode": steps, "largest difference": float(difference), "mean rate": float(theirs.mean())}
@@ -84,7 +86,7 @@ def compare(num_steps: Iterable[int], repeats: int, others: int) -> list[dict[st
     subject = Subject(case("f64c5"))
     config, neuron = subject.case.config, configuration.neuron_of(subject.case.config)
     variables = jax.tree.map(np.asarray, subject.variables())
-    x = np.array(prepare_images(np.asarray(subject.batch.images), subject.case.dataset))
+    x = np.array(prepare_images(subject.batch.images, subject.case.dataset))
     channels_last = torch.channels_last
     theirs_x = torch.tensor(x).permute(0, 3, 1, 2).contiguous(memory_format=channels_last)
     labels = torch.tensor(np.asarray(subject.batch.labels)).long()

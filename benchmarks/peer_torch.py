@@ -61,6 +61,9 @@ class F64C5(nn.Module):
       dtype: of everything.
     """
 
+    mean: Tensor
+    var: Tensor
+
     def __init__(self, variables: dict[str, Any], leak: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         params, stats = variables["params"], variables["batch_stats"]["inject"]

@@ -130,12 +130,13 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
     shardings = devices.state_sharding(state, mesh)
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
     rows = devices.batch_sharding(mesh)
-    batch = Batch(
+    shapes: Any = (
         jax.ShapeDtypeStruct((size, side, side, channels), jnp.uint8, sharding=rows),
         jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
         jax.ShapeDtypeStruct((size,), jnp.float32, sharding=rows),
     )
-    step = make_train_step(config, net, dataset, 100, mesh)
+    batch = Batch(*shapes)
+    step: Any = make_train_step(config, net, dataset, 100, mesh)
     # Every solve taken to its limit: forward, then adjoint.
     trips = [float(config.forward.max_steps)] * (config.forward.mode == "rates") + [
         float(config.adjoint.max_steps)

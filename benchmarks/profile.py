@@ -102,7 +102,7 @@ def profile(executable: Any, prepare: Callable[[], tuple[Any, ...]], devices: in
 
 def by_kind(operations: list[Operation]) -> dict[str, float]:
     """Seconds by kind."""
-    sums: collections.Counter[str] = collections.Counter()
+    sums: collections.defaultdict[str, float] = collections.defaultdict(float)
     for operation in operations:
         sums[operation.kind] += operation.seconds
     return dict(sums)

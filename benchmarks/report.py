@@ -71,6 +71,13 @@ def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def section(value: Any) -> str:
+    """A section's rows as a table, or as several under their names."""
+    if isinstance(value, dict):
+        return "\n\n".join(f"### {name}\n\n{table(rows)}" for name, rows in value.items())
+    return table(value)
+
+
 def markdown(results: dict[str, Any]) -> str:
     """The whole report."""
     lines = ["# Benchmarks", "", table([results["machine"]])]
@@ -78,12 +85,7 @@ def markdown(results: dict[str, Any]) -> str:
         value = results.get(key)
         if not value:
             continue
-        lines += ["", f"## {title}", ""]
-        if isinstance(value, dict):
-            for name, rows in value.items():
-                lines += [f"### {name}", "", table(rows), ""]
-        else:
-            lines.append(table(value))
+        lines += ["", f"## {title}", "", section(value)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -44,7 +44,8 @@ def measure(
       least: calls to time whatever the budget.
     """
     jax.block_until_ready(call(*prepare()))
-    wall, cpu = [], []
+    wall: list[float] = []
+    cpu: list[float] = []
     began = time.perf_counter()
     while len(wall) < repeats and (len(wall) < least or time.perf_counter() - began < budget):
         arguments = jax.block_until_ready(prepare())
@@ -78,7 +79,7 @@ def compiled(jitted: Any, *arguments: Any) -> Compiled:
     began = time.perf_counter()
     lowered = jitted.lower(*arguments)
     between = time.perf_counter()
-    cached = jax.config.jax_enable_compilation_cache
+    cached = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 (made at run time)
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         done = lowered.compile()

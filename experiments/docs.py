@@ -1,7 +1,8 @@
 """The generated tables of the documentation: written from small JSON files that are kept beside it.
 
 A page says `<!-- generated: smoke/table1 -->` where the table of docs/results/smoke/table1.json goes, up to
-`<!-- end of generated -->`. Where there is no such file the page says that it was not run, and how to.
+`<!-- end of generated -->`. Where there is no such file the page says that it was not run, and how to. The sections of
+`python -m benchmarks` are `<!-- generated: benchmarks/steps -->` and so on, from docs/results/benchmarks.json.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
     """What stands between a block's marks: command, table, provenance, figures."""
     from experiments.__main__ import EXPERIMENTS, module, plan
 
+    if scale == "benchmarks":
+        return benchmark(name, docs)
     if scale not in NAMES or name not in EXPERIMENTS:
         raise UserError(
             f"a page has the mark 'generated: {scale}/{name}', which names no scale and experiment."
@@ -52,6 +55,18 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
     return f"{experiment.render(content)}\n{images}\n{provenance(content)} Command: `{content['command']}`\n"
 
 
+def benchmark(name: str, docs: Path = DOCS) -> str:
+    """What stands between the marks of a section of `python -m benchmarks`."""
+    from benchmarks import report
+
+    content = json.loads((docs / "results" / "benchmarks.json").read_text())
+    if name not in content:
+        raise UserError(f"a page has the mark 'generated: benchmarks/{name}', which was not measured.")
+    if name == "machine":
+        return f"{report.table([content[name]])}\n"
+    return f"{report.section(content[name])}\n"
+
+
 def rewritten(text: str, docs: Path = DOCS) -> str:
     """A page with its generated blocks as they should be."""
     return BLOCK.sub(lambda m: f"{m['start']}\n{generated(m['scale'], m['name'], docs)}\n{m['end']}", text)
@@ -69,9 +84,12 @@ def take(out: Path, docs: Path = DOCS) -> list[str]:
         for image in sorted(source.parent.glob("*.png")):
             shutil.copyfile(image, folder / f"{name}_{image.name}")
         taken.append(f"{content['scale']}/{name}")
+    if (out / "results.json").is_file():  # of the benchmarks
+        shutil.copyfile(out / "results.json", docs / "results" / "benchmarks.json")
+        taken.append("benchmarks")
     if not taken:
         raise UserError(
-            f"--take {out} holds no EXPERIMENT/results.json; run experiments with --out {out} first."
+            f"--take {out} holds no results.json, of an experiment or of benchmarks; run one with --out {out} first."
         )
     return taken
 
