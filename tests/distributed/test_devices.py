@@ -22,9 +22,11 @@ def free_port() -> int:
 
 
 def environment(devices: int) -> dict[str, str]:
-    """One host with so many CPU devices."""
+    """One host with so many CPU devices, and this checkout to import from."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
