@@ -26,6 +26,11 @@ from mpisjax.training import record, start
 from mpisjax.training.checkpoints import write_atomically
 
 
+def _anywhere(source: str, config: Any) -> str:
+    """What was loaded, without the folder that it was loaded from."""
+    return source.replace(config.data.dir, "DIR") if config.data.dir else source
+
+
 def inputs_of_dataset(dataset: DataSet) -> Inputs:
     """What a network trained on a data set reads."""
     return Inputs(
@@ -75,7 +80,8 @@ def of_run(workdir: str | Path, config: ml_collections.ConfigDict | None = None)
             "seconds": round(progress.seconds),
             "environment": chosen.content["environment"],
         },
-        "data": {"source": dataset.source, "checksum": dataset.checksum},
+        # Where the files lay is nobody's business but the maker's.
+        "data": {"source": _anywhere(dataset.source, config), "checksum": dataset.checksum},
         "validation": None if progress.best_accuracy is None else {"accuracy": progress.best_accuracy},
         "test": progress.test,
     }
