@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.flops import count
 from benchmarks.timing import measure
+from mpisjax.analysis.flops import count
 from mpisjax.training.devices import batch_sharding, replicated
 
 # (title, kernel side, channels in and out, image side, samples a device): shapes at which a convolution does well,

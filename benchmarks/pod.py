@@ -106,8 +106,8 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.flops import count
     from mpisjax import configuration
+    from mpisjax.analysis.flops import count
     from mpisjax.data import Batch
     from mpisjax.training import devices, start
     from mpisjax.training.state import init_state, optimizer_of

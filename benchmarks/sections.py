@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import flops, peaks, profile
+from benchmarks import peaks, profile
 from benchmarks.nets import Subject, case
 from benchmarks.timing import compiled, measure
+from mpisjax.analysis import flops
 from mpisjax.training.devices import data_mesh
 
 Rows = list[dict[str, Any]]

@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 
 from benchmarks import __main__ as command
-from benchmarks import flops, nets, report, sections
+from benchmarks import nets, report, sections
+from mpisjax.analysis import flops
 from mpisjax.nn import ops, winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
