@@ -66,6 +66,10 @@ def worthwhile(x: Array, w: Array, stride: int) -> bool:
     k = w.shape[0]
     if stride != 1 or w.shape[1] != k or k not in _POINTS or jnp.finfo(x.dtype).bits < 32:
         return False
+    if not all(
+        isinstance(n, int) for n in x.shape
+    ):  # an export for any batch: there is nothing to divide into chunks
+        return False
     height, width = x.shape[1:3]
     usual = height * width * k**2
     ours = _tiles(height) * _tiles(width) * (k + _OUTPUTS - 1) ** 2

@@ -144,3 +144,11 @@ def test_sizes_after_halvings():
     assert [halved(7, t) for t in range(4)] == [7, 4, 2, 1]
     for size in range(1, 40):  # once four times over is four times once
         assert halved(halved(size), 1) == halved(size, 2)
+
+
+def test_a_wide_convolution_can_be_exported_for_any_batch():
+    (batch,) = jax.export.symbolic_shape("batch")
+    x = jax.ShapeDtypeStruct((batch, 8, 8, 32), jnp.float32)
+    w = jnp.ones((3, 3, 32, 32))
+    program = jax.export.export(jax.jit(conv2d), platforms=("cpu", "tpu"))(x, w)
+    np.testing.assert_allclose(program.call(jnp.ones((3, 8, 8, 32)), w)[:, 4, 4], 9 * 32)
