@@ -2,12 +2,13 @@
 
     python train.py
 
-Test accuracy (360 digits; one is 0.28%), of the epoch chosen on 180 validation digits, 52,690 parameters, on an idle 2-core
+Test accuracy (360 digits; one is 0.28%), of the epoch chosen on 180 validation digits, 52,690 parameters, on a 2-core
 AMD EPYC, 2026-11-24, `python train.py --config.seed=SEED`, about 50 s each:
 
 commit    seed   equivalent path   spikes alone, T = 16
 8f35966   0      97.22%            97.78%
 8f35966   1      98.61%            97.78%
+a654d7e   2      98.33%            98.33%
 ba38b81   0      98.89%            98.89%
 ba38b81   1      98.06%            98.06%
 ba38b81   2      98.33%            97.78%
