@@ -7,6 +7,7 @@ big-endian 32-bit number, then the elements, last dimension fastest.
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -49,10 +50,9 @@ def parse(stream: BinaryIO, ndim: int, name: str) -> np.ndarray:
             f"{name} is no IDX file of bytes in {ndim} dimensions: it begins with {header[:4].hex()}"
         )
     shape = tuple(int(n) for n in np.frombuffer(header, ">u4", ndim, 4))
-    size = 1
-    for length in shape:
-        size *= length
-    if size > MAX_BYTES:
+    size = math.prod(shape)
+    # NumPy has a limit of its own, also where a length of zero leaves nothing of huge others.
+    if math.prod(length for length in shape if length) > MAX_BYTES:
         raise UserError(f"{name} declares {shape} elements, more than the {MAX_BYTES} that are accepted")
     body = stream.read(size)
     if len(body) < size:

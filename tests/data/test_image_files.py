@@ -211,6 +211,7 @@ def test_wrong_pickled_batches_are_refused(batch, says):
         ),
         ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x0d\x03" + bytes(12)), "no IDX file of bytes"),
         ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x08\x03" + b"\xff" * 12), "more than"),
+        ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8), "more than"),
         ("train-labels-idx1-ubyte.gz", zipped(idx_bytes(np.full(30, 10, np.uint8))), "label 10"),
         ("train-labels-idx1-ubyte.gz", zipped(idx_bytes(np.zeros(30, np.uint8)) + b"\0"), "goes on"),
         (
