@@ -2,8 +2,9 @@
 
 Three moments need three answers. While a step runs or a checkpoint is written the signal is only noted, and
 the loop looks at the note between steps (`Stopper.deferred`). While data are loaded or a split is evaluated
-nothing would be lost by stopping, so `Preempted` is raised there and then. And while XLA compiles, Python
-runs no signal handler at all: a thread fed by `signal.set_wakeup_fd` sees the signal anyway and, if the loop
+nothing would be lost by stopping, so `Preempted` is raised there and then; should it be raised where Python drops
+what is raised (a garbage collector's callback, a `__del__`), it is raised once more a moment later. And while XLA
+compiles, Python runs no signal handler at all: a thread fed by `signal.set_wakeup_fd` sees the signal anyway and, if the loop
 has not come to its stopping point in time, ends the process. Nothing is lost but the step in hand, since what
 is on disk is always whole.
 """
@@ -18,9 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 8.0  # the promise is ten seconds, and leaving takes a moment
+AGAIN_SECONDS = 0.02  # by then a finalizer, in which what is raised is lost, has ended
 
 
 class Preempted(BaseException):
@@ -40,6 +43,7 @@ class Stopper:
     def __init__(self) -> None:
         self.requested: str | None = None
         self._deferred = 0
+        self._lost = False  # Preempted was raised, and reached nobody
         self._busy = threading.Event()  # set while something is saved, which the watcher must let finish
         self._left = threading.Event()
 
@@ -74,9 +78,24 @@ class Stopper:
 
     def request(self, name: str) -> None:
         """Asks for a stop, as a signal of that name would (repeated signals add nothing)."""
-        first, self.requested = self.requested is None, self.requested or name
-        if first and self._deferred == 0:
-            raise Preempted(name)
+        due, self.requested = self.requested is None or self._lost, self.requested or name
+        self._lost = False
+        if due and self._deferred == 0:
+            raise Preempted(self.requested)
+
+    def _raise_again(self) -> None:
+        """To be called from where `Preempted` was dropped: the handler runs again, somewhere else."""
+        self._lost = True
+        number = signal.Signals[self.requested or "SIGTERM"]
+        main = threading.main_thread().ident or 0
+
+        def send() -> None:
+            if not self._left.is_set():
+                signal.pthread_kill(main, number)  # a true signal, which ends a sleep or a read too
+
+        again = threading.Timer(AGAIN_SECONDS, send)
+        again.daemon = True
+        again.start()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         del frame
@@ -109,6 +128,25 @@ def _leave(name: str) -> None:
 
 
 @contextlib.contextmanager
+def _not_dropped(stopper: Stopper) -> Iterator[None]:
+    """Within, a `Preempted` that a finalizer or a collector's callback would swallow is not lost, nor told as an error."""
+    before = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        if isinstance(told.exc_value, Preempted):
+            stopper._raise_again()
+        else:
+            before(told)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:  # else somebody's hook calls ours, which does no harm
+            sys.unraisablehook = before
+
+
+@contextlib.contextmanager
 def watch(grace: float = GRACE_SECONDS, leave: Callable[[str], None] = _leave) -> Iterator[Stopper]:
     """Listens for SIGTERM and SIGINT; outside the main thread it only gives a `Stopper` that nobody signals.
 
@@ -134,7 +172,8 @@ def watch(grace: float = GRACE_SECONDS, leave: Callable[[str], None] = _leave) -
     try:
         for number in SIGNALS:
             signal.signal(number, stopper._handle)
-        yield stopper
+        with _not_dropped(stopper):
+            yield stopper
     finally:
         stopper._left.set()
         for number, handler in before.items():

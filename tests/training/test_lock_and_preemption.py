@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -102,6 +103,46 @@ def test_a_signal_raises_only_where_nothing_is_lost(number):
     with watch() as stopper, pytest.raises(Preempted):
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+class Finalized:
+    """Its end is where a signal comes, as it may in any library's."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _collected(phase, info):
+    if phase == "start":
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("place", ["finalizer", "collector"])
+def test_a_signal_is_not_lost_where_python_drops_what_is_raised(place, capsys):
+    with watch() as stopper, pytest.raises(Preempted):
+        if place == "finalizer":
+            Finalized()
+        else:
+            gc.callbacks.append(_collected)
+            try:
+                gc.collect()
+            finally:
+                gc.callbacks.remove(_collected)
+        assert stopper.requested == "SIGTERM"
+        time.sleep(20)
+        pytest.fail("the signal was lost")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_signal_that_was_dropped_waits_where_it_must():
+    with watch() as stopper:
+        with stopper.deferred():
+            with stopper.interruptible():
+                Finalized()
+            time.sleep(0.1)  # comes again here, and is only noted
+            assert stopper.requested == "SIGTERM"
+        with pytest.raises(Preempted), stopper.interruptible():
+            pytest.fail("the signal came before")
 
 
 def test_a_process_that_does_not_come_to_its_stopping_point_is_ended():
