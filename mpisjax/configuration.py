@@ -33,7 +33,16 @@ def base() -> ml_collections.ConfigDict:
                     "frames": "count",  # event sets: count or binary
                     "binning": "time",  # event sets: frames of equal time or of equal event count
                     "denoise_us": 0.0,  # event sets
-                    "augment": c({"flip": False, "shift": 0, "cutout": 0, "mixup": 0.0}),
+                    "augment": c(
+                        {
+                            "flip": False,  # mirror with probability 1/2
+                            "rotate": 0.0,  # up to so many degrees
+                            "zoom": 0.0,  # by a factor of up to 1 + zoom, or its inverse
+                            "shift": 0,  # up to so many pixels
+                            "cutout": 0,  # side of a blanked square
+                            "mixup": 0.0,  # of the beta distribution
+                        }
+                    ),
                 }
             ),
             "model": c(
@@ -299,7 +308,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     ):
         if not t[key] >= 0:
             raise UserError(f"train.{key} is {t[key]}: set it to 0 or more.")
-    for key in ("shift", "cutout", "mixup"):
+    for key in ("rotate", "zoom", "shift", "cutout", "mixup"):
         if not config.data.augment[key] >= 0:
             raise UserError(f"data.augment.{key} is {config.data.augment[key]}: set it to 0 or more.")
     returns = config.forward.returns

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -26,23 +27,25 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def augment(key: jax.Array, images: jax.Array, config: Any) -> jax.Array:
-    """Flips, shifts and cuts out, each sample by its own draw.
+    """Flips, turns, zooms, shifts and cuts out, each sample by its own draw.
 
     A sample's draw depends on the key and on its place in the (global) batch, so that it does not matter how many
-    devices share the batch. All frames of an event sample share one draw. What a shift brings in from outside, and a
-    cut-out square, is 0: apply this to bytes, before `normalize`, where 0 is black (or no event).
+    devices share the batch. All frames of an event sample share one draw. What comes in from outside, and a cut-out
+    square, is 0: apply this to bytes, before `normalize`, where 0 is black (or no event).
 
     Args:
         key: The step's random key.
         images: [B, H, W, C] or [B, T, H, W, C], any dtype.
-        config: With `flip` (bool: mirror left to right with probability 1/2), `shift` (int: up to so many pixels in
+        config: With `flip` (bool: mirror left to right with probability 1/2), `rotate` (up to so many degrees about
+            the centre, in either direction), `zoom` (a factor up to 1 + zoom or down to its inverse, about the
+            centre; both by bilinear interpolation), `shift` (int: up to so many pixels in
             either direction on both axes) and `cutout` (int: the side of a blanked square with its centre anywhere
             in the image, T. DeVries and G. Taylor, 2017). False or 0 leaves the step out.
 
     Returns:
         As `images`.
     """
-    if not (config.flip or config.shift or config.cutout):
+    if not (config.flip or config.rotate or config.zoom or config.shift or config.cutout):
         return images
     keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(images.shape[0]))
     return jax.vmap(lambda one, image: _augment_one(one, image, config))(keys, images)
@@ -54,6 +57,10 @@ def _augment_one(key: jax.Array, image: jax.Array, config: Any) -> jax.Array:
     height, width = image.shape[-3:-1]
     if config.flip:
         image = jnp.where(jax.random.bernoulli(flip_key), image[..., ::-1, :], image)
+    if config.rotate or config.zoom:
+        # A key of its own: the draws of recipes without it stay what they were.
+        angle, size = jax.random.uniform(jax.random.fold_in(key, 3), (2,), minval=-1.0, maxval=1.0)
+        image = _turned(image, jnp.deg2rad(config.rotate * angle), (1 + config.zoom) ** size)
     if config.shift:
         by = jax.random.randint(shift_key, (2,), -config.shift, config.shift + 1)
         image = _take_shifted(_take_shifted(image, by[0], -3), by[1], -2)
@@ -64,6 +71,21 @@ def _augment_one(key: jax.Array, image: jax.Array, config: Any) -> jax.Array:
         hole = rows[:, None, None] & columns[None, :, None]
         image = jnp.where(hole, jnp.zeros((), image.dtype), image)
     return image
+
+
+def _turned(image: jax.Array, angle: jax.Array, size: jax.Array) -> jax.Array:
+    """The image turned counter-clockwise (in radians) and magnified about its centre."""
+    height, width = image.shape[-3:-1]
+    middle = (height - 1) / 2, (width - 1) / 2
+    y, x = jnp.meshgrid(jnp.arange(height) - middle[0], jnp.arange(width) - middle[1], indexing="ij")
+    cosine, sine = jnp.cos(angle) / size, jnp.sin(angle) / size
+    source = (cosine * y + sine * x + middle[0], cosine * x - sine * y + middle[1])
+    planes = jnp.moveaxis(image, -1, -3).reshape(-1, height, width).astype(jnp.float32)
+    planes = jax.vmap(lambda plane: map_coordinates(plane, list(source), order=1, mode="constant"))(planes)
+    if jnp.issubdtype(image.dtype, jnp.integer):
+        planes = jnp.round(planes)
+    moved = planes.reshape(*image.shape[:-3], image.shape[-1], height, width).astype(image.dtype)
+    return jnp.moveaxis(moved, -3, -1)
 
 
 def _take_shifted(image: jax.Array, by: jax.Array, axis: int) -> jax.Array:

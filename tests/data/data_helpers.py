@@ -26,7 +26,7 @@ def settings(**changes) -> ConfigDict:
         "frames": "count",
         "binning": "time",
         "denoise_us": 0.0,
-        "augment": {"flip": False, "shift": 0, "cutout": 0, "mixup": 0.0},
+        "augment": {"flip": False, "rotate": 0.0, "zoom": 0.0, "shift": 0, "cutout": 0, "mixup": 0.0},
     }
     return ConfigDict(config | changes)
 

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 from data_helpers import settings, write_idx
 
 from mpisjax import data
 from mpisjax.data import splits
+from mpisjax.data.augment import _turned as turned
 from mpisjax.errors import UserError
 
 
@@ -99,7 +101,7 @@ from mpisjax import data
 assert len(jax.devices()) == 2
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-config = settings(augment={"flip": True, "shift": 2, "cutout": 3, "mixup": 0.5})
+config = settings(augment={"flip": True, "rotate": 9.0, "zoom": 0.1, "shift": 2, "cutout": 3, "mixup": 0.5})
 split = data.load(config).train
 def inputs(key, batch):
     images = data.augment(key, batch.images, config.augment)
@@ -157,7 +159,7 @@ def test_normalize():
 
 def one(**kinds):
     config = settings().augment
-    config.update({"flip": False, "shift": 0, "cutout": 0, "mixup": 0.0} | kinds)
+    config.update(dict.fromkeys(config, 0) | {"flip": False} | kinds)
     return config
 
 
@@ -174,6 +176,45 @@ def test_flip_and_shift_move_pixels_and_nothing_else():
     assert seen <= windows and len(seen) == 25
 
 
+def test_turning_is_bilinear_interpolation_about_the_centre():
+    image = np.random.default_rng(0).uniform(0, 1, (7, 10, 2)).astype(np.float32)
+    angle, size = 0.4, 1.3
+    back = (
+        np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / size
+    )  # of (row, column)
+    middle = np.array([3.0, 4.5])
+    wanted = [
+        scipy.ndimage.affine_transform(
+            image[..., c], back, middle - back @ middle, order=1, mode="grid-constant"
+        )
+        for c in range(2)
+    ]
+    got = turned(jnp.asarray(image), angle, size)
+    np.testing.assert_allclose(got, np.stack(wanted, -1), atol=1e-5)
+    square = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), np.uint8)  # three frames
+    np.testing.assert_array_equal(turned(jnp.asarray(square), np.pi / 2, 1.0), np.rot90(square, 1, (1, 2)))
+
+
+def test_turning_and_zooming_stay_within_their_bounds():
+    line = np.zeros((200, 41, 41, 1), np.uint8)
+    line[:, 20, 10:31] = 255  # 21 pixels long, level
+    for kinds, angles, lengths in (
+        ({"rotate": 30.0}, (20.0, 30.0), (19.0, 22.5)),
+        ({"zoom": 0.5}, (0.0, 0.5), (27.0, 32.5)),
+    ):
+        moved = np.asarray(data.augment(jax.random.key(0), jnp.asarray(line), one(**kinds)), np.float64)[
+            ..., 0
+        ]
+        rows, columns = np.meshgrid(np.arange(41) - 20, np.arange(41) - 20, indexing="ij")
+        total = moved.sum((1, 2))
+        xx, yy, xy = ((moved * m).sum((1, 2)) / total for m in (columns**2, rows**2, rows * columns))
+        angle = np.abs(np.rad2deg(np.arctan2(2 * xy, xx - yy) / 2))
+        length = np.sqrt(12 * (xx + yy))
+        assert angles[0] <= angle.max() <= angles[1] + 0.5
+        assert lengths[0] <= length.max() <= lengths[1]
+        assert (length.min() > 19.0) if "rotate" in kinds else (13.5 < length.min() < 15.0)
+
+
 def test_cutout_blanks_one_square():
     images = jnp.full((100, 8, 8, 1), 9, jnp.uint8)
     blanked = np.asarray(data.augment(jax.random.key(0), images, one(cutout=4)))[..., 0] == 0
@@ -183,7 +224,7 @@ def test_cutout_blanks_one_square():
 
 
 def test_events_share_one_draw_and_place_decides_the_draw():
-    config = one(flip=True, shift=3, cutout=3)
+    config = one(flip=True, rotate=20.0, zoom=0.2, shift=3, cutout=3)
     frame = np.random.default_rng(0).integers(1, 256, (12, 1, 9, 9, 2), np.uint8)
     moved = np.asarray(data.augment(jax.random.key(4), jnp.asarray(np.repeat(frame, 5, 1)), config))
     assert (moved == moved[:, :1]).all() and not (moved == frame).all()

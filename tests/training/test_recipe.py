@@ -172,6 +172,7 @@ def test_a_run_starts_from_a_pretrained_network():
         ({"train__init_from": "{first}", "model__layers": (5,)}, "of another network"),
         ({"train__feedback_decay": -1.0}, "train.feedback_decay"),
         ({"data__augment__cutout": -1}, "data.augment.cutout"),
+        ({"data__augment__rotate": -1.0}, "data.augment.rotate"),
         ({"data__augment__mixup": -0.1}, "data.augment.mixup"),
         ({"forward__returns": "nonsense"}, "forward.returns"),
         ({"forward__returns": "spikes"}, "set forward.mode to 'spikes'"),
