@@ -105,7 +105,8 @@ def base() -> ml_collections.ConfigDict:
                     "ema": 0.0,  # decay of the averaged weights and statistics that evaluation uses; 0 for none
                     "test_at_end": True,  # False leaves the test split unread
                     "log_every": 50,
-                    "checkpoint_every": 0,
+                    "checkpoint_every": 0,  # also every so many steps within an epoch
+                    "checkpoint_seconds": 20.0,  # epochs that end sooner after a save are saved only if best or last
                     "keep_checkpoints": 2,
                     "max_skipped": 10,
                 }
@@ -305,6 +306,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "gradient_clip",
         "jacobian_penalty",
         "checkpoint_every",
+        "checkpoint_seconds",
     ):
         if not t[key] >= 0:
             raise UserError(f"train.{key} is {t[key]}: set it to 0 or more.")

@@ -88,8 +88,9 @@ def fit(
 
     Args:
         config: The run's config; of it the loop reads `name` and, in `train`, `epochs`, `batch_size`,
-            `log_every` (steps, counted anew in every epoch), `checkpoint_every` (steps; 0: at the end of epochs only), `keep_checkpoints`,
-            `max_skipped`.
+            `log_every` (steps, counted anew in every epoch), `checkpoint_every` (steps; 0: at the end of epochs only),
+            `checkpoint_seconds` (an epoch's end is saved when so much time has passed since the last save, or the
+            state is the best so far, or the last), `keep_checkpoints`, `max_skipped`.
         workdir: The run's folder; made where it is missing.
         state: The state at step 0 (a pytree of arrays); where a checkpoint is restored, the template for it.
         train_step: Takes (state, batch), gives (state, metrics); it may be given the state's buffers for
@@ -164,6 +165,7 @@ class _Run:
         self._data_checksum = data_checksum
         self._health = health
         self._saved: checkpoints.Checkpoint | None = None
+        self._saved_at = time.monotonic()
         self._stepped, self._told = False, False
         self._resume()
         self._began = time.monotonic() - self.progress.seconds
@@ -198,8 +200,10 @@ class _Run:
             while True:
                 ends_epoch = self.step > 0 and self.step % self._steps_per_epoch == 0
                 if ends_epoch and self.progress.validated_step != self.step:
-                    self._save()  # first, so that nothing is lost if validation is interrupted
+                    if self._due():
+                        self._save()  # first, so that nothing is lost if validation is cut short
                     if eval_fn is not None and not self._validate(eval_fn, screen):
+                        self._save()
                         return self._stop()
                 if self.step >= self._total:
                     return False
@@ -212,6 +216,11 @@ class _Run:
     def _wanted(self) -> bool:
         """Whether to stop here: with several processes, whether all know by now that one of them was asked to."""
         return self._stopper.requested is not None if processes.count() == 1 else self._pipeline.outvoted
+
+    def _due(self) -> bool:
+        """Whether the end of an epoch is to be saved whatever its validation says; the first process's clock decides."""
+        waited = self._settings.checkpoint_seconds
+        return self.step >= self._total or first_does(lambda: time.monotonic() - self._saved_at >= waited)
 
     def _interruptible(self) -> contextlib.AbstractContextManager[None]:
         """A signal ends an evaluation at once; several processes go on to its end, since they need one another."""
@@ -314,7 +323,8 @@ class _Run:
         validation = score._asdict()
         self._write("validation", {"epoch": epoch, **validation})
         self.progress = record.with_validation(self.progress, self.step, validation)
-        self._save()
+        if self.step in (self.progress.best_step, self._saved.step if self._saved else None):
+            self._save()
         best_epoch = self.progress.best_step // self._steps_per_epoch
         best = f"best {100 * (self.progress.best_accuracy or 0.0):.2f}% in epoch {best_epoch}"
         screen.say(
@@ -335,6 +345,7 @@ class _Run:
                 self._saved = checkpoints.update(self._saved, content)
             else:
                 self._saved = checkpoints.save(self._directory, self.step, self.state, content)
+                self._saved_at = time.monotonic()
             checkpoints.tidy(
                 self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step
             )

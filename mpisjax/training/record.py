@@ -29,6 +29,7 @@ FREE_KEYS = (
     "devices.model_parallel",
     "eval.batch_size",
     "train.checkpoint_every",
+    "train.checkpoint_seconds",
     "train.keep_checkpoints",
     "train.log_every",
     "train.max_skipped",

@@ -91,6 +91,56 @@ def test_resume_is_exact(whole, tmp_path, stops):
     assert rows_of(tmp_path) == rows
 
 
+class DiesAt(tiny.Feed):
+    """The process is gone at a given step, as by SIGKILL."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.at = step
+
+    def batch(self, step: int):
+        if step == self.at:
+            raise InterruptedError
+        return super().batch(step)
+
+
+@pytest.mark.parametrize("death", [7, 14, 20, 23])
+def test_short_epochs_are_saved_now_and_then_and_resume_is_exact(whole, tmp_path, monkeypatch, death):
+    """Only the best state so far (in the first epoch and maybe later) and the last are saved within the time."""
+    config, saved, save = tiny.get_config(), [], checkpoints.save
+    config.train.checkpoint_seconds = 1000.0
+    scores = {6: 0.5, 12: 0.4, 18: 0.6, 24: 0.5}
+    monkeypatch.setattr(checkpoints, "save", lambda *given: saved.append(given[1]) or save(*given))
+
+    def eval_fn(state):
+        return tiny.Evaluation(scores[int(state.step)], 1.0, {})
+
+    with pytest.raises(InterruptedError):
+        tiny.fit(tmp_path, config, feed=DiesAt(death), eval_fn=eval_fn)
+    last = tiny.fit(tmp_path, config, eval_fn=eval_fn)
+    assert saved == [6, 18, 24] and last.best_step == 18
+    assert bits(last.state) == bits(whole[0].state)
+    rows = rows_of(tmp_path)
+    assert [r for r in rows if r["kind"] == "train"] == [r for r in whole[2] if r["kind"] == "train"]
+    assert [r["accuracy"] for r in rows if r["kind"] == "validation"] == list(scores.values())
+
+
+def test_a_stop_in_an_evaluation_saves_what_was_not_due(whole, tmp_path):
+    config, stopper, calls = tiny.get_config(), Stopper(), []
+    config.train.checkpoint_seconds = 1000.0
+
+    def eval_fn(state):
+        calls.append(int(state.step))
+        if len(calls) == 2:
+            stopper.request("SIGTERM")
+        return tiny.evaluate(state, 1)
+
+    assert tiny.fit(tmp_path, config, eval_fn=eval_fn, stopper=stopper).step == 12
+    assert checkpoints.steps(tmp_path / record.FOLDER)[-1] == 12
+    assert bits(tiny.fit(tmp_path, config).state) == bits(whole[0].state)
+    assert rows_of(tmp_path) == whole[2]
+
+
 @pytest.mark.parametrize("call", [1, 4])
 def test_stop_during_validation_loses_and_repeats_nothing(whole, tmp_path, call):
     stopper, calls = Stopper(), []

@@ -34,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "learning_rate": 0.1,
                 "log_every": 4,
                 "checkpoint_every": 0,
+                "checkpoint_seconds": 0.0,
                 "keep_checkpoints": 2,
                 "max_skipped": 5,
             },
