@@ -174,7 +174,7 @@ def _family(data: str, config: str, examples: int, common: Mapping[str, Any], id
 
 def smoke() -> Scale:
     """scikit-learn's digits, no download, a narrow network: it shows that every experiment runs, not what holds."""
-    common = {"train.epochs": 8, "model.stem": (8,), "model.layers": (12, 16)}
+    common = {"train.epochs": 8, "train.ema": 0.0, "model.stem": (8,), "model.layers": (12, 16)}
     make = _family("digits", "configs/digits.py", 1257, common, ide=(19, 24), single=(19, 23))
     short, long = 4, 12
     return Scale(
@@ -205,7 +205,7 @@ def small(epochs: int | None = None) -> Scale:
         (0,),
         tuple(Pair(make("mpis", t), make("bptt", t)) for t in (30, 100)),
         (1, 10, 30, 100, 300),
-        (make("mpis", 30), make("mpis", 100)),
+        (make("mpis", 30),),
         (Pair(make("mpis", 30), make("ide", 30)),),
         Pair(make("mpis", 30), make("single", 30)),
         (large,),
