@@ -3,17 +3,18 @@
     python train.py
 
 Test accuracy (360 digits; one is 0.28%), of the epoch chosen on 180 validation digits, 52,690 parameters, on a 2-core
-AMD EPYC, 2026-11-24, `python train.py --config.seed=SEED`, about 50 s each:
+AMD EPYC, 2026-11-24, `python train.py --config.seed=SEED`, 85 to 92 s each, the test split read once:
 
 commit    seed   equivalent path   spikes alone, T = 16
-8f35966   0      97.22%            97.78%
-8f35966   1      98.61%            97.78%
-a654d7e   2      98.33%            98.33%
-ba38b81   0      98.89%            98.89%
-ba38b81   1      98.06%            98.06%
-ba38b81   2      98.33%            97.78%
+047dd37   0      98.06%            97.78%
+047dd37   1      98.61%            98.06%
+047dd37   2      97.50%            97.78%
 
-The commits differ in how layers are folded and convolved: in rounding as far as is known, which is not far.
+The recipe was chosen by validation alone: mean accuracy after the last epoch on 360 digits held out of the train split, in
+four splits with seeds 10 to 13: 98.9% as it was before (40 epochs, shifts alone), 98.8% with averaged weights, the same with
+dropout 0.1 too, 99.0% with mixup 0.2, 99.1% with weight decay 2e-3, 99.2% with 80 epochs, 99.1% with turns of 10 degrees and
+zoom 0.1, 99.6% as it is here. For comparison: a support vector machine with a Gaussian kernel, its C and gamma chosen by
+cross-validation, has 97.78% on the test split.
 """
 
 import ml_collections
