@@ -112,7 +112,7 @@ IDE = {
     "model.feedback_norm": "spectral",
     "model.head": "smallest",
 }
-TOLERANCES = ((0.5, 12), (0.2, 12), (0.1, 12), (0.05, 12), (0.02, 12), (0.02, 4))
+TOLERANCES = ((0.5, 12), (0.2, 12), (0.1, 12), (0.02, 12), (0.02, 4), (0.02, 2))
 SINGLE = {"model.num_streams": 1, "model.fusion_layer": 1}
 
 
