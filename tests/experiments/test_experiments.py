@@ -125,7 +125,7 @@ def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
     assert table2.run(study_of(tmp_path, scale)) == content
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "table3", "fig3", "table4", "audit"])
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "fig3", "table4", "audit", "warm"])
 def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
     scale = scale_of("paper")
     content = {"experiment": name, "scale": "paper", "seeds": [0], "rows": {}, "memory_steps": [1, 2, 3]}
@@ -138,6 +138,24 @@ def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
     if name in ("table1", "table3", "table4"):
         assert paper.UNKNOWN in page
     assert not program.module(name).draw(content)
+
+
+def test_warm_starts_count_evaluations_of_a_known_solve(tmp_path):
+    curve = [0.5**k for k in range(1, 61)]  # the residual halves: 0.3, 0.1 and 0.02 lie between two of them
+    assert program.module("warm").needed(curve, 0.25) == 2.0
+    assert program.module("warm").needed(curve, 0.3) == pytest.approx(np.log2(1 / 0.3))
+    assert (
+        program.module("warm").needed(curve, 0.6) == 1.0 and program.module("warm").needed(curve, 0.0) is None
+    )
+    net = tiny(scale_of("smoke").audited, **{"forward.num_steps": 3})._replace(steps=3)
+    scale = scale_of("smoke")._replace(audited=net, followed=8)
+    content = program.module("warm").run(study_of(tmp_path, scale))
+    curves = write.of_seeds(content, net.name)[0]["curves"]
+    assert curves["zeros"][0] == pytest.approx(1.0)  # ||f(0) - 0|| / ||f(0)||
+    assert curves["mean"][0] < 0.9 and curves["zeros"][-1] < 1e-3 and curves["mean"][-1] < 1e-3
+    page = program.document(program.module("warm"), content)
+    assert "The warm start saves" in page and "evaluations to 0.1" in page
+    assert set(program.module("warm").draw(content)) == {"residual"}
 
 
 def test_paper_s_values_are_those_of_the_issue_and_no_others():
