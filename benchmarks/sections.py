@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks import peaks, profile
 from benchmarks.nets import Subject, case
-from benchmarks.timing import compiled, measure
+from benchmarks.timing import Compiled, Timing, compiled, measure
 from mpisjax.analysis import flops
 from mpisjax.training.devices import data_mesh
 
@@ -65,6 +65,29 @@ def measure_peaks(scope: Scope) -> Rows:
     return [{"what": p.title, "GFLOP/s": p.gflops, "devices": mesh.size} for p in found]
 
 
+def _step_row(
+    s: Subject, what: str, mode: int | str, timing: Timing, c: Compiled, work: float, peak: float, took: Any
+) -> dict[str, Any]:
+    speed = work / timing.seconds / 1e9
+    return {
+        "net": s.case.title,
+        "what": what,
+        "forward": mode,
+        "batch": s.case.config.train.batch_size,
+        "seconds": timing.seconds,
+        "cpu_seconds": timing.cpu,
+        "repeats": timing.repeats,
+        **took,
+        "GFLOP": work / 1e9,
+        "GFLOP/s": speed,
+        "of_peak": speed / peak,
+        "trace_seconds": c.trace_seconds,
+        "compile_seconds": c.compile_seconds,
+        "temporary_MiB": c.temporary / 2**20,
+        "arguments_MiB": c.arguments / 2**20,
+    }
+
+
 def measure_steps(scope: Scope, peak: float) -> Rows:
     """Training steps and inferences against time steps."""
     rows = []
@@ -77,51 +100,15 @@ def measure_steps(scope: Scope, peak: float) -> Rows:
             _, metrics = c.call(*s.step_arguments())
             forward, adjoint = float(metrics.forward_steps), float(metrics.adjoint_steps)
             work = flops.count(step, *s.step_arguments(), trips=trips(mode, forward, adjoint))
-            rows.append(
-                {
-                    "net": s.case.title,
-                    "what": "training step",
-                    "forward": mode,
-                    "batch": s.case.config.train.batch_size,
-                    "seconds": timing.seconds,
-                    "cpu_seconds": timing.cpu,
-                    "repeats": timing.repeats,
-                    "forward_steps": forward,
-                    "adjoint_steps": adjoint,
-                    "GFLOP": work / 1e9,
-                    "GFLOP/s": work / timing.seconds / 1e9,
-                    "of_peak": work / timing.seconds / 1e9 / peak,
-                    "trace_seconds": c.trace_seconds,
-                    "compile_seconds": c.compile_seconds,
-                    "temporary_MiB": c.temporary / 2**20,
-                    "arguments_MiB": c.arguments / 2**20,
-                }
-            )
+            took = {"forward_steps": forward, "adjoint_steps": adjoint}
+            rows.append(_step_row(s, "training step", mode, timing, c, work, peak, took))
             run = s.inference(mode)
             arguments = s.variables(), s.batch
             c = compiled(run, *arguments)
             timing = measure(lambda c=c, a=arguments: c.call(*a), **scope.spend(0.5))
             steps = float(c.call(*arguments)[1])
             work = flops.count(run, *arguments, trips=[steps])
-            rows.append(
-                {
-                    "net": s.case.title,
-                    "what": "inference",
-                    "forward": mode,
-                    "batch": s.case.config.train.batch_size,
-                    "seconds": timing.seconds,
-                    "cpu_seconds": timing.cpu,
-                    "repeats": timing.repeats,
-                    "forward_steps": steps,
-                    "GFLOP": work / 1e9,
-                    "GFLOP/s": work / timing.seconds / 1e9,
-                    "of_peak": work / timing.seconds / 1e9 / peak,
-                    "trace_seconds": c.trace_seconds,
-                    "compile_seconds": c.compile_seconds,
-                    "temporary_MiB": c.temporary / 2**20,
-                    "arguments_MiB": c.arguments / 2**20,
-                }
-            )
+            rows.append(_step_row(s, "inference", mode, timing, c, work, peak, {"forward_steps": steps}))
     return rows
 
 

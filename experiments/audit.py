@@ -33,25 +33,18 @@ def run(study: Study) -> dict[str, Any]:
 
 def compare(study: Study, net: Net, seed: int) -> dict[str, Any]:
     """Cosine and norm ratio by method and layer; the reason where the network has no fixed point to compare at."""
-    import jax.numpy as jnp
-
-    from mpisjax import configuration
     from mpisjax.analysis.audit import gradient_audit
-    from mpisjax.analysis.measure import first_examples
     from mpisjax.errors import UserError
-    from mpisjax.training.step import prepare_images
 
     trained = study.trained(net, seed)
-    dataset = trained.parts.dataset
-    few = first_examples(dataset.train, study.scale.followed)
-    images = prepare_images(jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))])), dataset)
+    images, labels = trained.first("train", study.scale.followed)
     try:
         audit = gradient_audit(
-            trained.parts.net,
+            trained.network,
             trained.variables,
             images,
-            jnp.asarray(few.labels),
-            neuron=configuration.neuron_of(trained.config),
+            labels,
+            neuron=trained.neuron,
             num_steps=net.steps,
             surrogates=study.scale.surrogates,
         )
@@ -61,7 +54,7 @@ def compare(study: Study, net: Net, seed: int) -> dict[str, Any]:
         method: {layer: [_plain(a.cosine), _plain(a.norm_ratio)] for layer, a in by_layer.items()}
         for method, by_layer in audit.agreements.items()
     }
-    return {"reference": audit.reference, "samples": len(few.labels), "agreements": agreements}
+    return {"reference": audit.reference, "samples": len(labels), "agreements": agreements}
 
 
 def _plain(value: float) -> float | None:

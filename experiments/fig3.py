@@ -36,23 +36,18 @@ def run(study: Study) -> dict[str, Any]:
 def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
     """Both norms by stream and step, mean over samples, and the spectral radius at the equilibrium."""
     import jax
-    import jax.numpy as jnp
 
     from mpisjax import configuration
     from mpisjax.analysis.convergence import convergence
-    from mpisjax.analysis.measure import first_examples
     from mpisjax.analysis.spectrum import spectral_radius, warn_near_one
     from mpisjax.neurons import RateReading
     from mpisjax.nn import model
     from mpisjax.nn.model import parameter_count
     from mpisjax.simulate import weighted_mean_frame
-    from mpisjax.training.step import prepare_images
 
     trained = study.trained(net, seed)
-    network, dataset = trained.parts.net, trained.parts.dataset
-    neuron, transition = configuration.neuron_of(trained.config), model.transition_of(network)
-    few = first_examples(dataset.test, study.scale.followed)
-    images = prepare_images(jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))])), dataset)
+    network, neuron, transition = trained.network, trained.neuron, trained.transition
+    images, _ = trained.first("test", study.scale.followed)
 
     @jax.jit
     def measured(variables: Any, images: Any) -> Any:

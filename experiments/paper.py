@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from experiments import write
+
 UNKNOWN, NO_ROW = "not known here", "no row"
 
 # Test accuracy in %, by data set, network and time steps.
@@ -31,3 +35,19 @@ def accuracy(data: str, title: str, steps: int) -> str:
 def parameters(data: str, title: str) -> str:
     """The paper's parameter count, or why there is none."""
     return NO_ROW if data == "digits" else PARAMETERS.get((data, title), UNKNOWN)
+
+
+def beside(net: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
+    """The cells that a network's row begins with: what it is, parameters and accuracy, the paper's before ours."""
+    return [
+        net["data"],
+        net["title"],
+        str(net["steps"]),
+        parameters(net["data"], net["title"]),
+        f"{runs[0]['parameters']:,}" if runs else write.MISSING,
+        accuracy(net["data"], net["title"], net["steps"]),
+        *(
+            write.across_seeds([r[kind] for r in runs], factor=100)
+            for kind in ("accuracy", "accuracy_spikes")
+        ),
+    ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
 from experiments.scales import Net, Scale
 from mpisjax.training.preemption import Preempted, Stopper
@@ -96,6 +97,36 @@ class Trained(NamedTuple):
     config: ml_collections.ConfigDict
     parts: Any
     variables: dict[str, Any]
+
+    @property
+    def network(self) -> Any:
+        """The module."""
+        return self.parts.net
+
+    @property
+    def neuron(self) -> Any:
+        """Its neurons."""
+        from mpisjax import configuration
+
+        return configuration.neuron_of(self.config)
+
+    @property
+    def transition(self) -> Any:
+        """The network as `equilibrium_forward` takes it."""
+        from mpisjax.nn import model
+
+        return model.transition_of(self.network)
+
+    def first(self, split: str, count: int) -> tuple[Any, Any]:
+        """Images, as the network takes them, and labels of the first examples of "train" or "test"."""
+        import jax.numpy as jnp
+
+        from mpisjax.analysis.measure import first_examples
+        from mpisjax.training.step import prepare_images
+
+        few = first_examples(getattr(self.parts.dataset, split), count)
+        images = jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))]))
+        return prepare_images(images, self.parts.dataset), jnp.asarray(few.labels)
 
 
 class Study:

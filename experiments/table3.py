@@ -7,7 +7,7 @@ from typing import Any
 from experiments import paper
 from experiments.scales import Net, Scale
 from experiments.study import Study, described
-from experiments.write import MISSING, across_seeds, mean, of_seeds, table, verdict
+from experiments.write import across_seeds, mean, of_seeds, table, verdict
 
 TITLE = "Table 3: MPIS against IDE-Net at equal size"
 
@@ -38,14 +38,7 @@ def render(content: dict[str, Any]) -> str:
             worst = [max(r["residual"].values()) for r in runs]
             lines.append(
                 [
-                    net["data"],
-                    net["title"],
-                    str(net["steps"]),
-                    paper.parameters(net["data"], net["title"]),
-                    f"{runs[0]['parameters']:,}" if runs else MISSING,
-                    paper.accuracy(net["data"], net["title"], net["steps"]),
-                    across_seeds([r["accuracy"] for r in runs], factor=100),
-                    across_seeds([r["accuracy_spikes"] for r in runs], factor=100),
+                    *paper.beside(net, runs),
                     across_seeds(worst, 3),
                 ]
             )

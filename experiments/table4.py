@@ -7,7 +7,7 @@ from typing import Any
 from experiments import paper
 from experiments.scales import Net, Scale
 from experiments.study import Study, described
-from experiments.write import MISSING, across_seeds, mean, of_seeds, table
+from experiments.write import mean, of_seeds, table
 
 TITLE = "Table 4: few time steps"
 
@@ -30,18 +30,7 @@ def render(content: dict[str, Any]) -> str:
     lines = []
     for net in content["nets"]:
         runs = of_seeds(content, net["name"])
-        lines.append(
-            [
-                net["data"],
-                net["title"],
-                str(net["steps"]),
-                paper.parameters(net["data"], net["title"]),
-                f"{runs[0]['parameters']:,}" if runs else MISSING,
-                paper.accuracy(net["data"], net["title"], net["steps"]),
-                across_seeds([r["accuracy"] for r in runs], factor=100),
-                across_seeds([r["accuracy_spikes"] for r in runs], factor=100),
-            ]
-        )
+        lines.append(paper.beside(net, runs))
     header = [
         "data",
         "network",

@@ -38,19 +38,14 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from mpisjax import configuration
     from mpisjax.neurons import RateReading
-    from mpisjax.nn import model
     from mpisjax.residuals import relative_residual, worst
     from mpisjax.simulate import weighted_mean_frame
-    from mpisjax.training.step import prepare_images
 
     trained = study.trained(net, seed)
-    network, dataset = trained.parts.net, trained.parts.dataset
-    neuron, transition = configuration.neuron_of(trained.config), model.transition_of(network)
-    count = study.scale.followed
-    images = np.asarray(dataset.train.images[np.arange(2 * count)])
-    followed, others = (prepare_images(jnp.asarray(part), dataset) for part in np.split(images, 2))
+    network, neuron, transition = trained.network, trained.neuron, trained.transition
+    followed, _ = trained.first("test", study.scale.followed)
+    others, _ = trained.first("train", study.scale.followed)
 
     @jax.jit
     def solve(variables: Any, images: Any, start: Any) -> tuple[Any, Any]:
