@@ -33,7 +33,7 @@ def tiny(**settings):
     config.model.update(stem=(4,), layers=(4,), num_streams=1, stride_layer=0, fusion_layer=1)
     config.forward.update(mode="rates", max_steps=3, num_steps=3)
     config.adjoint.max_steps = 3
-    config.train.update(epochs=1, warmup_epochs=0.5, learning_rate=0.05)
+    config.train.update(epochs=1, warmup_epochs=0.5, learning_rate=0.05, ema=0.0)
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
     return config
 
