@@ -44,7 +44,8 @@ def test_accumulation_is_the_mean_over_its_parts(dataset):
     """Against steps on each part alone: their mean gradient, hence (plain SGD) their mean parameters."""
     config = settings()
     config.model.dropout, config.train.momentum, config.train.weight_decay = 0.0, 0.0, 0.0
-    config.data.augment.shift, config.train.accumulate = 0, 3
+    config.data.augment.update(rotate=0.0, zoom=0.0, shift=0)
+    config.train.accumulate = 3
     net = configuration.net_of(config, dataset)
     batch = batch_of(dataset, np.arange(ROWS))
     whole, metrics = make_train_step(config, net, dataset, 10)(state_of(config, net, dataset), batch)
