@@ -157,3 +157,14 @@ def test_another_jax_is_told(tmp_path, version, sentence):
     assert [line.startswith("error: data.name is 'nonsense'") for line in rest] == [True] * (
         version != "0.9.2"
     )
+
+
+@pytest.mark.slow
+def test_the_long_run_samples_a_short_one(tmp_path):
+    """Two epochs of it: too few to judge growth by, enough to see that it counts."""
+    command = [sys.executable, ROOT / "tests" / "long_run.py", "--steps=60", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.model.stem=(4,)", "--config.model.layers=(4, 4)", "--config.train.batch_size=32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (0, 1) and "78 steps in" in done.stdout and ", 2 samples;" in done.stdout
+    assert "GREW: cached: 0 programs became 1" in done.stdout  # the first sample comes before the first step
