@@ -64,7 +64,22 @@ def benchmark(name: str, docs: Path = DOCS) -> str:
         raise UserError(f"a page has the mark 'generated: benchmarks/{name}', which was not measured.")
     if name == "machine":
         return f"{report.table([content[name]])}\n"
-    return f"{report.section(content[name])}\n"
+    run = content.get("other_runs", {}).get(name)
+    about = f"\nOf another run:\n\n{report.table([run])}\n" if run else ""
+    return f"{report.section(content[name])}\n{about}"
+
+
+def joined(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Results of a benchmark run beside those that are kept; the run with the training steps is the main one."""
+    from benchmarks import report
+
+    sections = [k for k in report.TITLES if k != "targets"]
+    runs = {k: kept.get("other_runs", {}).get(k, kept["machine"]) for k in sections if k in kept}
+    runs |= {k: new["machine"] for k in sections if k in new}
+    machine = new["machine"] if "steps" in new or not kept else kept["machine"]
+    whole = {k: new.get(k, kept.get(k)) for k in runs}
+    whole |= {"machine": machine, "other_runs": {k: run for k, run in runs.items() if run != machine}}
+    return {**whole, "targets": report.targets(whole)}
 
 
 def rewritten(text: str, docs: Path = DOCS) -> str:
@@ -85,7 +100,10 @@ def take(out: Path, docs: Path = DOCS) -> list[str]:
             shutil.copyfile(image, folder / f"{name}_{image.name}")
         taken.append(f"{content['scale']}/{name}")
     if (out / "results.json").is_file():  # of the benchmarks
-        shutil.copyfile(out / "results.json", docs / "results" / "benchmarks.json")
+        target = docs / "results" / "benchmarks.json"
+        kept = json.loads(target.read_text()) if target.is_file() else {}
+        new = json.loads((out / "results.json").read_text())
+        target.write_text(json.dumps(joined(kept, new), indent=1) + "\n")
         taken.append("benchmarks")
     if not taken:
         raise UserError(

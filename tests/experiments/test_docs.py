@@ -48,6 +48,24 @@ def test_what_was_not_run_has_its_command_and_its_steps(tmp_path):
     )
 
 
+def test_benchmark_sections_of_several_runs_say_so(tmp_path):
+    first = {"machine": {"date": "1st"}, "steps": [], "solvers": [{"solver": "a"}]}
+    second = {"machine": {"date": "2nd"}, "solvers": [{"solver": "b"}], "scaling": [{"axis": "width"}]}
+    kept = docs.joined({}, first)
+    assert kept["other_runs"] == {} and kept["machine"] == first["machine"]
+    both = docs.joined(kept, second)
+    assert both["machine"] == first["machine"] and both["solvers"] == second["solvers"]
+    assert both["other_runs"] == {"solvers": second["machine"], "scaling": second["machine"]}
+    third = {"machine": {"date": "3rd"}, "steps": [], "solvers": [{"solver": "c"}]}
+    last = docs.joined(both, third)
+    assert last["machine"] == third["machine"] and last["solvers"] == third["solvers"]
+    assert last["other_runs"] == {"scaling": second["machine"]}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "benchmarks.json").write_text(json.dumps(last))
+    assert "Of another run:" in docs.generated("benchmarks", "scaling", tmp_path)
+    assert "Of another run:" not in docs.generated("benchmarks", "solvers", tmp_path)
+
+
 def test_pages_are_built_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="MkDocs is not installed: pip install -r requirements.txt")
     done = subprocess.run(
