@@ -24,10 +24,12 @@ from typing import NamedTuple
 
 from absl import flags
 
-from mpisjax import cli
-from mpisjax.training.preemption import watch
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package may be this checkout
+
+from mpisjax import cli  # noqa: E402
+from mpisjax.training.preemption import watch  # noqa: E402
+
 EVERY, SHOWN_EVERY = 50, 10
 SETTLED = 0.1  # of the run: what comes before may grow
 TOLERANCE = 0.01  # of resident memory, after that

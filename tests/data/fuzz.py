@@ -16,9 +16,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the package may be this checkout
+
 from data_helpers import (
     aedat2_bytes,
     aedat3_bytes,
