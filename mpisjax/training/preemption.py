@@ -44,8 +44,10 @@ class Stopper:
         self.requested: str | None = None
         self._deferred = 0
         self._lost = False  # Preempted was raised, and reached nobody
+        self._dropping = False  # while this is being found out
         self._busy = threading.Event()  # set while something is saved, which the watcher must let finish
         self._left = threading.Event()
+        self._leaving = threading.Lock()  # held to send a signal, and to say that none may be sent any more
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -78,6 +80,8 @@ class Stopper:
 
     def request(self, name: str) -> None:
         """Asks for a stop, as a signal of that name would (repeated signals add nothing)."""
+        if self._dropping:  # what is raised now would be dropped as well; the signal comes again
+            return
         due, self.requested = self.requested is None or self._lost, self.requested or name
         self._lost = False
         if due and self._deferred == 0:
@@ -85,17 +89,20 @@ class Stopper:
 
     def _raise_again(self) -> None:
         """To be called from where `Preempted` was dropped: the handler runs again, somewhere else."""
-        self._lost = True
+        self._dropping = self._lost = True
         number = signal.Signals[self.requested or "SIGTERM"]
         main = threading.main_thread().ident or 0
 
         def send() -> None:
-            if not self._left.is_set():
-                signal.pthread_kill(main, number)  # a true signal, which ends a sleep or a read too
+            while self._lost:
+                time.sleep(AGAIN_SECONDS)
+                with self._leaving:  # else the signal might find the handlers of before, and end the process
+                    if self._left.is_set():
+                        return
+                    signal.pthread_kill(main, number)  # a true signal, which ends a sleep or a read too
 
-        again = threading.Timer(AGAIN_SECONDS, send)
-        again.daemon = True
-        again.start()
+        threading.Thread(target=send, daemon=True, name="preemption, again").start()
+        self._dropping = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         del frame
@@ -172,10 +179,14 @@ def watch(grace: float = GRACE_SECONDS, leave: Callable[[str], None] = _leave) -
     try:
         for number in SIGNALS:
             signal.signal(number, stopper._handle)
-        with _not_dropped(stopper):
-            yield stopper
+        try:
+            with _not_dropped(stopper):
+                yield stopper
+        finally:
+            stopper._deferred += 1  # from here on a signal is only noted: all of what follows takes place
     finally:
-        stopper._left.set()
+        with stopper._leaving:
+            stopper._left.set()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         signal.set_wakeup_fd(wakeup_before)

@@ -112,22 +112,29 @@ class Finalized:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _collected(phase, info):
-    if phase == "start":
-        signal.raise_signal(signal.SIGTERM)
+@pytest.fixture
+def in_the_collector():
+    """A callback of the collector's into which a signal comes, once."""
+    due = []
+
+    def called(phase, info):
+        if due and phase == "start":
+            due.pop()
+            signal.raise_signal(signal.SIGTERM)
+
+    gc.callbacks.append(called)
+    yield due
+    gc.callbacks.remove(called)
 
 
 @pytest.mark.parametrize("place", ["finalizer", "collector"])
-def test_a_signal_is_not_lost_where_python_drops_what_is_raised(place, capsys):
+def test_a_signal_is_not_lost_where_python_drops_what_is_raised(place, capsys, in_the_collector):
     with watch() as stopper, pytest.raises(Preempted):
         if place == "finalizer":
             Finalized()
         else:
-            gc.callbacks.append(_collected)
-            try:
-                gc.collect()
-            finally:
-                gc.callbacks.remove(_collected)
+            in_the_collector.append(signal.SIGTERM)
+            gc.collect()
         assert stopper.requested == "SIGTERM"
         time.sleep(20)
         pytest.fail("the signal was lost")
@@ -143,6 +150,39 @@ def test_a_signal_that_was_dropped_waits_where_it_must():
             assert stopper.requested == "SIGTERM"
         with pytest.raises(Preempted), stopper.interruptible():
             pytest.fail("the signal came before")
+
+
+LEAVING = """
+import random, signal, time
+from mpisjax.training import preemption
+
+preemption.AGAIN_SECONDS = 0.001  # so that signals come while the watch begins, is found out about, and ends
+random.seed(0)
+
+
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+for number in range(400):
+    try:
+        with preemption.watch() as stopper, stopper.deferred() if number % 2 else stopper.interruptible():
+            with stopper.interruptible():
+                Finalized()
+            end = time.perf_counter() + 0.003 * random.random()
+            while time.perf_counter() < end:
+                time.sleep(0.0002)
+    except preemption.Preempted:
+        pass
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+print("alive")
+"""
+
+
+def test_a_signal_that_comes_again_never_meets_a_process_that_no_longer_watches():
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
 
 
 def test_a_process_that_does_not_come_to_its_stopping_point_is_ended():
