@@ -15,13 +15,13 @@ Two streams, stem 1-16, layers 32-48. The paper's 133K are met when one counts a
 not there, as that stream starts from zero. The size of the paper's large network is not known to us. `ide_t30` is the
 baseline of as many parameters: one stream, wider, its feedback bounded by its operator norm, a dense layer on its rates.
 
-Measured on a 2-core CPU (AMD EPYC) that other work kept busy, seed 0, in two cycles, with
+Measured on 2-core CPUs that other work kept busy, seed 0, in two cycles, with
     python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --workdir=runs/fashion_first
         --config.train.epochs=12 --config.train.ema=0.998
     python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --config.train.init_from=runs/fashion_first
         --config.train.epochs=22 --config.train.ema=0.998 --config.forward.tol=0.5 --config.adjoint.tol=0.5
-2026-11-24, commit 32a6b15: validation 92.54%, test 91.85%; 2026-11-25, commit 8e2c07e: validation 93.74%, test 92.52%, each
-state tested once. The solvers do not reach their tolerance in 4 steps: the residual was 0.32 at the end of the first cycle
+2026-11-24, AMD EPYC, commit 32a6b15: validation 92.54%, test 91.85%; 2026-11-25, Intel Xeon, commit 8e2c07e: validation
+93.74%, test 92.52%. The solvers do not reach their tolerance in 4 steps: the residual was 0.32 at the end of the first cycle
 and 0.38 near the end of the second. The paper's 93.14% is not reached.
 """
 
