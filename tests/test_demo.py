@@ -55,6 +55,7 @@ def large_page(image: np.ndarray) -> Image.Image:
     return page
 
 
+@pytest.mark.slow
 def test_a_digit_is_classified_and_drawn(digits, demo, monkeypatch, capsys, tmp_path):
     trained, test = digits
     Image.fromarray(test.images[5][:, :, 0]).save(tmp_path / "digit.png")

@@ -172,6 +172,7 @@ def test_nets_trained_through_time_answer_by_their_own_readout(digits, readout):
     assert measure(config, net, variables, dataset, split).accuracy == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_audit_ranks_the_gradients(digits):
     dataset = digits[-1]
     net = nn.MPIS(10, stem=(), stem_strides=(), layers=(5, 6), num_streams=1, fusion_layer=1)

@@ -117,6 +117,7 @@ def test_penalty_is_the_frobenius_norm_in_the_mean_and_differentiable(problem):
     np.testing.assert_allclose(gradient.mean(0), 2 * matrix / 5, atol=0.06)
 
 
+@pytest.mark.slow
 def test_penalty_in_training_makes_the_jacobian_smaller():
     def trained(weight):
         config = configuration.base()

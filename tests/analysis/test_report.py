@@ -49,6 +49,7 @@ class Page(html.parser.HTMLParser):
         self.text += text
 
 
+@pytest.mark.slow
 def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
     config, net, variables, dataset = run
     rows = [

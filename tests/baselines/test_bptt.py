@@ -135,6 +135,7 @@ def tiny_net(temporal=False, num_streams=2):
     return net, images, nn.init_variables(net, jax.random.key(0), images, mpisjax.IF())
 
 
+@pytest.mark.slow
 def test_network_gets_finite_gradients_everywhere_and_new_statistics():
     net, images, variables = tiny_net(temporal=True)
     num_steps = 5
@@ -184,6 +185,7 @@ def temporary_bytes(method, steps):
     return usage.temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_memory_grows_linearly_with_time_and_the_implicit_method_s_does_not():
     steps = np.array([4, 16, 64])

@@ -66,6 +66,7 @@ def test_loops_count_as_often_as_they_run():
         flops.count(solved, x)
 
 
+@pytest.mark.slow
 def test_measures_a_small_network_and_writes_it_down(tmp_path, monkeypatch):
     small = nets.case("f64c5", batch_size=4, layers=(2,))
     monkeypatch.setattr(sections, "subject", lambda scope, name: nets.Subject(small, warmup=1))

@@ -375,6 +375,7 @@ def test_a_still_picture_gives_noise_alone(monkeypatch):
     assert 100 < len(recorded) < 300
 
 
+@pytest.mark.slow
 def test_saccade_digits_are_a_data_set():
     config = settings(name="saccade_digits", num_validation=100, crop=32, num_frames=5, frames="binary")
     dataset = data.load(config)

@@ -9,7 +9,14 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
 
-@pytest.mark.parametrize("name, least", [("raw_jax", 0.8), ("flax_module", 0.8), ("equinox_module", 0.8)])
+@pytest.mark.parametrize(
+    "name, least",
+    [
+        ("raw_jax", 0.8),
+        pytest.param("flax_module", 0.8, marks=pytest.mark.slow),
+        pytest.param("equinox_module", 0.8, marks=pytest.mark.slow),
+    ],
+)
 def test_script_learns_the_digits(name, least, capsys):
     if name == "equinox_module":
         pytest.importorskip("equinox", reason="Equinox is not installed: pip install equinox")

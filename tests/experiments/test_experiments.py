@@ -105,6 +105,7 @@ def test_memory_through_time_grows_linearly_and_ours_does_not(tmp_path):
     assert table1.growth(ours) <= 0.02
 
 
+@pytest.mark.slow
 def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
     net = tiny(scale_of("smoke").firing[0], **{"forward.num_steps": 3})._replace(steps=3)
     scale = scale_of("smoke")._replace(firing=(net,), examples=50)
@@ -140,6 +141,7 @@ def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
     assert not program.module(name).draw(content)
 
 
+@pytest.mark.slow
 def test_warm_starts_count_evaluations_of_a_known_solve(tmp_path):
     curve = [0.5**k for k in range(1, 61)]  # the residual halves: 0.3, 0.1 and 0.02 lie between two of them
     assert program.module("warm").needed(curve, 0.25) == 2.0

@@ -37,6 +37,7 @@ def make(num_steps=4, mode="spikes", batch_size=8, side=12):
     return step.make_train_step(config, net, dataset, 10), train_state, batch
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_memory_does_not_depend_on_the_number_of_steps():
     sizes = []
@@ -82,6 +83,7 @@ def test_steps_learn_the_batch_by_heart(mode):
     assert losses[-1] < 0.6 * losses[0], losses
 
 
+@pytest.mark.slow
 def test_two_devices_take_the_steps_that_one_takes():
     """Parameters, running statistics and metrics, after several steps, with augmentation and dropout."""
     program = textwrap.dedent(

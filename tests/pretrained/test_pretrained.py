@@ -146,6 +146,7 @@ def test_the_training_command_leads_back_to_the_config():
     assert again.train.epochs == 3 and again.model.layers == (8, 12)
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_network(tmp_path):
     config = cli.load_config(str(ROOT / "configs" / "digits.py"))
     config.model.update(stem=(4,), layers=(4,), num_streams=1, fusion_layer=1, stride_layer=0)
