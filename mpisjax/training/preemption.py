@@ -90,19 +90,23 @@ class Stopper:
     def _raise_again(self) -> None:
         """To be called from where `Preempted` was dropped: the handler runs again, somewhere else."""
         self._dropping = self._lost = True
-        number = signal.Signals[self.requested or "SIGTERM"]
-        main = threading.main_thread().ident or 0
+        try:
+            number = signal.Signals[self.requested or "SIGTERM"]
+            main = threading.main_thread().ident or 0
 
-        def send() -> None:
-            while self._lost:
-                time.sleep(AGAIN_SECONDS)
-                with self._leaving:  # else the signal might find the handlers of before, and end the process
-                    if self._left.is_set():
-                        return
-                    signal.pthread_kill(main, number)  # a true signal, which ends a sleep or a read too
+            def send() -> None:
+                while self._lost:
+                    time.sleep(AGAIN_SECONDS)
+                    with (
+                        self._leaving
+                    ):  # else the signal might find the handlers of before, and end the process
+                        if self._left.is_set():
+                            return
+                        signal.pthread_kill(main, number)  # a true signal, which ends a sleep or a read too
 
-        threading.Thread(target=send, daemon=True, name="preemption, again").start()
-        self._dropping = False
+            threading.Thread(target=send, daemon=True, name="preemption, again").start()
+        finally:  # also where no thread can be started: signals must not be dropped for ever
+            self._dropping = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         del frame
