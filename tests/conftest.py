@@ -6,7 +6,8 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Fused loops through MLIR run about a quarter faster and compile three times as long; a test compiles more than
-    # it runs. Programs that tests start inherit it. Other versions do not know the flag and would not start.
+    # it runs. Programs that tests start inherit it. Other versions do not know the flag and would not start. CI runs
+    # what is marked `optimized` once more with XLA_FLAGS empty, as users' programs are compiled.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import sys

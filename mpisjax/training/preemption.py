@@ -97,9 +97,8 @@ class Stopper:
             def send() -> None:
                 while self._lost:
                     time.sleep(AGAIN_SECONDS)
-                    with (
-                        self._leaving
-                    ):  # else the signal might find the handlers of before, and end the process
+                    # Not while leaving: the signal might find the handlers of before, and end the process.
+                    with self._leaving:
                         if self._left.is_set():
                             return
                         signal.pthread_kill(main, number)  # a true signal, which ends a sleep or a read too

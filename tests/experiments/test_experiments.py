@@ -91,6 +91,7 @@ def study_of(tmp_path, scale):
 
 
 @pytest.mark.slow  # seven compilations; tests/baselines asserts the same of the gradient alone
+@pytest.mark.optimized
 def test_memory_through_time_grows_linearly_and_ours_does_not(tmp_path):
     """Of the whole compiled training step, as the table reports it."""
     pair = scale_of("smoke").through_time[0]
