@@ -117,16 +117,19 @@ def _no_traces_once() -> None:
 
     Some of them fail after the save has given up, so this lasts.
     """
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    hook = sys.unraisablehook
 
     def from_elsewhere(entry: logging.LogRecord) -> bool:
-        return entry.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in entry.pathname
+        # asyncio's entries, of tasks that nobody waits for any more, name the task's file in their text.
+        place = entry.getMessage() if entry.name == "asyncio" else entry.pathname
+        return entry.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in place
 
     def but_for_a_closed_loop(told: Any) -> None:
         if str(told.exc_value) != "Event loop is closed":  # what tensorstore's calls back then come to
             hook(told)
 
-    logger.addFilter(from_elsewhere)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(from_elsewhere)
     sys.unraisablehook = but_for_a_closed_loop
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 import os
 import shutil
 import subprocess
@@ -219,6 +221,29 @@ def test_a_file_that_cannot_grow_is_told_in_one_sentence(tmp_path):
     sentence, standing = run.stdout.splitlines()
     assert sentence.startswith("the disk of") and "step 1 stands" in sentence
     assert standing == "1 step_00000001"
+
+
+ABANDONED = """
+async def abandoned():
+    raise OSError(28, "No space left on device")
+"""
+
+
+@pytest.mark.parametrize("package, told", [("orbax", False), ("elsewhere", True)])
+def test_of_a_write_that_orbax_gave_up_no_trace_is_printed(tmp_path, caplog, package, told):
+    """A task that fails after the save has: asyncio would print it, and the save has raised it already."""
+    save(tmp_path, 1)
+    names: dict[str, Any] = {}
+    exec(compile(ABANDONED, os.path.join("packages", package, "store.py"), "exec"), names)
+
+    async def leave_it() -> None:
+        task = asyncio.ensure_future(names["abandoned"]())
+        await asyncio.sleep(0.01)
+        del task
+
+    asyncio.run(leave_it())
+    gc.collect()
+    assert ("never retrieved" in caplog.text) == told
 
 
 HOSTILE = """
