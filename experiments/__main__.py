@@ -27,7 +27,7 @@ from mpisjax import cli
 from mpisjax.errors import UserError
 from mpisjax.training.preemption import SIGNALS, Preempted, watch
 
-EXPERIMENTS = ("table1", "table2", "table3", "fig3", "table4", "audit", "tolerance", "warm")
+EXPERIMENTS = ("table1", "table2", "table3", "fig3", "table4", "audit", "tolerance", "warm", "solves")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

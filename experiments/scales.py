@@ -85,6 +85,7 @@ class Scale(NamedTuple):
       tolerances: one network solved to several tolerances in training.
       examples: of the test split that spikes are counted on; None for all.
       followed: examples of the convergence curves and of the audit.
+      packaged: the network of the package whose solves are compared.
       follow_steps: length of the convergence curves.
       surrogates: that the audit compares.
     """
@@ -101,6 +102,7 @@ class Scale(NamedTuple):
     tolerances: tuple[Net, ...]
     examples: int | None
     followed: int
+    packaged: str
     follow_steps: int = 100
     surrogates: tuple[str, ...] = ("rectangular", "triangular", "arctan", "sigmoid")
 
@@ -190,6 +192,7 @@ def smoke() -> Scale:
         _tolerances("digits", "configs/digits.py", 1257, common, ((0.3, 20), (0.03, 20))),
         None,
         32,
+        "digits",
         surrogates=("triangular", "sigmoid"),
     )
 
@@ -213,6 +216,7 @@ def small(epochs: int | None = None) -> Scale:
         _tolerances("Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, TOLERANCES),
         2000,
         32,
+        "fashion_mnist",
     )
 
 
@@ -254,6 +258,7 @@ def paper(epochs: int | None = None) -> Scale:
         _tolerances("Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, TOLERANCES),
         None,
         64,
+        "fashion_mnist",
     )
 
 

@@ -119,14 +119,19 @@ class Trained(NamedTuple):
 
     def first(self, split: str, count: int) -> tuple[Any, Any]:
         """Images, as the network takes them, and labels of the first examples of "train" or "test"."""
-        import jax.numpy as jnp
+        return first_of(self.parts.dataset, split, count)
 
-        from mpisjax.analysis.measure import first_examples
-        from mpisjax.training.step import prepare_images
 
-        few = first_examples(getattr(self.parts.dataset, split), count)
-        images = jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))]))
-        return prepare_images(images, self.parts.dataset), jnp.asarray(few.labels)
+def first_of(dataset: Any, split: str, count: int) -> tuple[Any, Any]:
+    """Images, as a network takes them, and labels of the first examples of a split."""
+    import jax.numpy as jnp
+
+    from mpisjax.analysis.measure import first_examples
+    from mpisjax.training.step import prepare_images
+
+    few = first_examples(getattr(dataset, split), count)
+    images = jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))]))
+    return prepare_images(images, dataset), jnp.asarray(few.labels)
 
 
 class Study:
@@ -171,11 +176,20 @@ class Study:
 
     def config(self, net: Net, seed: int) -> ml_collections.ConfigDict:
         """The settings of a run, its data where the command line says."""
-        config = net.load(seed)
+        return self._with_data(net.load(seed))
+
+    def _with_data(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if self._data_dir and config.data.name not in ("digits", "saccade_digits"):
             inside = os.path.join(self._data_dir, config.data.name)
             config.data.dir = inside if os.path.isdir(inside) else self._data_dir
         return config
+
+    def batch(self, config: ml_collections.ConfigDict, split: str, count: int) -> tuple[Any, Any]:
+        """The first examples of the data of a config that is no network's of the scale: `first_of`."""
+        from mpisjax import data
+
+        config = self._with_data(config.copy_and_resolve_references())
+        return first_of(data.load(config.data), split, count)
 
     def settings(self, net: Net, seed: int = 0, **more: Any) -> dict[str, Any]:
         """What a row of a network depends on."""

@@ -62,7 +62,8 @@ def provenance(content: dict[str, Any]) -> str:
     number = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     nets = [net for pair in content.get("pairs", []) for net in pair] + content.get("nets", [])
     epochs = " or ".join(map(str, sorted({net["epochs"] for net in nets})))
-    return f"Scale `{content['scale']}`, epochs: {epochs}, {number}, {when}, {'; '.join(machines)}."
+    trained = f"epochs: {epochs}" if nets else "nothing trained"
+    return f"Scale `{content['scale']}`, {trained}, {number}, {when}, {'; '.join(machines)}."
 
 
 def save_figures(figures: dict[str, Any], folder: Path) -> None:

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.flatten_util import ravel_pytree
 
+from mpisjax.analysis.gradients import TIGHT, Agreement, Problem, compare
 from mpisjax.baselines import bptt
-from mpisjax.errors import UserError
-from mpisjax.neurons import LIF, RateReading
-from mpisjax.nn import model
+from mpisjax.neurons import LIF
 from mpisjax.nn.mpis import MPIS
-from mpisjax.simulate import SpikeForward, weighted_mean_frame
+from mpisjax.residuals import worst
+from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, RateForward
 
 Array = jax.Array
-LARGEST_DENSE = 4096
-
-
-class Agreement(NamedTuple):
-    """A gradient against the reference.
-
-    Attributes:
-      cosine: of the angle between them; NaN where one is zero.
-      norm_ratio: its norm over the reference's.
-    """
-
-    cosine: float
-    norm_ratio: float
 
 
 class Audit(NamedTuple):
@@ -44,26 +29,6 @@ class Audit(NamedTuple):
 
     reference: str
     agreements: dict[str, dict[str, Agreement]]
-
-
-def _dense_gradient(loss_of: Any, f: Any, params: Any, rates: Any) -> Any:
-    """The exact implicit gradient: (I - J^T) v = g solved sample by sample with J as a matrix."""
-    g = jax.grad(lambda r: loss_of(params, r))(rates)
-    flat, unravel_one = ravel_pytree(jax.tree.map(lambda a: a[0], rates))
-    unravel, ravel = jax.vmap(unravel_one), jax.vmap(lambda t: ravel_pytree(t)[0])
-    batch = jax.tree.leaves(rates)[0].shape[0]
-    _, vjp = jax.vjp(lambda r: f(params, r), rates)
-
-    def row(basis: Array) -> Array:
-        return ravel(vjp(unravel(jnp.broadcast_to(basis, (batch, flat.size))))[0])
-
-    # jacobian[k, b, :] = e_k^T J of sample b: samples do not mix.
-    jacobian = jax.lax.map(row, jnp.eye(flat.size, dtype=flat.dtype))
-    system = jnp.eye(flat.size) - jnp.transpose(jacobian, (1, 2, 0))
-    v = unravel(jnp.linalg.solve(system, ravel(g)[..., None])[..., 0])
-    through_map = jax.vjp(lambda p: f(p, rates), params)[1](v)[0]
-    direct = jax.grad(lambda p: loss_of(p, rates))(params)
-    return jax.tree.map(jnp.add, through_map, direct)
 
 
 def gradient_audit(
@@ -104,84 +69,93 @@ def gradient_audit(
     Raises:
       UserError: no fixed point was found, so that there is nothing to compare with.
     """
-    params, stats = variables["params"], variables["batch_stats"]
-    transition = model.transition_of(net)
-
-    def whole(params: Any) -> dict[str, Any]:
-        return {"params": params, "batch_stats": stats}
-
-    def cross_entropy(logits: Any) -> Array:
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
-
-    def loss_of(params: Any, rates: Any) -> Array:
-        return cross_entropy(net.apply(whole(params), rates, False, method="classify"))
-
-    def f(params: Any, rates: Any) -> Any:
-        x = net.apply(whole(params), images, False, method="encode")
-        x = weighted_mean_frame(x, neuron.leak) if net.temporal else x
-        return transition(whole(params), rates, x, RateReading(neuron))
-
-    def implicit(forward: Any, adjoint: Adjoint) -> Callable[[Any], Any]:
-        def loss(params: Any) -> tuple[Array, Any]:
-            out = model.apply(net, whole(params), images, neuron=neuron, forward=forward, adjoint=adjoint)
-            return cross_entropy(out.logits), out.equilibrium
-
-        return jax.jit(jax.grad(loss, has_aux=True))
-
-    tight = RateForward("anderson", max_steps=300, tol=1e-6)
-    reference, found = implicit(tight, Adjoint("anderson", max_steps=300, tol=1e-6))(params)
-    worst = max(float(jnp.max(r)) for r in jax.tree.leaves(found.residual))
-    if not worst < 1e-2:
-        raise UserError(
-            f"the gradient audit found no fixed point of this network (residual {worst:.2g}): train it with "
-            "train.jacobian_penalty above 0, or audit another checkpoint."
-        )
-    name, size = "implicit, tight", sum(a[0].size for a in jax.tree.leaves(found.rates))
-    if size <= LARGEST_DENSE:
-        name = "dense exact"
-        reference = jax.jit(lambda p, r: _dense_gradient(loss_of, f, p, r))(params, found.rates)
-
+    problem = Problem(net, variables, images, labels, neuron)
+    name, reference = problem.reference()
     adjoint = adjoint or Adjoint()
     spikes = SpikeForward(None if net.temporal else num_steps)
 
     def unrolled(params: Any) -> Array:
-        rates = jax.lax.fori_loop(0, unrolled_steps, lambda _, r: f(params, r), net.initial_rates(images))
-        return loss_of(params, rates)
+        rates = jax.lax.fori_loop(
+            0, unrolled_steps, lambda _, r: problem.f(params, r), net.initial_rates(images)
+        )
+        return problem.loss_of(params, rates)
 
     def through_time(surrogate: str) -> Callable[[Any], Array]:
         def loss(params: Any) -> Array:
-            settings = bptt.BPTT(surrogate)
             out = bptt.apply(
-                net, whole(params), images, neuron=neuron, num_steps=spikes.num_steps, bptt=settings
+                net,
+                problem.whole(params),
+                images,
+                neuron=neuron,
+                num_steps=spikes.num_steps,
+                bptt=bptt.BPTT(surrogate),
             )
-            return cross_entropy(out.logits)
+            return problem.cross_entropy(out.logits)
 
         return loss
 
+    phantom = Adjoint("phantom", phantom_steps)
     gradients = {
-        f"implicit, {adjoint.solver}, at the fixed point": implicit(tight, adjoint)(params)[0],
-        f"implicit, {adjoint.solver}, after {num_steps} steps of spikes": implicit(spikes, adjoint)(params)[
+        f"implicit, {adjoint.solver}, at the fixed point": problem.implicit(TIGHT, adjoint)[0],
+        f"implicit, {adjoint.solver}, after {num_steps} steps of spikes": problem.implicit(spikes, adjoint)[
             0
         ],
-        f"phantom, {phantom_steps} Neumann steps": implicit(tight, Adjoint("phantom", phantom_steps))(params)[
-            0
-        ],
-        f"rate map unrolled {unrolled_steps} times": jax.jit(jax.grad(unrolled))(params),
+        f"phantom, {phantom_steps} Neumann steps": problem.implicit(TIGHT, phantom)[0],
+        f"rate map unrolled {unrolled_steps} times": jax.jit(jax.grad(unrolled))(problem.params),
     }
     for surrogate in surrogates:
         gradients[f"BPTT, {surrogate}, {num_steps} steps"] = jax.jit(jax.grad(through_time(surrogate)))(
-            params
+            problem.params
         )
-    return Audit(name, {method: _compare(gradient, reference) for method, gradient in gradients.items()})
+    return Audit(name, {method: compare(gradient, reference) for method, gradient in gradients.items()})
 
 
-def _compare(gradient: Any, reference: Any) -> dict[str, Agreement]:
-    def agree(a: Any, b: Any) -> Agreement:
-        a, b = (
-            np.concatenate([np.ravel(np.asarray(t, np.float64)) for t in jax.tree.leaves(x)]) for x in (a, b)
-        )
-        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-        cosine = float(a @ b) / (norms[0] * norms[1]) if min(norms) > 0 else float("nan")
-        return Agreement(cosine, norms[0] / norms[1] if norms[1] > 0 else float("nan"))
+class Solve(NamedTuple):
+    """What a training step's two solves give.
 
-    return {"all": agree(gradient, reference), **{k: agree(gradient[k], reference[k]) for k in reference}}
+    Attributes:
+      evaluations: of f, the most of any sample.
+      residual: relative, of the rates that were found: the worst stream, mean over samples.
+      agreement: of the whole gradient with the exact one.
+    """
+
+    evaluations: int
+    residual: float
+    agreement: Agreement
+
+
+def audit_solves(
+    net: MPIS,
+    variables: dict[str, Any],
+    images: Array,
+    labels: Array,
+    *,
+    neuron: LIF,
+    solves: Mapping[str, tuple[RateForward | SpikeForward, Adjoint]],
+) -> dict[str, Solve]:
+    """How near the gradient of each pair of forward and backward solve comes to the exact one.
+
+    As `gradient_audit`, for the question how many steps and which damping training needs.
+
+    Args:
+      net: the network.
+      variables: `{"params": ..., "batch_stats": ...}`.
+      images: network input: [batch, h, w, c], temporal [time, batch, h, w, c].
+      labels: int [batch].
+      neuron: neuron constants.
+      solves: the pairs, by a name of yours.
+
+    Returns:
+      A `Solve` by name.
+
+    Raises:
+      UserError: no fixed point was found, so that there is nothing to compare with.
+    """
+    problem = Problem(net, variables, images, labels, neuron)
+    _, reference = problem.reference()
+    found = {}
+    for name, (forward, adjoint) in solves.items():
+        gradient, equilibrium = problem.implicit(forward, adjoint)
+        residual = float(jnp.mean(worst(equilibrium.residual)))
+        found[name] = Solve(int(equilibrium.num_steps), residual, compare(gradient, reference)["all"])
+    return found

@@ -10,7 +10,7 @@ import pytest
 import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.analysis import operations
-from mpisjax.analysis.audit import gradient_audit
+from mpisjax.analysis.audit import audit_solves, gradient_audit
 from mpisjax.analysis.measure import against_steps, first_examples, measure
 from mpisjax.training import evaluation
 
@@ -201,3 +201,10 @@ def test_audit_ranks_the_gradients(digits):
     assert through_time.cosine < spikes.cosine
     layers = next(iter(audit.agreements.values()))
     assert {"inject", "classifier", "trans_0"} <= set(layers)
+    solves = {
+        "loose": (mpisjax.RateForward(max_steps=1, tol=0.0), mpisjax.Adjoint("phantom", 0)),
+        "tight": (mpisjax.RateForward(max_steps=200, tol=1e-6), mpisjax.Adjoint(max_steps=60, tol=1e-6)),
+    }
+    found = audit_solves(net, variables, images, labels, neuron=mpisjax.IF(), solves=solves)
+    assert found["loose"].evaluations == 1 and found["loose"].residual > 10 * found["tight"].residual
+    assert found["loose"].agreement.cosine < 0.9999 and found["tight"].agreement.cosine > 0.99999

@@ -126,7 +126,7 @@ def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
     assert table2.run(study_of(tmp_path, scale)) == content
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "table3", "fig3", "table4", "audit", "warm"])
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "fig3", "table4", "audit", "warm", "solves"])
 def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
     scale = scale_of("paper")
     content = {"experiment": name, "scale": "paper", "seeds": [0], "rows": {}, "memory_steps": [1, 2, 3]}
@@ -158,6 +158,21 @@ def test_warm_starts_count_evaluations_of_a_known_solve(tmp_path):
     page = program.document(program.module("warm"), content)
     assert "The warm start saves" in page and "evaluations to 0.1" in page
     assert set(program.module("warm").draw(content)) == {"residual"}
+
+
+@pytest.mark.slow
+def test_solves_are_compared_on_a_packaged_network_and_nothing_is_trained(tmp_path, monkeypatch):
+    solves = program.module("solves")
+    monkeypatch.setattr(
+        solves, "SOLVES", (("picard", 2, 0.0, "neumann", 2), ("picard", 12, 0.0, "neumann", 12))
+    )
+    monkeypatch.setattr(Study, "train", None)
+    content = solves.run(study_of(tmp_path, scale_of("smoke")._replace(followed=8)))
+    (_, loose, low, _), (_, tight, high, ratio) = content["rows"]["digits"]["result"]["solves"]
+    assert tight < 1e-3 < loose and low < high and high > 0.999 and abs(ratio - 1) < 0.01
+    page = program.document(solves, content)
+    assert "| picard, 12 | 0 | neumann, 12 | " in page and "32 training images" in page
+    assert "nothing trained" in page and set(solves.draw(content)) == {"cosine"}
 
 
 def test_paper_s_values_are_those_of_the_issue_and_no_others():

@@ -1,0 +1,128 @@
+"""How many solver steps a training step needs: the gradient of rate mode against the exact one, on a packaged network."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from experiments.scales import Net, Scale
+from experiments.study import Study
+from experiments.write import MISSING, table
+
+TITLE = "Solver steps and the gradient"
+# Forward solver, its steps and damping; backward solver and its steps. As `forward.*` and `adjoint.*` of a config.
+SOLVES = (
+    ("picard", 2, 0.0, "neumann", 2),
+    ("picard", 4, 0.0, "neumann", 4),
+    ("picard", 30, 0.0, "neumann", 30),
+    ("picard", 4, 0.2, "neumann", 4),
+    ("picard", 6, 0.2, "neumann", 2),
+    ("picard", 6, 0.2, "neumann", 4),
+    ("picard", 12, 0.2, "neumann", 6),
+    ("anderson", 6, 0.0, "anderson", 6),
+)
+
+
+def nets(scale: Scale) -> list[Net]:
+    """Nothing has to be trained."""
+    del scale
+    return []
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Takes the gradient of one batch by every pair of solves; gives the rows."""
+    name, samples = study.scale.packaged, 4 * study.scale.followed
+    rows = study.rows("solves", network=name, samples=samples)
+    settings = {"network": name, "samples": samples, "solves": [list(s) for s in SOLVES]}
+    rows.row(name, settings, partial(measure, study, name, samples))
+    return rows.finish()
+
+
+def measure(study: Study, name: str, samples: int) -> dict[str, Any]:
+    """Steps, residual, cosine and norm ratio of every pair; the reason where there is no fixed point."""
+    from mpisjax import configuration
+    from mpisjax.analysis.audit import audit_solves
+    from mpisjax.errors import UserError
+    from mpisjax.pretrained import load_pretrained
+    from mpisjax.solvers import Adjoint, RateForward
+
+    found = load_pretrained(name)
+    images, labels = study.batch(found.config, "train", samples)
+    pairs = {
+        str(i): (
+            RateForward(forward, max_steps=steps, tol=0.0, damping=damping),
+            Adjoint(backward, max_steps=back, tol=1e-9),
+        )
+        for i, (forward, steps, damping, backward, back) in enumerate(SOLVES)
+    }
+    neuron = configuration.neuron_of(found.config)
+    try:
+        solved = audit_solves(found.net, found.variables, images, labels, neuron=neuron, solves=pairs)
+    except UserError as error:
+        return {"refused": str(error)}
+    return {
+        "solves": [
+            [s.evaluations, *(float(f"{v:.4g}") for v in (s.residual, *s.agreement))] for s in solved.values()
+        ]
+    }
+
+
+def render(content: dict[str, Any]) -> str:
+    """A row a pair."""
+    row = content["rows"].get(content.get("network"))
+    if row is None:
+        return f"{TITLE}: {MISSING}."
+    if "refused" in row["result"]:
+        return str(row["result"]["refused"])
+    lines = [
+        [
+            f"{forward}, {steps}",
+            f"{damping:g}",
+            f"{backward}, {back}",
+            f"{residual:.3f}",
+            f"{cosine:.3f}",
+            f"{ratio:.2f}",
+        ]
+        for (forward, steps, damping, backward, back), (_, residual, cosine, ratio) in zip(
+            SOLVES, row["result"]["solves"], strict=True
+        )
+    ]
+    header = [
+        "forward, evaluations of f",
+        "damping",
+        "backward, products",
+        "residual",
+        "cosine",
+        "ratio of norms",
+    ]
+    about = (
+        f"`{content['network']}` as packaged: the whole gradient of one batch of {content['samples']} training images, running "
+        "statistics, against the exact gradient at the fixed point. Residual: relative, the worst stream, mean over samples."
+    )
+    return f"{table(header, lines)}\n\n{about}"
+
+
+def draw(content: dict[str, Any]) -> dict[str, Any]:
+    """The cosine against all evaluations, a point a pair."""
+    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+
+    row = content["rows"].get(content.get("network"))
+    if row is None or "refused" in row["result"]:
+        return {}
+    figure = new_figure(5.4, 3.6)
+    axis = figure.subplots()
+    kinds = {"picard": lambda s: s[0] == "picard" and not s[2], "damped picard": lambda s: s[2] > 0}
+    kinds["anderson"] = lambda s: s[0] == "anderson"
+    for color, marker, (kind, chosen) in zip(COLORS, "osD", kinds.items(), strict=False):
+        points = [
+            (s[1] + s[4], found[2])
+            for s, found in zip(SOLVES, row["result"]["solves"], strict=True)
+            if chosen(s)
+        ]
+        axis.plot(*zip(*sorted(points), strict=True), marker, color=color, label=kind)
+    axis.set_xscale("log")
+    axis.set_xticks([4, 8, 12, 20, 60], ["4", "8", "12", "20", "60"])
+    axis.minorticks_off()
+    tidy(axis, "", "evaluations of f and products with its Jacobian", "cosine with the exact gradient")
+    axis.legend(frameon=False, fontsize=9)
+    return {"cosine": figure}
