@@ -106,7 +106,8 @@ def base() -> ml_collections.ConfigDict:
                     "test_at_end": True,  # False leaves the test split unread
                     "log_every": 50,
                     "checkpoint_every": 0,  # also every so many steps within an epoch
-                    "checkpoint_seconds": 20.0,  # epochs that end sooner after a save are saved only if best or last
+                    "checkpoint_seconds": 20.0,  # epochs that end sooner after a save are saved only if best or last;
+                    # grows to a twentieth of the run's time, at most thirty-fold
                     "keep_checkpoints": 2,
                     "max_skipped": 10,
                 }

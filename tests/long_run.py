@@ -3,7 +3,7 @@
     python tests/long_run.py [--steps 20000] [--workdir DIR] [--config FILE] [--config.KEY=VALUE]
 
 runs the default config for so many steps, as `train.py` would (validation and a checkpoint each epoch included),
-and takes a sample every 50 steps. Every tenth is printed. The exit code is 1 if, over the last 90% of the steps,
+and takes a sample every 250 steps. Every second is printed. The exit code is 1 if, over the last 90% of the steps,
 the median of memory over a tenth of the run moved by more than 1%, anything was compiled, or open files, threads or
 live arrays grew. What the allocator holds back of freed memory, hundreds of megabytes at times, is given back to the
 system before a sample is taken: it goes up and down by itself. Linux with glibc only: it reads /proc and calls malloc_trim.
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # the package may be this checkout
 from mpisjax import cli  # noqa: E402
 from mpisjax.training.preemption import watch  # noqa: E402
 
-EVERY, SHOWN_EVERY = 50, 10
+EVERY, SHOWN_EVERY = 250, 2
 SETTLED = 0.1  # of the run: what comes before may grow
 TOLERANCE = 0.01  # of resident memory, after that
 

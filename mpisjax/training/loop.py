@@ -68,6 +68,15 @@ class FitResult(NamedTuple):
     stopped: bool
 
 
+def saving_interval(least: float, elapsed: float) -> float:
+    """Seconds from one save to the next: `least` at first, later a twentieth of the run so far, at most 30 times `least`.
+
+    A save leaves memory behind that tensorstore never frees (docs/robustness.md): saved every 20 s for a week a run would
+    lose gigabytes, and gain little. What a killed run has to repeat stays within a twentieth of what it has done.
+    """
+    return min(max(least, elapsed / 20), 30 * least)
+
+
 def fit(
     config: Any,
     workdir: str | Path,
@@ -89,8 +98,8 @@ def fit(
     Args:
         config: The run's config; of it the loop reads `name` and, in `train`, `epochs`, `batch_size`,
             `log_every` (steps, counted anew in every epoch), `checkpoint_every` (steps; 0: at the end of epochs only),
-            `checkpoint_seconds` (an epoch's end is saved when so much time has passed since the last save, or the
-            state is the best so far, or the last), `keep_checkpoints`, `max_skipped`.
+            `checkpoint_seconds` (an epoch's end is saved when so much time has passed since the last save, see
+            `saving_interval`, or the state is the best so far, or the last), `keep_checkpoints`, `max_skipped`.
         workdir: The run's folder; made where it is missing.
         state: The state at step 0 (a pytree of arrays); where a checkpoint is restored, the template for it.
         train_step: Takes (state, batch), gives (state, metrics); it may be given the state's buffers for
@@ -219,8 +228,14 @@ class _Run:
 
     def _due(self) -> bool:
         """Whether the end of an epoch is to be saved whatever its validation says; the first process's clock decides."""
-        waited = self._settings.checkpoint_seconds
-        return self.step >= self._total or first_does(lambda: time.monotonic() - self._saved_at >= waited)
+
+        def waited_enough() -> bool:
+            now = time.monotonic()
+            return now - self._saved_at >= saving_interval(
+                self._settings.checkpoint_seconds, now - self._began
+            )
+
+        return self.step >= self._total or first_does(waited_enough)
 
     def _interruptible(self) -> contextlib.AbstractContextManager[None]:
         """A signal ends an evaluation at once; several processes go on to its end, since they need one another."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import types
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 import tiny
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, plots, record
+from mpisjax.training import checkpoints, loop, plots, record
 from mpisjax.training.loop import DivergenceError
 from mpisjax.training.metrics import TIMING, read_rows
 from mpisjax.training.preemption import Stopper
@@ -123,6 +125,28 @@ def test_short_epochs_are_saved_now_and_then_and_resume_is_exact(whole, tmp_path
     rows = rows_of(tmp_path)
     assert [r for r in rows if r["kind"] == "train"] == [r for r in whole[2] if r["kind"] == "train"]
     assert [r["accuracy"] for r in rows if r["kind"] == "validation"] == list(scores.values())
+
+
+def test_the_longer_a_run_has_taken_the_rarer_it_saves(tmp_path, monkeypatch):
+    """A first epoch of 600 s, then epochs of 6 s: longer than `checkpoint_seconds`, less than a twentieth of the run."""
+    config, saved, save, now = tiny.get_config(), [], checkpoints.save, [0.0]
+    config.train.checkpoint_seconds = 1.0
+    monkeypatch.setattr(checkpoints, "save", lambda *given: saved.append(given[1]) or save(*given))
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(loop, "time", clock)
+
+    class Slow(tiny.Feed):
+        def batch(self, step: int):
+            now[0] += 100.0 if step < 6 else 1.0
+            return super().batch(step)
+
+    scores = {6: 0.5, 12: 0.4, 18: 0.3, 24: 0.2}
+    tiny.fit(
+        tmp_path, config, feed=Slow(), eval_fn=lambda state: tiny.Evaluation(scores[int(state.step)], 1.0, {})
+    )
+    assert saved == [6, 24]
+    assert [loop.saving_interval(20.0, t) for t in (0, 100, 600, 12_000, 604_800)] == [20, 20, 30, 600, 600]
+    assert loop.saving_interval(0.0, 1e6) == 0.0
 
 
 def test_a_stop_in_an_evaluation_saves_what_was_not_due(whole, tmp_path):
