@@ -1,9 +1,9 @@
 """Trains for a long time and makes sure that nothing grows: resident memory, compiled programs, open files, arrays.
 
-    python tests/long_run.py [--steps 20000] [--workdir DIR] [--config FILE] [--config.KEY=VALUE]
+    python tests/long_run.py [--steps 20000] [--every 250] [--workdir DIR] [--config FILE] [--config.KEY=VALUE]
 
 runs the default config for so many steps, as `train.py` would (validation and a checkpoint each epoch included),
-and takes a sample every 250 steps. Every second is printed. The exit code is 1 if, over the last 90% of the steps,
+and takes a sample every 250 steps (--every). Every second is printed. The exit code is 1 if, over the last 90% of the steps,
 the median of memory over a tenth of the run moved by more than 1%, anything was compiled, or open files, threads or
 live arrays grew. What the allocator holds back of freed memory, hundreds of megabytes at times, is given back to the
 system before a sample is taken: it goes up and down by itself. Linux with glibc only: it reads /proc and calls malloc_trim.
@@ -30,11 +30,12 @@ sys.path.insert(0, str(ROOT))  # the package may be this checkout
 from mpisjax import cli  # noqa: E402
 from mpisjax.training.preemption import watch  # noqa: E402
 
-EVERY, SHOWN_EVERY = 250, 2
+SHOWN_EVERY = 2
 SETTLED = 0.1  # of the run: what comes before may grow
 TOLERANCE = 0.01  # of resident memory, after that
 
 STEPS = flags.DEFINE_integer("steps", 20_000, "steps to take, at least; epochs are not cut", lower_bound=1)
+EVERY = flags.DEFINE_integer("every", 250, "steps from one sample to the next", lower_bound=1)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a temporary one by default")
 
 
@@ -122,7 +123,7 @@ def main(config) -> int:
             taken = [0]
 
             def watched(state, batch):
-                if taken[0] % EVERY == 0:
+                if taken[0] % EVERY.value == 0:
                     samples.append(
                         Sample(
                             taken[0],

@@ -162,7 +162,13 @@ def test_another_jax_is_told(tmp_path, version, sentence):
 @pytest.mark.slow
 def test_the_long_run_samples_a_short_one(tmp_path):
     """Two epochs of it: too few to judge growth by, enough to see that it counts."""
-    command = [sys.executable, ROOT / "tests" / "long_run.py", "--steps=60", f"--workdir={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        ROOT / "tests" / "long_run.py",
+        "--steps=60",
+        "--every=50",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     command += ["--config.model.stem=(4,)", "--config.model.layers=(4, 4)", "--config.train.batch_size=32"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr, done.stderr
