@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import socket
 import threading
@@ -72,6 +73,7 @@ def _hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     if is_bucket(workdir):
         yield _open_bucket(path_of(workdir))
         return
+    made = _missing(workdir)
     path = open_workdir(workdir)
     me = threading.get_ident()
     if _held.get(path) == me:
@@ -95,7 +97,7 @@ def _hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
             yield path
         finally:
             del _held[path]
-            _leave_no_trace(path)
+            _leave_no_trace(path, made)
     finally:
         # This drops the lock; the file stays, since removing it would race with the next run.
         os.close(descriptor)
@@ -110,12 +112,19 @@ def _open_bucket(path: Path) -> Path:
     return path
 
 
-def _leave_no_trace(path: Path) -> None:
-    """Removes the folder of a run that has failed before it wrote anything."""
+def _missing(workdir: str | os.PathLike[str]) -> list[Path]:
+    """The folders above a workdir that are not there, the innermost first."""
+    parents = Path(workdir).expanduser().resolve().parents
+    return list(itertools.takewhile(lambda p: not p.exists(), parents))
+
+
+def _leave_no_trace(path: Path, made: list[Path]) -> None:
+    """Removes the folder of a run that has failed before it wrote anything, and those that it made above, if empty."""
     with contextlib.suppress(OSError):
         if os.listdir(path) == [LOCK_NAME]:
             (path / LOCK_NAME).unlink()
-            path.rmdir()
+            for folder in (path, *made):
+                folder.rmdir()
 
 
 def _take(descriptor: int, path: Path) -> None:

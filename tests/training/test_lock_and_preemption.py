@@ -35,6 +35,19 @@ def holder(tmp_path):
         process.kill()
 
 
+def test_a_run_that_wrote_nothing_leaves_no_folder_behind(tmp_path):
+    with hold(tmp_path / "runs" / "digits") as path:
+        assert path.is_dir()
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()  # what was there stays, and so does a folder that holds another run
+    with hold(tmp_path / "runs" / "digits"):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+    with hold(tmp_path / "new" / "a"), hold(tmp_path / "new" / "b") as other:
+        (other / "metrics.jsonl").touch()
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["b"]
+
+
 def test_a_second_run_is_refused_until_the_first_dies(tmp_path, holder):
     with pytest.raises(UserError, match=f"is in use by another run .process {holder.pid} on "):
         hold(tmp_path).__enter__()
