@@ -160,19 +160,21 @@ def test_warm_starts_count_evaluations_of_a_known_solve(tmp_path):
     assert set(program.module("warm").draw(content)) == {"residual"}
 
 
-@pytest.mark.slow
-def test_solves_are_compared_on_a_packaged_network_and_nothing_is_trained(tmp_path, monkeypatch):
-    solves = program.module("solves")
-    monkeypatch.setattr(
-        solves, "SOLVES", (("picard", 2, 0.0, "neumann", 2), ("picard", 12, 0.0, "neumann", 12))
-    )
-    monkeypatch.setattr(Study, "train", None)
-    content = solves.run(study_of(tmp_path, scale_of("smoke")._replace(followed=8)))
-    (_, loose, low, _), (_, tight, high, ratio) = content["rows"]["digits"]["result"]["solves"]
-    assert tight < 1e-3 < loose and low < high and high > 0.999 and abs(ratio - 1) < 0.01
+def test_solves_are_measured_once_and_shown_with_their_settings(tmp_path, monkeypatch):
+    solves, asked = program.module("solves"), []
+
+    def measure(study, name, samples, pairs):
+        asked.append((name, samples))
+        return {"solves": [[0.1 * i, 0.5, 1.25] for i, _ in enumerate(pairs)]}
+
+    monkeypatch.setattr(solves, "measure", measure)
+    for _ in range(2):
+        content = solves.run(study_of(tmp_path, scale_of("smoke")._replace(followed=8)))
+    assert asked == [("digits", 32)]
     page = program.document(solves, content)
-    assert "| picard, 12 | 0 | neumann, 12 | " in page and "32 training images" in page
-    assert "nothing trained" in page and set(solves.draw(content)) == {"cosine"}
+    second = "| picard, 4 | 0 | neumann, 4 | 0.100 | 0.500 | 1.25 |"
+    assert second in page and "32 training images" in page and "nothing trained" in page
+    assert set(solves.draw(content)) == {"cosine"}
 
 
 def test_paper_s_values_are_those_of_the_issue_and_no_others():
