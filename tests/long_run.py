@@ -6,7 +6,7 @@ runs the default config for so many steps, as `train.py` would (validation and a
 and takes a sample every 250 steps (--every). Every second is printed. The exit code is 1 if, over the last 90% of the steps,
 the median of memory over a tenth of the run moved by more than 1%, anything was compiled, or open files, threads or
 live arrays grew. What the allocator holds back of freed memory, hundreds of megabytes at times, is given back to the
-system before a sample is taken: it goes up and down by itself. Linux with glibc only: it reads /proc and calls malloc_trim.
+system before a sample is taken: it goes up and down by itself. Linux with glibc 2.33 or later only: it reads /proc and asks malloc.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Sample(NamedTuple):
         anonymous: Resident memory of its own, swapped out or not, KiB: what it allocated, and not the files that
             the kernel maps in and drops as it likes.
         resident: All resident memory, KiB; for show.
+        allocated: What malloc has given out and not got back, KiB; for show. It tells what a program holds from what the
+            allocator and the kernel make of it.
         files: Open file descriptors.
         threads: Threads of the process.
         compiled: Programs compiled since the process began.
@@ -57,6 +59,7 @@ class Sample(NamedTuple):
     step: int
     anonymous: int
     resident: int
+    allocated: int
     files: int
     threads: int
     compiled: int
@@ -64,13 +67,36 @@ class Sample(NamedTuple):
     arrays: int
 
 
-def memory() -> tuple[int, int]:
-    """(anonymous, resident) memory of this process, KiB, once what was freed has been given back."""
+class _Mallinfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def memory() -> tuple[int, int, int]:
+    """(anonymous, resident, allocated) memory of this process, KiB, once what was freed has been given back."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    library = ctypes.CDLL(None)
+    library.malloc_trim(0)
+    library.mallinfo2.restype = _Mallinfo
+    info = library.mallinfo2()
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     sizes = {fields[0]: int(fields[1]) for fields in lines if fields and fields[0].startswith(("Rss", "Vm"))}
-    return sizes["RssAnon:"] + sizes["VmSwap:"], sizes["VmRSS:"]
+    return sizes["RssAnon:"] + sizes["VmSwap:"], sizes["VmRSS:"], (info.uordblks + info.hblkhd) // 1024
 
 
 def tenths(values: list[int], count: int = 9) -> list[int]:
@@ -124,6 +150,8 @@ def main(config) -> int:
 
             def watched(state, batch):
                 if taken[0] % EVERY.value == 0:
+                    # The step before this one may be at work still, and hold memory.
+                    jax.block_until_ready(state)
                     samples.append(
                         Sample(
                             taken[0],
