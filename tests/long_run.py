@@ -120,8 +120,8 @@ def problems(samples: list[Sample]) -> list[str]:
     for name in ("files", "threads", "arrays"):
         counts = [getattr(sample, name) for sample in settled]
         half = len(counts) // 2
-        if half and max(counts[half:]) > max(counts[:half]):  # they go up and down within an epoch
-            told.append(f"{name}: at most {max(counts[:half])} in the first half, {max(counts[half:])} after")
+        if half and min(counts[half:]) > min(counts[:half]):  # a save's own come and go; what leaks stays
+            told.append(f"{name}: at least {min(counts[:half])} in the first half, {min(counts[half:])} after")
     return told
 
 
