@@ -6,7 +6,9 @@ runs the default config for so many steps, as `train.py` would (validation and a
 and takes a sample every 250 steps (--every). Every second is printed. The exit code is 1 if, over the last 90% of the steps,
 the median of memory over a tenth of the run moved by more than 1%, anything was compiled, or open files, threads or
 live arrays grew. What the allocator holds back of freed memory, hundreds of megabytes at times, is given back to the
-system before a sample is taken: it goes up and down by itself. Linux with glibc 2.33 or later only: it reads /proc and asks malloc.
+system before a sample is taken: it goes up and down by itself. So does what it cannot give back, the pages that are not quite
+empty, where every thread has an arena of its own; this script starts itself anew with one arena for all. Linux with glibc 2.33
+or later only: it reads /proc and asks malloc.
 """
 
 from __future__ import annotations
@@ -121,7 +123,9 @@ def problems(samples: list[Sample]) -> list[str]:
         counts = [getattr(sample, name) for sample in settled]
         half = len(counts) // 2
         if half and min(counts[half:]) > min(counts[:half]):  # a save's own come and go; what leaks stays
-            told.append(f"{name}: at least {min(counts[:half])} in the first half, {min(counts[half:])} after")
+            told.append(
+                f"{name}: at least {min(counts[:half])} in the first half, {min(counts[half:])} after"
+            )
     return told
 
 
@@ -187,7 +191,17 @@ def main(config) -> int:
     return int(bool(told) or result.stopped)
 
 
+def with_one_arena() -> None:
+    """Starts this program again as `launch.with_large_pages` does, and with one malloc arena for all threads."""
+    before = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.arena_max" not in before:
+        wanted = ("glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=1")
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (before, *wanted)))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
     if not os.path.exists("/proc/self/status"):
         sys.exit("this script reads /proc, which only Linux has")
+    with_one_arena()
     cli.run(main, cli.config_from(ROOT / "configs" / "digits.py"))
