@@ -68,13 +68,18 @@ class FitResult(NamedTuple):
     stopped: bool
 
 
+LONGEST_INTERVAL = 600.0  # seconds, unless more is asked for
+
+
 def saving_interval(least: float, elapsed: float) -> float:
-    """Seconds from one save to the next: `least` at first, later a twentieth of the run so far, at most 30 times `least`.
+    """Seconds from one save to the next: `least` at first, later a twentieth of the run so far.
+
+    It grows to 30 times `least` and to ten minutes at most; a longer `least` is taken as it is, and 0 stays 0.
 
     A save leaves memory behind that tensorstore never frees (docs/robustness.md): saved every 20 s for a week a run would
     lose gigabytes, and gain little. What a killed run has to repeat stays within a twentieth of what it has done.
     """
-    return min(max(least, elapsed / 20), 30 * least)
+    return max(least, min(elapsed / 20, 30 * least, LONGEST_INTERVAL))
 
 
 def fit(
