@@ -100,9 +100,9 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
     try:
         first_does(begin)
         _no_traces_once()
-        with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        # Compressing weights gains a few percent, and keeps 3.4 MB a writer at times, until another save gives it back.
+        with contextlib.closing(ocp.PyTreeCheckpointer(use_compression=False)) as checkpointer:
             checkpointer.save(_absolute(draft / STATE_NAME), state)  # orbax takes no other path
-            checkpointer.wait_until_finished()
         first_does(finish)
     except Exception as error:
         if not is_bucket(directory):
