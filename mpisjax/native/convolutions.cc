@@ -1,0 +1,310 @@
+// Convolutions of float32 activity [batch, height, width, channels] on one core, for XLA:CPU's foreign function interface.
+//
+// The convolutions of a spiking stream are small: 16 to 64 channels, 7 to 28 pixels a side, often strided. A library's
+// way, a matrix product of patches, spends more time on making the patches than on the product. Here an image is copied
+// once, with its padding, and then read in place: a tile of up to 8 pixels times 48 channels is held in registers
+// while every tap and input channel is added to it.
+//
+// What varies is which input pixels an output pixel meets, so that one routine serves a convolution, a strided one, and
+// the transposed one, whose outputs of one phase meet every second tap. The gradient with respect to the kernel holds
+// 8 input channels times 48 output channels in registers and walks over the pixels.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kMaxVectors = 3;  // of output channels, in registers at a time
+#else
+constexpr int kLanes = 8;
+constexpr int kMaxVectors = 2;
+#endif
+constexpr int kRows = kLanes == 16 ? 8 : 4;  // input channels at a time, in the kernel's gradient
+constexpr int kChannels = 16;  // channel counts are multiples of it
+
+// Of any alignment.
+typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
+inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+
+struct Tap {
+  int64_t offset;        // from an output pixel's place in the padded input, in floats
+  const float* weights;  // [in, out]
+};
+
+// `pixels` outputs, `step` floats apart in the input and `out_step` in the output, times `vectors` vectors of channels.
+template <int vectors, int pixels, int step>
+void tile(const float* in, const std::vector<Tap>& taps, int64_t in_channels, int64_t out_channels, float* out,
+          int64_t out_step) {
+  Vec sums[pixels][vectors] = {};
+  for (const Tap& tap : taps) {
+    const float* x = in + tap.offset;
+    const float* w = tap.weights;
+    for (int64_t c = 0; c < in_channels; ++c, ++x, w += out_channels) {
+      Vec weights[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) weights[v] = load(w + v * kLanes);
+#pragma GCC unroll 14
+      for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[p][v] += x[p * step] * weights[v];
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store(out + p * out_step + v * kLanes, sums[p][v]);
+  }
+}
+
+using Tile = void (*)(const float*, const std::vector<Tap>&, int64_t, int64_t, float*, int64_t);
+
+template <int vectors, int pixels>
+Tile tile_of_step(int64_t step) {
+  switch (step) {
+    case 16: return tile<vectors, pixels, 16>;
+    case 32: return tile<vectors, pixels, 32>;
+    case 48: return tile<vectors, pixels, 48>;
+    case 64: return tile<vectors, pixels, 64>;
+    case 96: return tile<vectors, pixels, 96>;
+    case 128: return tile<vectors, pixels, 128>;
+    case 256: return tile<vectors, pixels, 256>;
+    case 512: return tile<vectors, pixels, 512>;
+    default: return nullptr;
+  }
+}
+
+template <int vectors>
+Tile tile_of(int pixels, int64_t step) {
+  switch (pixels) {
+    case 14: if constexpr (vectors < kMaxVectors) return tile_of_step<vectors, 14>(step); else return nullptr;
+    case 8: return tile_of_step<vectors, 8>(step);
+    case 7: return tile_of_step<vectors, 7>(step);
+    case 4: return tile_of_step<vectors, 4>(step);
+    default: return tile_of_step<vectors, 1>(step);
+  }
+}
+
+Tile find_tile(int vectors, int pixels, int64_t step) {
+  switch (vectors) {
+    case 1: return tile_of<1>(pixels, step);
+    case 2: return tile_of<2>(pixels, step);
+#if defined(__AVX512F__)
+    case 3: return tile_of<3>(pixels, step);
+#endif
+    default: return nullptr;
+  }
+}
+
+// The taps of one direction that outputs of one phase meet, and where: (tap, offset in input pixels).
+struct Meeting {
+  int64_t tap, offset;
+};
+
+std::vector<Meeting> meetings(int64_t taps, int64_t dilation, int64_t phase, int64_t low) {
+  std::vector<Meeting> found;
+  for (int64_t k = 0; k < taps; ++k) {
+    int64_t reach = phase + k - low;
+    if (((reach % dilation) + dilation) % dilation == 0) found.push_back({k, reach / dilation});
+  }
+  return found;
+}
+
+// One direction: sizes, and how an output's coordinate becomes an input's.
+struct Axis {
+  int64_t in, out, taps, stride, dilation, low;
+  int64_t before, padded;  // zeros before, and the size with all zeros
+
+  Axis(int64_t in, int64_t out, int64_t taps, int64_t stride, int64_t dilation, int64_t low)
+      : in(in), out(out), taps(taps), stride(stride), dilation(dilation), low(low), before(0), padded(in) {
+    int64_t end = in;
+    for (int64_t phase = 0; phase < dilation; ++phase) {
+      int64_t last = count(phase) - 1;
+      if (last < 0) continue;
+      for (const Meeting& one : meetings(taps, dilation, phase, low)) {
+        before = std::max(before, -one.offset);
+        end = std::max(end, last * stride + one.offset + 1);
+      }
+    }
+    padded = before + end;
+  }
+
+  // Outputs of a phase.
+  int64_t count(int64_t phase) const { return phase < out ? (out - phase + dilation - 1) / dilation : 0; }
+};
+
+// Where memory between calls comes from: a thread keeps its own.
+float* scratch(size_t size) {
+  thread_local std::vector<float> kept;
+  if (kept.size() < size) kept.resize(size);
+  return kept.data();
+}
+
+void pad(const float* image, const Axis& rows, const Axis& columns, int64_t channels, float* padded) {
+  const int64_t row = columns.padded * channels, before = columns.before * channels, width = columns.in * channels;
+  std::memset(padded, 0, sizeof(float) * rows.before * row);
+  for (int64_t y = 0; y < rows.in; ++y) {
+    float* to = padded + (rows.before + y) * row;
+    std::memset(to, 0, sizeof(float) * before);
+    std::memcpy(to + before, image + y * width, sizeof(float) * width);
+    std::memset(to + before + width, 0, sizeof(float) * (row - before - width));
+  }
+  std::memset(padded + (rows.before + rows.in) * row, 0, sizeof(float) * (rows.padded - rows.before - rows.in) * row);
+}
+
+int pixels_at_a_time(int64_t count, int vectors) {
+#if !defined(__AVX512F__)
+  if (vectors == kMaxVectors) return count >= 4 ? 4 : 1;  // sixteen registers
+#endif
+  if (count % 14 == 0 && vectors < kMaxVectors) return 14;
+  if (count % 7 == 0) return 7;
+  return count >= 8 ? 8 : count >= 4 ? 4 : 1;
+}
+
+void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, int64_t row_phase, int64_t column_phase,
+                    int64_t in_channels, int64_t out_channels, const float* weights, float* out) {
+  std::vector<Tap> taps;
+  for (const Meeting& y : meetings(rows.taps, rows.dilation, row_phase, rows.low)) {
+    for (const Meeting& x : meetings(columns.taps, columns.dilation, column_phase, columns.low)) {
+      int64_t offset = (rows.before + y.offset) * columns.padded + columns.before + x.offset;
+      taps.push_back({offset * in_channels, weights + (y.tap * columns.taps + x.tap) * in_channels * out_channels});
+    }
+  }
+  const int64_t height = rows.count(row_phase), width = columns.count(column_phase);
+  if (height <= 0 || width <= 0) return;
+  const int64_t step = columns.stride * in_channels, out_step = columns.dilation * out_channels;
+  for (int64_t first = 0; first < out_channels;) {
+    const int64_t left = (out_channels - first) / kLanes;
+    // Four vectors as two and two.
+    const int vectors = left == kMaxVectors + 1 ? (kMaxVectors + 1) / 2 : std::min<int64_t>(left, kMaxVectors);
+    const int pixels = pixels_at_a_time(width, vectors);
+    const Tile run = find_tile(vectors, pixels, step);
+    for (int64_t y = 0; y < height; ++y) {
+      const float* in = padded + y * rows.stride * columns.padded * in_channels;
+      float* to = out + ((y * rows.dilation + row_phase) * columns.out + column_phase) * out_channels + first;
+      for (int64_t x = 0; x < width; x += pixels) {
+        const int64_t at = std::min(x, width - pixels);  // the last tile may do some pixels again
+        run(in + at * step, taps, in_channels, out_channels, to + at * out_step, out_step);
+      }
+    }
+    first += vectors * kLanes;
+    for (Tap& tap : taps) tap.weights += vectors * kLanes;
+  }
+}
+
+ffi::Error Convolve(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w, ffi::ResultBuffer<ffi::F32> y, int64_t stride,
+                    int64_t dilation, int64_t top, int64_t left) {
+  const auto in = x.dimensions(), kernel = w.dimensions(), out = y->dimensions();
+  const Axis rows(in[1], out[1], kernel[0], stride, dilation, top);
+  const Axis columns(in[2], out[2], kernel[1], stride, dilation, left);
+  const int64_t in_channels = in[3], out_channels = out[3];
+  if (in_channels % kChannels || out_channels % kChannels || !find_tile(1, 1, stride * in_channels)) {
+    return ffi::Error::InvalidArgument("mpisjax: no convolution was compiled for so many channels");
+  }
+  float* padded = scratch(rows.padded * columns.padded * in_channels);
+  for (int64_t b = 0; b < in[0]; ++b) {
+    pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
+    float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
+    for (int64_t i = 0; i < dilation; ++i) {
+      for (int64_t j = 0; j < dilation; ++j) {
+        convolve_phase(padded, rows, columns, i, j, in_channels, out_channels, w.typed_data(), to);
+      }
+    }
+  }
+  return ffi::Error::Success();
+}
+
+// Adds to `vectors` vectors of output channels by kRows input channels of one tap's gradient what one image gives.
+template <int vectors>
+void outer(const float* x, const float* g, int64_t height, int64_t width, int64_t x_row, int64_t x_step,
+           int64_t out_channels, float* gradient) {
+  Vec sums[kRows][vectors] = {};
+  for (int64_t i = 0; i < height; ++i, x += x_row) {
+    const float* at = x;
+    for (int64_t j = 0; j < width; ++j, at += x_step, g += out_channels) {
+      Vec other[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) other[v] = load(g + v * kLanes);
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[r][v] += at[r] * other[v];
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      float* to = gradient + r * out_channels + v * kLanes;
+      store(to, load(to) + sums[r][v]);  // an image's sum first, then the batch's: less is rounded away
+    }
+  }
+}
+
+ffi::Error KernelGradient(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> g, ffi::ResultBuffer<ffi::F32> w,
+                          int64_t stride, int64_t top, int64_t left) {
+  const auto in = x.dimensions(), out = g.dimensions(), kernel = w->dimensions();
+  const Axis rows(in[1], out[1], kernel[0], stride, 1, top);
+  const Axis columns(in[2], out[2], kernel[1], stride, 1, left);
+  const int64_t in_channels = in[3], out_channels = out[3];
+  if (in_channels % kChannels || out_channels % kChannels) {
+    return ffi::Error::InvalidArgument("mpisjax: no gradient was compiled for so many channels");
+  }
+  float* padded = scratch(rows.padded * columns.padded * in_channels);
+  std::memset(w->typed_data(), 0, w->size_bytes());
+  for (int64_t b = 0; b < in[0]; ++b) {
+    pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
+    const float* from = g.typed_data() + b * out[1] * out[2] * out_channels;
+    for (int64_t first = 0; first < out_channels;) {
+      const int64_t remaining = (out_channels - first) / kLanes;
+      const int vectors =
+          remaining == kMaxVectors + 1 ? (kMaxVectors + 1) / 2 : std::min<int64_t>(remaining, kMaxVectors);
+      const auto run = vectors == 1 ? outer<1> : vectors == 2 ? outer<2> : outer<kMaxVectors>;
+      for (int64_t y = 0; y < kernel[0]; ++y) {
+        for (int64_t z = 0; z < kernel[1]; ++z) {
+          const int64_t row = y - top + rows.before, column = z - left + columns.before;
+          const float* at = padded + (row * columns.padded + column) * in_channels;
+          float* to = w->typed_data() + (y * kernel[1] + z) * in_channels * out_channels + first;
+          for (int64_t c = 0; c < in_channels; c += kRows) {
+            run(at + c, from + first, out[1], out[2], stride * columns.padded * in_channels, stride * in_channels,
+                out_channels, to + c * out_channels);
+          }
+        }
+      }
+      first += vectors * kLanes;
+    }
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxConvolve, Convolve,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("dilation")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxKernelGradient, KernelGradient,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left"));

@@ -1,0 +1,179 @@
+"""The convolutions of `convolutions.cc` as JAX operations: differentiable, batched by `vmap`, split over devices by batch.
+
+Derivatives of these are taken of the same map in XLA's own operations (`mpisjax.nn.ops` has derivatives of its own for what
+training needs; this serves second ones).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mpisjax.native.library import CONVOLVE, KERNEL_GRADIENT, enabled
+
+Array = jax.Array
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Distances between input pixels, in floats, that routines were compiled for.
+_STEPS = (16, 32, 48, 64, 96, 128, 256, 512)
+_CHANNELS = 16
+Pair = tuple[int, int]
+
+
+def supports(x: Array, w_shape: tuple[int, ...], stride: int) -> bool:
+    """Whether an x [batch, height, width, in] may be convolved here with a kernel [k, k, in, out] of that shape."""
+    return (
+        x.dtype == jnp.float32
+        and all(isinstance(n, int) for n in x.shape)  # an export may leave the batch open
+        and 0 not in x.shape
+        and w_shape[2] % _CHANNELS == 0
+        and w_shape[3] % _CHANNELS == 0
+        and stride * w_shape[2] in _STEPS
+        and enabled()
+    )
+
+
+def convolve(x: Array, w: Array, stride: int, dilation: int, low: Pair, size: Pair) -> Array:
+    """`y[o] = sum_k z[stride * o + k - low] w[k]`, z being x with `dilation` - 1 zeros between its pixels.
+
+    Args:
+      x: float32 [batch, height, width, in].
+      w: float32 [k, k, in, out].
+      stride: 1, or any with a dilation of 1.
+      dilation: 1, or any with a stride of 1.
+      low: rows and columns of zeros before z; there are as many behind it as are met.
+      size: of the output.
+
+    Returns:
+      float32 [batch, *size, out].
+    """
+    return _convolve(stride, dilation, low, size)(x, w)
+
+
+def kernel_gradient(x: Array, g: Array, kernel: Pair, stride: int, low: Pair) -> Array:
+    """The derivative of `sum(g * convolve(x, w, stride, 1, low, ...))` with respect to w.
+
+    Args:
+      x: float32 [batch, height, width, in].
+      g: float32 [batch, rows, columns, out].
+      kernel: (rows, columns) of w.
+      stride: of the convolution.
+      low: as for `convolve`.
+
+    Returns:
+      float32 [*kernel, in, out].
+    """
+    return _kernel_gradient(kernel, stride, low)(x, g)
+
+
+@functools.cache
+def _convolve(stride: int, dilation: int, low: Pair, size: Pair) -> Callable[[Array, Array], Array]:
+    def native(x: Array, w: Array) -> Array:
+        out = jax.ShapeDtypeStruct((x.shape[0], *size, w.shape[3]), x.dtype)
+        return jax.ffi.ffi_call(CONVOLVE, out)(
+            x, w, stride=np.int64(stride), dilation=np.int64(dilation), top=np.int64(low[0]), left=np.int64(low[1])
+        )
+
+    def plain(x: Array, w: Array) -> Array:
+        padding = [
+            (before, (m - 1) * stride + k - before - ((n - 1) * dilation + 1))
+            for before, n, m, k in zip(low, x.shape[1:3], size, w.shape[:2], strict=True)
+        ]
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), padding, lhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
+        )
+
+    split = _split(native, "b h w i, k l i o -> b p q o", _by_batch(native), "hwiklopq")
+
+    def many(axis_size: int, batched: list[bool], x: Array, w: Array) -> tuple[Array, bool]:
+        if batched[1]:  # each has a kernel of its own
+            x = x if batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))
+            return lax.map(lambda pair: operation(*pair), (x, w)), True
+        y = operation(x.reshape(-1, *x.shape[2:]), w)
+        return y.reshape(axis_size, -1, *y.shape[1:]), True
+
+    operation = _operation(split, plain, many)
+    return operation
+
+
+@functools.cache
+def _kernel_gradient(kernel: Pair, stride: int, low: Pair) -> Callable[[Array, Array], Array]:
+    def native(x: Array, g: Array) -> Array:
+        out = jax.ShapeDtypeStruct((*kernel, x.shape[3], g.shape[3]), x.dtype)
+        return jax.ffi.ffi_call(KERNEL_GRADIENT, out)(
+            x, g, stride=np.int64(stride), top=np.int64(low[0]), left=np.int64(low[1])
+        )
+
+    def plain(x: Array, g: Array) -> Array:
+        w = jnp.zeros((*kernel, x.shape[3], g.shape[3]), x.dtype)
+        return jax.vjp(lambda w: _convolve_plain(x, w, stride, low, g.shape[1:3]), w)[1](g)[0]
+
+    def lower(axes: Any) -> Callable[[Array, Array], Array]:
+        return (lambda x, g: lax.psum(native(x, g), axes)) if axes else native
+
+    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
+        axes = _batch_axes(arguments[0])
+        rows = NamedSharding(mesh, PartitionSpec(axes))
+        return mesh, lower(axes), NamedSharding(mesh, PartitionSpec()), (rows, rows)
+
+    split = _split(native, "b h w i, b p q o -> k l i o", partition, "hwipqokl")
+
+    def many(axis_size: int, batched: list[bool], x: Array, g: Array) -> tuple[Array, bool]:
+        both = (a if is_batched else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, is_batched in zip((x, g), batched, strict=True))
+        return lax.map(lambda pair: operation(*pair), tuple(both)), True
+
+    operation = _operation(split, plain, many)
+    return operation
+
+
+def _convolve_plain(x: Array, w: Array, stride: int, low: Pair, size: Pair) -> Array:
+    padding = [
+        (before, (m - 1) * stride + k - before - n)
+        for before, n, m, k in zip(low, x.shape[1:3], size, w.shape[:2], strict=True)
+    ]
+    return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+
+def _operation(native: Any, plain: Any, many: Any) -> Any:
+    """`native` with derivatives, those of `plain`, and `many` for `vmap`."""
+    batched = jax.custom_batching.custom_vmap(native)
+    batched.def_vmap(many)
+
+    @jax.custom_jvp
+    def operation(a: Array, b: Array) -> Array:
+        return batched(a, b)
+
+    @operation.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        a, b = primals
+        # Bilinear; written so that the tangent is linear in the tangents and can be transposed.
+        return operation(a, b), plain(tangents[0], b) + plain(a, tangents[1])
+
+    return operation
+
+
+def _batch_axes(argument: Any) -> Any:
+    spec = argument.sharding.spec
+    return spec[0] if len(spec) else None
+
+
+def _by_batch(native: Any) -> Any:
+    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
+        rows = NamedSharding(mesh, PartitionSpec(_batch_axes(arguments[0])))
+        return mesh, native, rows, (rows, NamedSharding(mesh, PartitionSpec()))
+
+    return partition
+
+
+def _split(native: Any, rule: str, partition: Any, whole: str) -> Any:
+    """`native`, split over devices by the factor "b" of `rule` alone; the others, in the rule's order, stay whole."""
+    operation = custom_partitioning(native)
+    operation.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole))
+    return operation

@@ -1,0 +1,115 @@
+"""Compiles `convolutions.cc` with the machine's own C++ compiler, once, and registers what it holds with XLA.
+
+The result lies in the user's cache, named by all that went into it: source, compiler, flags, jaxlib's interface and the
+processor's features. Without a compiler, or where `MPISJAX_NATIVE=0` is set, XLA's own convolutions do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import jax
+import jax.ffi
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
+_SOURCE = "convolutions.cc"
+# Target names, and the symbols behind them.
+CONVOLVE, KERNEL_GRADIENT = "mpisjax_convolve", "mpisjax_kernel_gradient"
+_SYMBOLS = {CONVOLVE: "MpisjaxConvolve", KERNEL_GRADIENT: "MpisjaxKernelGradient"}
+_LIMIT = 300  # seconds for the compiler
+_wanted = jax.make_user_context(True)  # a part of every jit's key: a program traced with it is not used without
+_log = logging.getLogger(__name__)
+
+
+def enabled() -> bool:
+    """Whether programs traced now for a CPU use this machine's convolutions."""
+    return bool(_wanted.value) and jax.default_backend() == "cpu" and _registered()
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """Programs traced within hold XLA's convolutions alone, so that they run on other machines (`jax.export`)."""
+    with _wanted(False):
+        yield
+
+
+@functools.cache
+def _registered() -> bool:
+    """Compiles, loads and registers; once a process, and says why not."""
+    if os.environ.get("MPISJAX_NATIVE", "1") == "0":
+        return False
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    if compiler is None or platform.system() not in ("Linux", "Darwin"):
+        _log.info("no C++ compiler (c++, g++ or clang++): convolutions are XLA's own, which take about twice as long")
+        return False
+    try:
+        path = _compiled(compiler)
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # damaged
+            path.unlink()
+            library = ctypes.CDLL(str(_compiled(compiler)))
+        for target, symbol in _SYMBOLS.items():
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        _log.warning(
+            "this machine's convolutions could not be compiled, XLA's own take about twice as long (MPISJAX_NATIVE=0 "
+            "silences this): %s",
+            told.strip().splitlines()[-1] if told.strip() else type(error).__name__,
+        )
+        return False
+    return True
+
+
+def _compiled(compiler: str) -> Path:
+    source = resources.files(__package__).joinpath(_SOURCE).read_bytes()
+    include = Path(jax.ffi.include_dir())
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_LIMIT).stdout
+    interface = (include / "xla" / "ffi" / "api" / "c_api.h").read_bytes()
+    key = hashlib.sha256()
+    for part in (source, version, interface, " ".join(_FLAGS).encode(), _processor().encode()):
+        key.update(hashlib.sha256(part).digest())
+    name = f"convolutions_{key.hexdigest()[:20]}.so"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "mpisjax" / "native"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # each process then compiles for itself
+        folder = Path(tempfile.mkdtemp(prefix="mpisjax_"))
+    final = folder / name
+    if not final.exists():
+        _log.info("compiling convolutions for this processor, once; some ten seconds")
+        with tempfile.TemporaryDirectory(dir=folder) as draft:
+            code, built = Path(draft) / _SOURCE, Path(draft) / name
+            code.write_bytes(source)
+            subprocess.run(
+                [compiler, *_FLAGS, f"-I{include}", str(code), "-o", str(built)],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=_LIMIT,
+            )
+            os.replace(built, final)  # another process may do the same at the same moment
+    return final
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

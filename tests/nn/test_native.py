@@ -1,0 +1,239 @@
+"""The convolutions compiled for this machine, against XLA's in float64, and what happens where they cannot be had."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpisjax import native
+from mpisjax.native import convolutions
+from mpisjax.nn import ops
+
+needed = pytest.mark.skipif(not native.enabled(), reason="no C++ compiler here")
+
+
+def drawn(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def in_float64(fn, *arrays):
+    with jax.enable_x64(True):
+        return np.asarray(fn(*(jnp.asarray(a, jnp.float64) for a in arrays)))
+
+
+def far(found, exact):
+    """The largest difference, relative to the exact values' size."""
+    return np.abs(np.asarray(found, np.float64) - exact).max() / max(np.abs(exact).max(), 1e-30)
+
+
+def custom_calls(fn, *arguments):
+    return jax.jit(fn).lower(*arguments).compile().as_text().count('custom_call_target="mpisjax')
+
+
+@needed
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 17), st.one_of(st.integers(1, 17), st.sampled_from([28, 32]))),
+    kernel=st.sampled_from([1, 2, 3, 5, 7]),
+    stride=st.sampled_from([1, 2, 4]),
+    channels=st.tuples(st.sampled_from([16, 32, 48, 64, 128]), st.sampled_from([16, 32, 48, 64, 80, 112])),
+    seed=st.integers(0, 99),
+)
+def test_convolution_and_its_gradients_are_those_of_float64(batch, size, kernel, stride, channels, seed):
+    ins, outs = channels
+    x, w = drawn(seed, batch, *size, ins), drawn(seed + 1, kernel, kernel, ins, outs)
+    small = tuple(-(-n // stride) for n in size)
+    g = drawn(seed + 2, batch, *small, outs)
+    low = tuple(ops._same_padding(n, kernel, stride)[0] for n in size)
+    x32, w32, g32 = (jnp.asarray(a, jnp.float32) for a in (x, w, g))
+    assert convolutions.supports(x32, w.shape, stride) == (stride * ins in convolutions._STEPS)
+    if not convolutions.supports(x32, w.shape, stride):
+        return
+
+    exact = in_float64(lambda x, w: ops._conv(x, w, stride), x, w)
+    assert far(convolutions.convolve(x32, w32, stride, 1, low, small), exact) < 1e-5
+    gradient = in_float64(
+        lambda x, g, w: jax.vjp(lambda w: ops._conv(x, w, stride), w)[1](g)[0], x, g, w
+    )
+    assert far(convolutions.kernel_gradient(x32, g32, (kernel, kernel), stride, low), gradient) < 1e-5
+    if outs in convolutions._STEPS:
+        exact = in_float64(lambda x, g, w: jax.vjp(lambda x: ops._conv(x, w, stride), x)[1](g)[0], x, g, w)
+        flipped = jnp.flip(w32, (0, 1)).swapaxes(2, 3)
+        reach = tuple(kernel - 1 - n for n in low)
+        assert far(convolutions.convolve(g32, flipped, 1, stride, reach, size), exact) < 1e-5
+
+
+@needed
+@pytest.mark.parametrize("stride", [1, 2])
+def test_derivatives_of_both_orders_and_directions(stride):
+    x, w = drawn(0, 2, 7, 7, 16), drawn(1, 3, 3, 16, 32)
+    small = (-(-7 // stride),) * 2
+    low = (ops._same_padding(7, 3, stride)[0],) * 2
+
+    def ours(x, w):
+        return convolutions.convolve(x, w, stride, 1, low, small)
+
+    def of_gradient(x, g):
+        return convolutions.kernel_gradient(x, g, (3, 3), stride, low)
+
+    def plain_gradient(x, g):
+        return jax.vjp(lambda w: ops._conv(x, w, stride), jnp.zeros_like(w, x.dtype))[1](g)[0]
+
+    g = drawn(2, 2, *small, 32)
+    pairs = [
+        (ours, lambda x, w: ops._conv(x, w, stride), (x, w)),
+        (of_gradient, plain_gradient, (x, g)),
+    ]
+    for fn, plain, (a, b) in pairs:
+
+        def loss(fn, a, b):
+            return jnp.sum(jnp.sin(fn(a, b)))
+
+        def second(fn, a, b):
+            return jax.grad(lambda a, b: jnp.sum(jax.grad(loss, 1)(fn, a, b).astype(a.dtype) ** 2), 0)
+
+        a32, b32 = (jnp.asarray(v, jnp.float32) for v in (a, b))
+        for order in (jax.grad, jax.jacfwd):
+            if order is jax.jacfwd:  # small enough a direction
+                found = jax.jvp(lambda a: fn(a, b32), (a32,), (a32,))[1]
+                exact = in_float64(lambda a, b: jax.jvp(lambda a: plain(a, b), (a,), (a,))[1], a, b)  # noqa: B023
+            else:
+                found = order(loss, 2)(fn, a32, b32)
+                exact = in_float64(lambda a, b: jax.grad(loss, 2)(plain, a, b), a, b)  # noqa: B023
+            assert far(found, exact) < 1e-4
+        found = jax.grad(lambda a: jnp.sum(jax.grad(loss, 2)(fn, a, b32) ** 2))(a32)  # noqa: B023
+        exact = in_float64(
+            lambda a, b: jax.grad(lambda a: jnp.sum(jax.grad(loss, 2)(plain, a, b) ** 2))(a), a, b  # noqa: B023
+        )
+        assert far(found, exact) < 1e-4
+
+
+@needed
+def test_vmap_over_either_argument_and_both():
+    xs, ws = jnp.asarray(drawn(0, 3, 2, 5, 5, 16), jnp.float32), jnp.asarray(drawn(1, 3, 3, 3, 16, 16), jnp.float32)
+    gs = jnp.asarray(drawn(2, 3, 2, 5, 5, 16), jnp.float32)
+
+    def convolve(x, w):
+        return convolutions.convolve(x, w, 1, 1, (1, 1), (5, 5))
+
+    def gradient(x, g):
+        return convolutions.kernel_gradient(x, g, (3, 3), 1, (1, 1))
+
+    for fn, a, b in [(convolve, xs, ws), (gradient, xs, gs)]:
+        for axes in [(0, None), (None, 0), (0, 0)]:
+            rows = [fn(a[i if axes[0] == 0 else 0], b[i if axes[1] == 0 else 0]) for i in range(3)]
+            arguments = (a if axes[0] == 0 else a[0], b if axes[1] == 0 else b[0])
+            np.testing.assert_allclose(jax.vmap(fn, axes)(*arguments), jnp.stack(rows), atol=1e-5)
+
+
+@needed
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_the_ops_of_a_network_use_it_on_a_cpu_and_not_when_told(name):
+    x, w = jnp.asarray(drawn(0, 2, 14, 14, 32), jnp.float32), jnp.asarray(drawn(1, 3, 3, 32, 48), jnp.float32)
+    g = jnp.asarray(drawn(2, 2, 7, 7, 48), jnp.float32)
+
+    def conv(x, w):
+        return jnp.sum(ops.conv2d(x, w, 2) ** 2)
+
+    def transposed(g, w):
+        return jnp.sum(ops.conv_transpose2d(g, w, 2, (14, 14)) ** 2)
+
+    loss, a = (conv, x) if name == "conv2d" else (transposed, g)
+
+    # The same function under jit within and without: one must not get the other's program.
+    both = jax.jit(jax.grad(loss, (0, 1)))
+    ours = both(a, w)
+    assert custom_calls(jax.grad(loss, (0, 1)), a, w) == 3
+    with native.disabled():
+        plain = both(a, w)
+        assert both.lower(a, w).compile().as_text().count('custom_call_target="mpisjax') == 0
+    for one, other in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+@needed
+def test_what_it_does_not_serve_is_left_to_xla():
+    w = (3, 3, 32, 48)
+    assert convolutions.supports(jnp.zeros((1, 8, 8, 32)), w, 2)
+    assert not convolutions.supports(jnp.zeros((1, 8, 8, 32), jnp.bfloat16), w, 2)
+    assert not convolutions.supports(jnp.zeros((0, 8, 8, 32)), w, 2)
+    assert not convolutions.supports(jnp.zeros((1, 8, 8, 3)), (3, 3, 3, 48), 1)
+    assert not convolutions.supports(jnp.zeros((1, 8, 8, 80)), (3, 3, 80, 48), 1)
+
+
+PROGRAM = """
+import logging, sys
+logging.basicConfig(format="%(levelname)s %(message)s")
+import jax, jax.numpy as jnp
+from mpisjax import native
+from mpisjax.nn import ops
+x = jnp.ones((2, 9, 9, 16)); w = jnp.ones((3, 3, 16, 16))
+print(native.enabled(), float(jax.jit(ops.conv2d)(x, w).sum()))
+"""
+SUM = 2 * 16 * 16 * (7 * 7 * 9 + 4 * 7 * 6 + 4 * 4)
+
+
+def printed(tmp_path, **variables):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)} | variables
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split(), [line for line in done.stderr.splitlines() if "convolutions" in line]
+
+
+@needed
+def test_without_a_compiler_or_when_switched_off_or_with_a_broken_one_xla_serves(tmp_path):
+    assert printed(tmp_path, MPISJAX_NATIVE="0") == (["False", str(float(SUM))], [])
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    assert printed(tmp_path, PATH=str(empty), CXX="") == (["False", str(float(SUM))], [])
+    broken = empty / "c++"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'no such language' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    told, warned = printed(tmp_path, PATH=f"{empty}{os.pathsep}{os.environ['PATH']}", CXX="")
+    assert told == ["False", str(float(SUM))]
+    assert len(warned) == 1 and "no such language" in warned[0] and "MPISJAX_NATIVE=0" in warned[0]
+
+
+@needed
+def test_it_is_compiled_once_and_again_when_damaged(tmp_path):
+    assert printed(tmp_path) == (["True", str(float(SUM))], [])
+    (library,) = (tmp_path / "mpisjax" / "native").iterdir()
+    written = library.stat().st_mtime_ns
+    assert printed(tmp_path) == (["True", str(float(SUM))], [])
+    assert library.stat().st_mtime_ns == written
+    library.write_bytes(b"not a library")
+    assert printed(tmp_path) == (["True", str(float(SUM))], [])
+    shutil.rmtree(tmp_path / "mpisjax")
+
+
+@needed
+@pytest.mark.skipif(jax.device_count() > 1, reason="needs to set the number of devices itself")
+def test_devices_share_a_batch_and_add_up_their_gradients():
+    program = """
+import jax; jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from mpisjax.nn import ops
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+r = np.random.default_rng(0)
+x, w = (jnp.asarray(r.normal(size=s), jnp.float32) for s in ((4, 8, 8, 16), (3, 3, 16, 32)))
+def loss(x, w):  # in a loop, as a solve is
+    y = jax.lax.fori_loop(0, 2, lambda i, y: jnp.tanh(ops.conv2d(x, w, 2) + y), jnp.zeros((4, 4, 4, 32)))
+    return jnp.sum(y * ops.conv2d(x, w, 2))
+step = jax.jit(jax.value_and_grad(loss, 1))
+alone = step(x, w)
+shared = (jax.device_put(x, NamedSharding(mesh, P("data"))), jax.device_put(w, NamedSharding(mesh, P())))
+together = step(*shared)
+text = step.lower(*shared).compile().as_text()
+assert "f32[2,4,4,32]{3,2,1,0} custom-call" in text and "all-gather" not in text, text
+for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+"""
+    subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": "."}, check=True)
