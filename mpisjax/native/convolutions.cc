@@ -14,97 +14,15 @@
 #include <cstring>
 #include <vector>
 
+#include "tiles.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
+using namespace mpisjax;
 namespace ffi = xla::ffi;
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-constexpr int kMaxVectors = 3;  // of output channels, in registers at a time
-#else
-constexpr int kLanes = 8;
-constexpr int kMaxVectors = 2;
-#endif
 constexpr int kRows = kLanes == 16 ? 8 : 4;  // input channels at a time, in the kernel's gradient
-constexpr int kChannels = 16;  // channel counts are multiples of it
-
-// Of any alignment.
-typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
-
-inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
-inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
-
-struct Tap {
-  int64_t offset;        // from an output pixel's place in the padded input, in floats
-  const float* weights;  // [in, out]
-};
-
-// `pixels` outputs, `step` floats apart in the input and `out_step` in the output, times `vectors` vectors of channels.
-template <int vectors, int pixels, int step>
-void tile(const float* in, const std::vector<Tap>& taps, int64_t in_channels, int64_t out_channels, float* out,
-          int64_t out_step) {
-  Vec sums[pixels][vectors] = {};
-  for (const Tap& tap : taps) {
-    const float* x = in + tap.offset;
-    const float* w = tap.weights;
-    for (int64_t c = 0; c < in_channels; ++c, ++x, w += out_channels) {
-      Vec weights[vectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) weights[v] = load(w + v * kLanes);
-#pragma GCC unroll 14
-      for (int p = 0; p < pixels; ++p) {
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) sums[p][v] += x[p * step] * weights[v];
-      }
-    }
-  }
-#pragma GCC unroll 14
-  for (int p = 0; p < pixels; ++p) {
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(out + p * out_step + v * kLanes, sums[p][v]);
-  }
-}
-
-using Tile = void (*)(const float*, const std::vector<Tap>&, int64_t, int64_t, float*, int64_t);
-
-template <int vectors, int pixels>
-Tile tile_of_step(int64_t step) {
-  switch (step) {
-    case 16: return tile<vectors, pixels, 16>;
-    case 32: return tile<vectors, pixels, 32>;
-    case 48: return tile<vectors, pixels, 48>;
-    case 64: return tile<vectors, pixels, 64>;
-    case 96: return tile<vectors, pixels, 96>;
-    case 128: return tile<vectors, pixels, 128>;
-    case 256: return tile<vectors, pixels, 256>;
-    case 512: return tile<vectors, pixels, 512>;
-    default: return nullptr;
-  }
-}
-
-template <int vectors>
-Tile tile_of(int pixels, int64_t step) {
-  switch (pixels) {
-    case 14: if constexpr (vectors < kMaxVectors) return tile_of_step<vectors, 14>(step); else return nullptr;
-    case 8: return tile_of_step<vectors, 8>(step);
-    case 7: return tile_of_step<vectors, 7>(step);
-    case 4: return tile_of_step<vectors, 4>(step);
-    default: return tile_of_step<vectors, 1>(step);
-  }
-}
-
-Tile find_tile(int vectors, int pixels, int64_t step) {
-  switch (vectors) {
-    case 1: return tile_of<1>(pixels, step);
-    case 2: return tile_of<2>(pixels, step);
-#if defined(__AVX512F__)
-    case 3: return tile_of<3>(pixels, step);
-#endif
-    default: return nullptr;
-  }
-}
 
 // The taps of one direction that outputs of one phase meet, and where: (tap, offset in input pixels).
 struct Meeting {
@@ -143,13 +61,6 @@ struct Axis {
   int64_t count(int64_t phase) const { return phase < out ? (out - phase + dilation - 1) / dilation : 0; }
 };
 
-// Where memory between calls comes from: a thread keeps its own.
-float* scratch(size_t size) {
-  thread_local std::vector<float> kept;
-  if (kept.size() < size) kept.resize(size);
-  return kept.data();
-}
-
 void pad(const float* image, const Axis& rows, const Axis& columns, int64_t channels, float* padded) {
   const int64_t row = columns.padded * channels, before = columns.before * channels, width = columns.in * channels;
   std::memset(padded, 0, sizeof(float) * rows.before * row);
@@ -160,15 +71,6 @@ void pad(const float* image, const Axis& rows, const Axis& columns, int64_t chan
     std::memset(to + before + width, 0, sizeof(float) * (row - before - width));
   }
   std::memset(padded + (rows.before + rows.in) * row, 0, sizeof(float) * (rows.padded - rows.before - rows.in) * row);
-}
-
-int pixels_at_a_time(int64_t count, int vectors) {
-#if !defined(__AVX512F__)
-  if (vectors == kMaxVectors) return count >= 4 ? 4 : 1;  // sixteen registers
-#endif
-  if (count % 14 == 0 && vectors < kMaxVectors) return 14;
-  if (count % 7 == 0) return 7;
-  return count >= 8 ? 8 : count >= 4 ? 4 : 1;
 }
 
 void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, int64_t row_phase, int64_t column_phase,
@@ -184,9 +86,7 @@ void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, 
   if (height <= 0 || width <= 0) return;
   const int64_t step = columns.stride * in_channels, out_step = columns.dilation * out_channels;
   for (int64_t first = 0; first < out_channels;) {
-    const int64_t left = (out_channels - first) / kLanes;
-    // Four vectors as two and two.
-    const int vectors = left == kMaxVectors + 1 ? (kMaxVectors + 1) / 2 : std::min<int64_t>(left, kMaxVectors);
+    const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
     const int pixels = pixels_at_a_time(width, vectors);
     const Tile run = find_tile(vectors, pixels, step);
     for (int64_t y = 0; y < height; ++y) {
@@ -267,9 +167,7 @@ ffi::Error KernelGradient(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> g, ffi:
     pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
     const float* from = g.typed_data() + b * out[1] * out[2] * out_channels;
     for (int64_t first = 0; first < out_channels;) {
-      const int64_t remaining = (out_channels - first) / kLanes;
-      const int vectors =
-          remaining == kMaxVectors + 1 ? (kMaxVectors + 1) / 2 : std::min<int64_t>(remaining, kMaxVectors);
+      const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
       const auto run = vectors == 1 ? outer<1> : vectors == 2 ? outer<2> : outer<kMaxVectors>;
       for (int64_t y = 0; y < kernel[0]; ++y) {
         for (int64_t z = 0; z < kernel[1]; ++z) {

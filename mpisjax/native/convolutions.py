@@ -1,4 +1,4 @@
-"""The convolutions of `convolutions.cc` as JAX operations: differentiable, batched by `vmap`, split over devices by batch.
+"""The convolutions of `convolutions.cc` and `filtering.cc` as JAX operations: differentiable, batched by `vmap`, split over devices by batch.
 
 Derivatives of these are taken of the same map in XLA's own operations (`mpisjax.nn.ops` has derivatives of its own for what
 training needs; this serves second ones).
@@ -17,7 +17,8 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mpisjax.native.library import CONVOLVE, KERNEL_GRADIENT, enabled
+from mpisjax.native.library import CONVOLVE, FILTER, KERNEL_GRADIENT, enabled
+from mpisjax.nn import winograd
 
 Array = jax.Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -73,6 +74,42 @@ def kernel_gradient(x: Array, g: Array, kernel: Pair, stride: int, low: Pair) ->
     return _kernel_gradient(kernel, stride, low)(x, g)
 
 
+def filtered(x: Array, kernels: Array, kernel_size: int) -> Array:
+    """`winograd.convolve`: a stride-1 "same" convolution with fewer multiplications.
+
+    Args:
+      x: float32 [batch, height, width, in].
+      kernels: float32 [n^2, in, out], as `winograd.kernels` makes them.
+      kernel_size: 3 or 5.
+
+    Returns:
+      float32 [batch, height, width, out].
+    """
+    return _filtered(kernel_size)(x, kernels)
+
+
+@functools.cache
+def _filtered(kernel_size: int) -> Callable[[Array, Array], Array]:
+    def native(x: Array, kernels: Array) -> Array:
+        out = jax.ShapeDtypeStruct((*x.shape[:3], kernels.shape[2]), x.dtype)
+        return jax.ffi.ffi_call(FILTER, out)(x, kernels)
+
+    def plain(x: Array, kernels: Array) -> Array:
+        return winograd.convolve(x, kernels, kernel_size)
+
+    split = _split(native, "b h w i, n i o -> b h w o", _by_batch(native), "hwino")
+    return _operation(split, plain, _many)
+
+
+def _many(operation: Any, axis_size: int, batched: list[bool], x: Array, w: Array) -> tuple[Array, bool]:
+    """A convolution under `vmap`."""
+    if batched[1]:  # each has a kernel of its own
+        x = x if batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))
+        return lax.map(lambda pair: operation(*pair), (x, w)), True
+    y = operation(x.reshape(-1, *x.shape[2:]), w)
+    return y.reshape(axis_size, -1, *y.shape[1:]), True
+
+
 @functools.cache
 def _convolve(stride: int, dilation: int, low: Pair, size: Pair) -> Callable[[Array, Array], Array]:
     def native(x: Array, w: Array) -> Array:
@@ -92,15 +129,7 @@ def _convolve(stride: int, dilation: int, low: Pair, size: Pair) -> Callable[[Ar
 
     split = _split(native, "b h w i, k l i o -> b p q o", _by_batch(native), "hwiklopq")
 
-    def many(axis_size: int, batched: list[bool], x: Array, w: Array) -> tuple[Array, bool]:
-        if batched[1]:  # each has a kernel of its own
-            x = x if batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))
-            return lax.map(lambda pair: operation(*pair), (x, w)), True
-        y = operation(x.reshape(-1, *x.shape[2:]), w)
-        return y.reshape(axis_size, -1, *y.shape[1:]), True
-
-    operation = _operation(split, plain, many)
-    return operation
+    return _operation(split, plain, _many)
 
 
 @functools.cache
@@ -125,12 +154,14 @@ def _kernel_gradient(kernel: Pair, stride: int, low: Pair) -> Callable[[Array, A
 
     split = _split(native, "b h w i, b p q o -> k l i o", partition, "hwipqokl")
 
-    def many(axis_size: int, batched: list[bool], x: Array, g: Array) -> tuple[Array, bool]:
-        both = (a if is_batched else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, is_batched in zip((x, g), batched, strict=True))
-        return lax.map(lambda pair: operation(*pair), tuple(both)), True
+    def many(operation: Any, axis_size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+        rows = [
+            a if is_batched else jnp.broadcast_to(a, (axis_size, *a.shape))
+            for a, is_batched in zip(arrays, batched, strict=True)
+        ]
+        return lax.map(lambda pair: operation(*pair), tuple(rows)), True
 
-    operation = _operation(split, plain, many)
-    return operation
+    return _operation(split, plain, many)
 
 
 def _convolve_plain(x: Array, w: Array, stride: int, low: Pair, size: Pair) -> Array:
@@ -144,11 +175,12 @@ def _convolve_plain(x: Array, w: Array, stride: int, low: Pair, size: Pair) -> A
 def _operation(native: Any, plain: Any, many: Any) -> Any:
     """`native` with derivatives, those of `plain`, and `many` for `vmap`."""
     batched = jax.custom_batching.custom_vmap(native)
-    batched.def_vmap(many)
 
     @jax.custom_jvp
     def operation(a: Array, b: Array) -> Array:
         return batched(a, b)
+
+    batched.def_vmap(functools.partial(many, operation))
 
     @operation.defjvp
     def _(primals: Any, tangents: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Compiles `convolutions.cc` with the machine's own C++ compiler, once, and registers what it holds with XLA.
+"""Compiles the C++ files of this folder with the machine's own compiler, once, and registers what they hold with XLA.
 
-The result lies in the user's cache, named by all that went into it: source, compiler, flags, jaxlib's interface and the
+The result lies in the user's cache, named by all that went into it: sources, compiler, flags, jaxlib's interface and the
 processor's features. Without a compiler, or where `MPISJAX_NATIVE=0` is set, XLA's own convolutions do.
 """
 
@@ -24,10 +24,9 @@ import jax
 import jax.ffi
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
-_SOURCE = "convolutions.cc"
 # Target names, and the symbols behind them.
-CONVOLVE, KERNEL_GRADIENT = "mpisjax_convolve", "mpisjax_kernel_gradient"
-_SYMBOLS = {CONVOLVE: "MpisjaxConvolve", KERNEL_GRADIENT: "MpisjaxKernelGradient"}
+CONVOLVE, KERNEL_GRADIENT, FILTER = "mpisjax_convolve", "mpisjax_kernel_gradient", "mpisjax_filter"
+_SYMBOLS = {CONVOLVE: "MpisjaxConvolve", KERNEL_GRADIENT: "MpisjaxKernelGradient", FILTER: "MpisjaxFilter"}
 _LIMIT = 300  # seconds for the compiler
 _wanted = jax.make_user_context(True)  # a part of every jit's key: a program traced with it is not used without
 _log = logging.getLogger(__name__)
@@ -75,12 +74,13 @@ def _registered() -> bool:
 
 
 def _compiled(compiler: str) -> Path:
-    source = resources.files(__package__).joinpath(_SOURCE).read_bytes()
+    files = sorted(resources.files(__package__).iterdir(), key=lambda file: file.name)
+    sources = {file.name: file.read_bytes() for file in files if file.name.endswith((".cc", ".h"))}
     include = Path(jax.ffi.include_dir())
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_LIMIT).stdout
     interface = (include / "xla" / "ffi" / "api" / "c_api.h").read_bytes()
     key = hashlib.sha256()
-    for part in (source, version, interface, " ".join(_FLAGS).encode(), _processor().encode()):
+    for part in (*sources.values(), version, interface, " ".join(_FLAGS).encode(), _processor().encode()):
         key.update(hashlib.sha256(part).digest())
     name = f"convolutions_{key.hexdigest()[:20]}.so"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -93,10 +93,12 @@ def _compiled(compiler: str) -> Path:
     if not final.exists():
         _log.info("compiling convolutions for this processor, once; some ten seconds")
         with tempfile.TemporaryDirectory(dir=folder) as draft:
-            code, built = Path(draft) / _SOURCE, Path(draft) / name
-            code.write_bytes(source)
+            for file, content in sources.items():
+                (Path(draft) / file).write_bytes(content)
+            code, built = [file for file in sources if file.endswith(".cc")], Path(draft) / name
             subprocess.run(
-                [compiler, *_FLAGS, f"-I{include}", str(code), "-o", str(built)],
+                [compiler, *_FLAGS, f"-I{include}", *code, "-o", str(built)],
+                cwd=draft,
                 capture_output=True,
                 text=True,
                 check=True,

@@ -6,8 +6,8 @@ held behind an optimisation barrier; and the transposed convolution *is* that gr
 is a plain convolution. The weight gradient, which a loop computes when one differentiates through time or accumulates over
 parts of a batch, has its transpositions held back in the same way (measured: 75 times slower without). On accelerators the barrier is a copy of the kernel and nothing else.
 
-On a CPU wide stride-1 convolutions go by `mpisjax.nn.winograd`, most others by `mpisjax.native`, and where that is not to be
-had large strided transposed ones by their phases. The choice is made when a program is lowered for a platform, so that an
+On a CPU wide stride-1 convolutions have fewer multiplications (`mpisjax.nn.winograd`); these and most others are compiled for
+the processor (`mpisjax.native`), and where that is not to be had large strided transposed ones go by their phases. The choice is made when a program is lowered for a platform, so that an
 export for several holds the right form for each.
 
 Layouts are NHWC for activity and HWIO for kernels.
@@ -52,20 +52,13 @@ class _Flipped(NamedTuple):
     filtered: Array | None = None
 
 
-# Below so many channels a CPU's own 3x3 convolution is as fast as one with fewer multiplications.
+# From so many channels on a kernel's gradient has fewer multiplications, too, on a CPU.
 _WIDE = 64
-
-
-def _by_native(x: Array, w: Array, stride: int) -> bool:
-    """Whether a CPU convolves x with w, and has the gradients of that, faster by `mpisjax.native`."""
-    filtered = winograd.worthwhile(x, w, stride) and (w.shape[0] > 3 or min(w.shape[2:]) >= _WIDE)
-    return not filtered and native.supports(x, w.shape, stride)
 
 
 def _filtered(x: Array, w: Array, stride: int) -> Array | None:
     """The kernels of `winograd.convolve` where a CPU is fastest with it; None elsewhere."""
-    filters = winograd.worthwhile(x, w, stride) and not _by_native(x, w, stride)
-    return winograd.kernels(w) if filters else None
+    return winograd.kernels(w) if winograd.worthwhile(x, w, stride) else None
 
 
 def _convolve(x: Array, w: Array, filtered: Array | None, stride: int) -> Array:
@@ -75,12 +68,13 @@ def _convolve(x: Array, w: Array, filtered: Array | None, stride: int) -> Array:
 
     def on_cpu(x: Array, w: Array, filtered: Array | None) -> Array:
         if filtered is not None:
-            return winograd.convolve(x, filtered, w.shape[0])
+            filters = native.filtered if native.supports(x, w.shape, 1) else winograd.convolve
+            return filters(x, filtered, w.shape[0])
         shape, kernel = x.shape[1:3], w.shape[:2]
         low = tuple(_same_padding(n, k, stride)[0] for n, k in zip(shape, kernel, strict=True))
         return native.convolve(x, w, stride, 1, low, tuple(-(-n // stride) for n in shape))
 
-    if filtered is None and not _by_native(x, w, stride):
+    if filtered is None and not native.supports(x, w.shape, stride):
         return _conv(x, w, stride)
     return lax.platform_dependent(x, w, filtered, cpu=on_cpu, default=plain)
 
@@ -90,7 +84,7 @@ def _flipped(g: Array, w: Array, stride: int, size: tuple[int, int]) -> _Flipped
     if stride == 1:
         return _Flipped(plain, filtered=_filtered(g, plain, 1))
     # XLA:CPU takes 1.4 to 1.7 times as long for the dilated form as for its phases at 28x28; as long at 14x14.
-    if _by_native(g, plain, 1) or stride > min(w.shape[:2]) or min(size) <= 14:
+    if native.supports(g, plain.shape, 1) or stride > min(w.shape[:2]) or min(size) <= 14:
         return _Flipped(plain)
     rows, columns = (_phases(n, k, stride) for n, k in zip(size, w.shape[:2], strict=True))
     return _Flipped(
@@ -155,7 +149,7 @@ def _input_gradient(g: Array, kernels: _Flipped, stride: int, size: tuple[int, i
         )
         return native.convolve(g, w, 1, stride, low, size)
 
-    if _by_native(g, kernels.plain, 1):
+    if native.supports(g, kernels.plain.shape, 1):
         return lax.platform_dependent(g, kernels, cpu=by_native, default=dilated)
     if not kernels.phases:
         return dilated(g, kernels)
@@ -180,7 +174,8 @@ def _kernel_gradient(x: Array, g: Array, w: Array, stride: int) -> Array:
         return found.transpose(1, 2, 0, 3)
 
     def on_cpu(x: Array, g: Array, w: Array) -> Array:
-        if _by_native(x, w, stride):
+        wide = winograd.worthwhile_gradient(x, w, stride) and min(w.shape[2:]) >= _WIDE
+        if not wide and native.supports(x, w.shape, stride):
             low = tuple(_same_padding(n, k, stride)[0] for n, k in zip(x.shape[1:3], w.shape[:2], strict=True))
             return native.kernel_gradient(x, g, w.shape[:2], stride, low)
         if winograd.worthwhile_gradient(x, w, stride):

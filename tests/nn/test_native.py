@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpisjax import native
 from mpisjax.native import convolutions
-from mpisjax.nn import ops
+from mpisjax.nn import ops, winograd
 
 needed = pytest.mark.skipif(not native.enabled(), reason="no C++ compiler here")
 
@@ -72,6 +72,23 @@ def test_convolution_and_its_gradients_are_those_of_float64(batch, size, kernel,
 
 
 @needed
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 33), st.one_of(st.integers(1, 33), st.sampled_from([64]))),
+    kernel=st.sampled_from([3, 5]),
+    channels=st.tuples(st.sampled_from([16, 32, 48, 64, 256]), st.sampled_from([16, 48, 64, 80])),
+    seed=st.integers(0, 99),
+)
+def test_filtering_is_the_convolution_of_float64(batch, size, kernel, channels, seed):
+    x, w = drawn(seed, batch, *size, channels[0]), drawn(seed + 1, kernel, kernel, *channels)
+    kernels = winograd.kernels(jnp.asarray(w, jnp.float32))
+    found = convolutions.filtered(jnp.asarray(x, jnp.float32), kernels, kernel)
+    # Its rounding is up to three times that of a plain sum, and grows with the channels.
+    assert far(found, in_float64(lambda x, w: ops._conv(x, w, 1), x, w)) < 5e-5
+
+
+@needed
 @pytest.mark.parametrize("stride", [1, 2])
 def test_derivatives_of_both_orders_and_directions(stride):
     x, w = drawn(0, 2, 7, 7, 16), drawn(1, 3, 3, 16, 32)
@@ -87,11 +104,16 @@ def test_derivatives_of_both_orders_and_directions(stride):
     def plain_gradient(x, g):
         return jax.vjp(lambda w: ops._conv(x, w, stride), jnp.zeros_like(w, x.dtype))[1](g)[0]
 
+    def by_filters(x, w):
+        return convolutions.filtered(x, winograd.kernels(w), 3)
+
     g = drawn(2, 2, *small, 32)
     pairs = [
         (ours, lambda x, w: ops._conv(x, w, stride), (x, w)),
         (of_gradient, plain_gradient, (x, g)),
     ]
+    if stride == 1:
+        pairs.append((by_filters, pairs[0][1], (x, w)))
     for fn, plain, (a, b) in pairs:
 
         def loss(fn, a, b):
@@ -127,7 +149,11 @@ def test_vmap_over_either_argument_and_both():
     def gradient(x, g):
         return convolutions.kernel_gradient(x, g, (3, 3), 1, (1, 1))
 
-    for fn, a, b in [(convolve, xs, ws), (gradient, xs, gs)]:
+    def filtered(x, kernels):
+        return convolutions.filtered(x, kernels, 3)
+
+    kernels = jax.vmap(winograd.kernels)(ws)
+    for fn, a, b in [(convolve, xs, ws), (gradient, xs, gs), (filtered, xs, kernels)]:
         for axes in [(0, None), (None, 0), (0, 0)]:
             rows = [fn(a[i if axes[0] == 0 else 0], b[i if axes[1] == 0 else 0]) for i in range(3)]
             arguments = (a if axes[0] == 0 else a[0], b if axes[1] == 0 else b[0])
@@ -174,7 +200,7 @@ import logging, sys
 logging.basicConfig(format="%(levelname)s %(message)s")
 import jax, jax.numpy as jnp
 from mpisjax import native
-from mpisjax.nn import ops
+from mpisjax.nn import ops, winograd
 x = jnp.ones((2, 9, 9, 16)); w = jnp.ones((3, 3, 16, 16))
 print(native.enabled(), float(jax.jit(ops.conv2d)(x, w).sum()))
 """
@@ -220,7 +246,7 @@ def test_devices_share_a_batch_and_add_up_their_gradients():
 import jax; jax.config.update("jax_num_cpu_devices", 2)
 import jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mpisjax.nn import ops
+from mpisjax.nn import ops, winograd
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 r = np.random.default_rng(0)
 x, w = (jnp.asarray(r.normal(size=s), jnp.float32) for s in ((4, 8, 8, 16), (3, 3, 16, 32)))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mpisjax import native
 from mpisjax.nn.ops import conv2d, conv_transpose2d, halved, upsample
 
 
@@ -105,6 +106,10 @@ def test_each_platform_gets_its_own_form(stride):
     )
 
     def text(platform):
+        with native.disabled():  # XLA's own forms
+            return lowered(platform)
+
+    def lowered(platform):
         traced = jax.jit(lambda x, w, y: jax.vjp(lambda x: conv2d(x, w, stride), x)[1](y)).trace(x, w, y)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -113,6 +118,13 @@ def test_each_platform_gets_its_own_form(stride):
         assert other.count("stablehlo.convolution") == 1
     assert cpu.count("stablehlo.convolution") == (0 if stride == 1 else 4)
     assert ("stablehlo.dot_general" in cpu) == (stride == 1)
+    assert "mpisjax" not in cpu
+    if native.enabled():
+        compiled = lowered("cpu")
+        assert compiled.count("stablehlo.convolution") == 0
+        assert ("mpisjax_filter" in compiled) == (stride == 1)
+        assert ("mpisjax_convolve" in compiled) == (stride == 2)
+        assert "mpisjax" not in lowered("cuda")
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA:CPU's fast path")

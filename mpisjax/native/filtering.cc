@@ -1,0 +1,214 @@
+// Stride-1 convolutions with fewer multiplications, as mpisjax/nn/winograd.py has them and says why: `A [(G g) * (B d)]` in
+// both directions, for 4 x 4 outputs at a time. Here the three stages meet in the cache of one core: a few rows of tiles are
+// brought to their points, multiplied, and brought back, before the next.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "tiles.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+using namespace mpisjax;
+namespace ffi = xla::ffi;
+
+constexpr int kOutputs = 4;
+constexpr int64_t kCache = 160 * 1024;  // floats between the stages at a time: half of a usual second-level cache
+
+// B for n points: 0, pairs of one number and its negative, infinity. Of each pair the first row; in the second the odd
+// columns have the other sign. A is made of the numbers' powers.
+template <int n>
+struct Points;
+
+template <>
+struct Points<6> {
+  static constexpr float kPairs[] = {1, 2};
+  static constexpr float kFirst[] = {1, 0, -5 / 4.0, 0, 1 / 4.0, 0};
+  static constexpr float kMiddle[][6] = {{0, 2 / 3.0, 2 / 3.0, -1 / 6.0, -1 / 6.0, 0},
+                                         {0, -1 / 12.0, -1 / 24.0, 1 / 12.0, 1 / 24.0, 0}};
+  static constexpr float kLast[] = {0, 4, 0, -5, 0, 1};
+};
+
+template <>
+struct Points<8> {
+  static constexpr float kPairs[] = {1, 2, 0.5};
+  static constexpr float kFirst[] = {1, 0, -21 / 4.0, 0, 21 / 4.0, 0, -1, 0};
+  static constexpr float kMiddle[][8] = {
+      {0, -2 / 9.0, -2 / 9.0, 17 / 18.0, 17 / 18.0, -2 / 9.0, -2 / 9.0, 0},
+      {0, 1 / 180.0, 1 / 360.0, -1 / 36.0, -1 / 72.0, 1 / 45.0, 1 / 90.0, 0},
+      {0, 64 / 45.0, 128 / 45.0, -16 / 9.0, -32 / 9.0, 16 / 45.0, 32 / 45.0, 0}};
+  static constexpr float kLast[] = {0, -1, 0, 21 / 4.0, 0, -21 / 4.0, 0, 1};
+};
+
+// Every other term of weights * d, from `first` on.
+template <int n>
+inline Vec every_other(const float (&weights)[n], const Vec* d, int first) {
+  Vec sum = {};
+#pragma GCC unroll 8
+  for (int j = first; j < n; j += 2) {
+    if (weights[j] != 0) sum += weights[j] * d[j];
+  }
+  return sum;
+}
+
+template <int n>
+inline void to_points(const Vec* d, Vec* points) {
+  using P = Points<n>;
+  points[0] = every_other(P::kFirst, d, 0);
+#pragma GCC unroll 4
+  for (int p = 0; p < (n - 2) / 2; ++p) {
+    const Vec even = every_other(P::kMiddle[p], d, 0), odd = every_other(P::kMiddle[p], d, 1);
+    points[2 * p + 1] = even + odd;
+    points[2 * p + 2] = even - odd;
+  }
+  points[n - 1] = every_other(P::kLast, d, 1);
+}
+
+template <int n>
+inline void from_points(const Vec* points, Vec* out) {
+  using P = Points<n>;
+  out[0] = points[0];
+  out[1] = out[2] = Vec{};
+  out[3] = points[n - 1];
+#pragma GCC unroll 4
+  for (int p = 0; p < (n - 2) / 2; ++p) {
+    const float c = P::kPairs[p];
+    const Vec sum = points[2 * p + 1] + points[2 * p + 2], difference = points[2 * p + 1] - points[2 * p + 2];
+    out[0] += sum;
+    out[1] += c * difference;
+    out[2] += (c * c) * sum;
+    out[3] += (c * c * c) * difference;
+  }
+}
+
+// An image of a batch, or of outputs: [height, width, channels].
+struct Shape {
+  int64_t height, width, channels;
+};
+
+// kLanes channels of the tile whose outputs begin at (top, left), brought to n * n points, `apart` floats from one another.
+template <int n>
+void spread(const float* image, const Shape& shape, int64_t top, int64_t left, float* points, int64_t apart) {
+  constexpr int half = (n - kOutputs + 1) / 2;
+  const int64_t y = top - half, x = left - half;
+  const bool inside = y >= 0 && x >= 0 && y + n <= shape.height && x + n <= shape.width;
+  Vec between[n][n];  // [column, point of rows]
+  for (int j = 0; j < n; ++j) {
+    Vec column[n];
+    const float* from = image + (y * shape.width + x + j) * shape.channels;
+    if (inside) {
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) column[i] = load(from + i * shape.width * shape.channels);
+    } else {
+      const bool outside = x + j < 0 || x + j >= shape.width;
+      for (int i = 0; i < n; ++i) {
+        const bool zero = outside || y + i < 0 || y + i >= shape.height;
+        column[i] = zero ? Vec{} : load(from + i * shape.width * shape.channels);
+      }
+    }
+    to_points<n>(column, between[j]);
+  }
+  for (int i = 0; i < n; ++i) {
+    Vec row[n], found[n];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) row[j] = between[j][i];
+    to_points<n>(row, found);
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) store(points + (j * n + i) * apart, found[j]);
+  }
+}
+
+// The way back, to the tile's outputs as far as there are any.
+template <int n>
+void gather(const float* points, int64_t apart, float* image, const Shape& shape, int64_t top, int64_t left) {
+  const int64_t rows = std::min<int64_t>(kOutputs, shape.height - top);
+  const int64_t columns = std::min<int64_t>(kOutputs, shape.width - left);
+  Vec between[n][kOutputs];  // [point of columns, row]
+  for (int j = 0; j < n; ++j) {
+    Vec column[n];
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) column[i] = load(points + (j * n + i) * apart);
+    from_points<n>(column, between[j]);
+  }
+  for (int i = 0; i < rows; ++i) {
+    Vec row[n], found[kOutputs];
+#pragma GCC unroll 8
+    for (int j = 0; j < n; ++j) row[j] = between[j][i];
+    from_points<n>(row, found);
+    for (int j = 0; j < columns; ++j) {
+      store(image + ((top + i) * shape.width + left + j) * shape.channels, found[j]);
+    }
+  }
+}
+
+// products[t, out] = spread[t, in] * kernel[in, out] for `count` tiles.
+void multiply(const float* spread, int64_t count, int64_t in_channels, int64_t out_channels, const float* kernel,
+              float* products) {
+  std::vector<Tap> tap{{0, kernel}};
+  for (int64_t first = 0; first < out_channels;) {
+    const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
+    const int pixels = pixels_at_a_time(count, vectors);
+    const Tile run = find_tile(vectors, pixels, in_channels);
+    for (int64_t t = 0; t < count; t += pixels) {
+      const int64_t at = std::min(t, count - pixels);  // the last may do some again
+      run(spread + at * in_channels, tap, in_channels, out_channels, products + at * out_channels + first, out_channels);
+    }
+    first += vectors * kLanes;
+    tap[0].weights += vectors * kLanes;
+  }
+}
+
+template <int n>
+void filter(const float* x, const Shape& in, int64_t batch, const float* kernels, float* y, int64_t out_channels) {
+  const Shape out{in.height, in.width, out_channels};
+  const int64_t across = (in.width + kOutputs - 1) / kOutputs, down = (in.height + kOutputs - 1) / kOutputs;
+  // Rows of tiles, of all images one after another; as many at a time as fit, in equal parts of an image where it has more.
+  const int64_t fit = std::max<int64_t>(1, kCache / (n * n * across * (in.channels + out_channels)));
+  const int64_t all = batch * down;
+  const int64_t rows = fit >= down ? std::min(fit / down * down, all) : (down + (down + fit - 1) / fit - 1) / ((down + fit - 1) / fit);
+  float* points = scratch(n * n * rows * across * (in.channels + out_channels));
+  float* products = points + n * n * rows * across * in.channels;
+  for (int64_t begin = 0; begin < all;) {
+    // A part ends with an image, or within it.
+    const int64_t count = std::min(rows, fit >= down ? all - begin : down - begin % down), tiles = count * across;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t row = begin + t / across, image = row / down;
+      for (int64_t c = 0; c < in.channels; c += kLanes) {
+        spread<n>(x + image * in.height * in.width * in.channels + c, in, row % down * kOutputs, t % across * kOutputs,
+                  points + t * in.channels + c, tiles * in.channels);
+      }
+    }
+    for (int p = 0; p < n * n; ++p) {
+      multiply(points + p * tiles * in.channels, tiles, in.channels, out_channels,
+               kernels + p * in.channels * out_channels, products + p * tiles * out_channels);
+    }
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t row = begin + t / across, image = row / down;
+      for (int64_t c = 0; c < out_channels; c += kLanes) {
+        gather<n>(products + t * out_channels + c, tiles * out_channels,
+                  y + image * out.height * out.width * out_channels + c, out, row % down * kOutputs,
+                  t % across * kOutputs);
+      }
+    }
+    begin += count;
+  }
+}
+
+ffi::Error Filter(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernels, ffi::ResultBuffer<ffi::F32> y) {
+  const auto in = x.dimensions(), shape = kernels.dimensions();
+  const int64_t out_channels = shape[2];
+  if (in[3] % kChannels || out_channels % kChannels || !find_tile(1, 1, in[3])) {
+    return ffi::Error::InvalidArgument("mpisjax: no filter was compiled for so many channels");
+  }
+  const auto run = shape[0] == 36 ? filter<6> : filter<8>;
+  run(x.typed_data(), {in[1], in[2], in[3]}, in[0], kernels.typed_data(), y->typed_data(), out_channels);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    MpisjaxFilter, Filter,
+    ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());

@@ -1,0 +1,94 @@
+#include "tiles.h"
+
+#include <algorithm>
+
+namespace mpisjax {
+
+namespace {
+
+// `pixels` outputs, `step` floats apart in the input and `out_step` in the output, times `vectors` vectors of channels.
+template <int vectors, int pixels, int step>
+void tile(const float* in, const std::vector<Tap>& taps, int64_t in_channels, int64_t out_channels, float* out,
+          int64_t out_step) {
+  Vec sums[pixels][vectors] = {};
+  for (const Tap& tap : taps) {
+    const float* x = in + tap.offset;
+    const float* w = tap.weights;
+    for (int64_t c = 0; c < in_channels; ++c, ++x, w += out_channels) {
+      Vec weights[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) weights[v] = load(w + v * kLanes);
+#pragma GCC unroll 14
+      for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[p][v] += x[p * step] * weights[v];
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store(out + p * out_step + v * kLanes, sums[p][v]);
+  }
+}
+
+template <int vectors, int pixels>
+Tile tile_of_step(int64_t step) {
+  switch (step) {
+    case 16: return tile<vectors, pixels, 16>;
+    case 32: return tile<vectors, pixels, 32>;
+    case 48: return tile<vectors, pixels, 48>;
+    case 64: return tile<vectors, pixels, 64>;
+    case 96: return tile<vectors, pixels, 96>;
+    case 128: return tile<vectors, pixels, 128>;
+    case 256: return tile<vectors, pixels, 256>;
+    case 512: return tile<vectors, pixels, 512>;
+    default: return nullptr;
+  }
+}
+
+template <int vectors>
+Tile tile_of(int pixels, int64_t step) {
+  switch (pixels) {
+    case 14: if constexpr (vectors < kMaxVectors) return tile_of_step<vectors, 14>(step); else return nullptr;
+    case 8: return tile_of_step<vectors, 8>(step);
+    case 7: return tile_of_step<vectors, 7>(step);
+    case 4: return tile_of_step<vectors, 4>(step);
+    default: return tile_of_step<vectors, 1>(step);
+  }
+}
+
+}  // namespace
+
+Tile find_tile(int vectors, int pixels, int64_t step) {
+  switch (vectors) {
+    case 1: return tile_of<1>(pixels, step);
+    case 2: return tile_of<2>(pixels, step);
+#if defined(__AVX512F__)
+    case 3: return tile_of<3>(pixels, step);
+#endif
+    default: return nullptr;
+  }
+}
+
+int vectors_at_a_time(int64_t left) {
+  // Four as two and two, not three and one.
+  return left == kMaxVectors + 1 ? (kMaxVectors + 1) / 2 : std::min<int64_t>(left, kMaxVectors);
+}
+
+int pixels_at_a_time(int64_t count, int vectors) {
+#if !defined(__AVX512F__)
+  if (vectors == kMaxVectors) return count >= 4 ? 4 : 1;  // sixteen registers
+#endif
+  if (count % 14 == 0 && vectors < kMaxVectors) return 14;
+  if (count % 7 == 0) return 7;
+  return count >= 8 ? 8 : count >= 4 ? 4 : 1;
+}
+
+float* scratch(size_t size) {
+  thread_local std::vector<float> kept;
+  if (kept.size() < size) kept.resize(size);
+  return kept.data();
+}
+
+}  // namespace mpisjax

@@ -1,0 +1,49 @@
+// The routine that both kinds of convolution spend their time in; see convolutions.cc.
+
+#ifndef MPISJAX_NATIVE_TILES_H_
+#define MPISJAX_NATIVE_TILES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace mpisjax {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kMaxVectors = 3;  // of output channels, in registers at a time
+#else
+constexpr int kLanes = 8;
+constexpr int kMaxVectors = 2;
+#endif
+constexpr int kChannels = 16;  // channel counts are multiples of it
+
+// Of any alignment.
+typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
+inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+
+struct Tap {
+  int64_t offset;        // from an output pixel's place in the input, in floats
+  const float* weights;  // [in, out]
+};
+
+// Computes some pixels times some vectors of output channels: from the first input pixel, the taps, the numbers of
+// input and output channels, to the first output pixel, the next of which are so many floats further.
+using Tile = void (*)(const float*, const std::vector<Tap>&, int64_t, int64_t, float*, int64_t);
+
+// For so many vectors (1 to kMaxVectors) and pixels (see below), which are `step` floats apart in the input; null where
+// there is none.
+Tile find_tile(int vectors, int pixels, int64_t step);
+
+// How many of the channels' vectors left to do, and of `count` pixels in a row, to do at a time.
+int vectors_at_a_time(int64_t left);
+int pixels_at_a_time(int64_t count, int vectors);
+
+// Memory of this thread; a next call gives the same.
+float* scratch(size_t size);
+
+}  // namespace mpisjax
+
+#endif  // MPISJAX_NATIVE_TILES_H_
