@@ -23,8 +23,8 @@ class Operation(NamedTuple):
 
     Attributes:
       name: as in the compiled program.
-      kind: "arithmetic" (convolutions and matrix products, with what was fused into them), "all-reduce" (with
-        waiting for the other devices), "copy" (copies and transposes) or "other".
+      kind: "arithmetic" (convolutions, XLA's and ours, and matrix products, with what was fused into them), "all-reduce"
+        (with waiting for the other devices), "copy" (copies and transposes) or "other".
       seconds: mean over devices.
       runs: a device.
       inside: what a fusion computes, its most telling operations.
@@ -53,8 +53,10 @@ def _descriptions(text: str) -> dict[str, tuple[str, str]]:
         insides = re.findall(r"\b([a-z][a-z\-]+)\(", re.sub(r"metadata=\{.*?\}", "", body))
         distinct = sorted(set(insides) - _SILENT)
         what = f"{' '.join(distinct)} -> {shape.group(0) if shape else ''}"
+        ours = re.search(r'custom_call_target="(mpisjax_\w+)"', line)
+        what = f"{ours.group(1)} {what}" if ours else what
         window = re.search(r"window=\{[^}]*\}", body)
-        if re.search(r"\b(convolution|dot)\(", body) or "__onednn" in line:
+        if re.search(r"\b(convolution|dot)\(", body) or "__onednn" in line or ours:
             found[name] = ("arithmetic", what + (" " + window.group(0) if window else ""))
         elif re.search(r"\ball-reduce(-start|-done)?\(", line):
             found[name] = ("all-reduce", what)

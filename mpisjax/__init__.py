@@ -4,6 +4,7 @@ The idea is `equilibrium_forward`: a network written once as a transition, run a
 differentiated implicitly. Everything else in the package serves it.
 """
 
+from mpisjax import native
 from mpisjax.equilibrium import Equilibrium, adjoint_probe, equilibrium_forward
 from mpisjax.errors import UserError
 from mpisjax.neurons import IF, LIF, dbrelu
@@ -27,5 +28,6 @@ __all__ = [
     "dbrelu",
     "equilibrium_forward",
     "load_pretrained",
+    "native",
     "simulate",
 ]

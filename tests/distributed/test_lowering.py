@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from mpisjax import cli, configuration
+from mpisjax import cli, configuration, native
 from mpisjax.data import Batch
 from mpisjax.nn import model
 from mpisjax.training.evaluation import make_eval_step
@@ -105,9 +105,10 @@ def check(function: Any, *shapes: Any) -> None:
 def lower(config: Any) -> None:
     dataset, net, state, batch = shapes_of(config)
     mesh = AbstractMesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
-    check(make_train_step(config, net, dataset, 100, mesh), state, batch)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    check(make_eval_step(config, net, dataset, mesh), variables, batch)
+    with native.disabled():  # as where the first platform is no CPU
+        check(make_train_step(config, net, dataset, 100, mesh), state, batch)
+        check(make_eval_step(config, net, dataset, mesh), variables, batch)
 
 
 @pytest.mark.parametrize(("path", "variant"), every())

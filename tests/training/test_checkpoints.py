@@ -256,7 +256,15 @@ state = {"w": np.arange(300.0), "b": np.ones(3)}
 checkpoints.save(directory / "sound", 1, state, {})
 checkpoints.restore(checkpoints.read(directory / "sound", 1), state)  # imports all there is to import
 watched = ("pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "compile", "exec")
-sys.addaudithook(lambda event, arguments: seen.append((event, str(arguments)[:200])) if event in watched else None)
+def told_in_a_traceback():  # where Python parses the line that failed, to underline it
+    frame = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.endswith("traceback.py"):
+        frame = frame.f_back
+    return frame is not None
+def watch(event, arguments):
+    if event in watched and not (event == "compile" and told_in_a_traceback()):
+        seen.append((event, str(arguments)[:200]))
+sys.addaudithook(watch)
 class Payload:
     def __reduce__(self):
         return exec, ("open(%r, 'w')" % str(directory / "executed"),)
