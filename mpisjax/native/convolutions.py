@@ -1,4 +1,6 @@
-"""The convolutions of `convolutions.cc` and `filtering.cc` as JAX operations: differentiable, batched by `vmap`, split over devices by batch.
+"""The convolutions of `convolutions.cc` and `filtering.cc` as JAX operations.
+
+They can be differentiated and mapped over by `vmap`, and are split over devices by batch.
 
 Derivatives of these are taken of the same map in XLA's own operations (`mpisjax.nn.ops` has derivatives of its own for what
 training needs; this serves second ones).
@@ -115,20 +117,18 @@ def _convolve(stride: int, dilation: int, low: Pair, size: Pair) -> Callable[[Ar
     def native(x: Array, w: Array) -> Array:
         out = jax.ShapeDtypeStruct((x.shape[0], *size, w.shape[3]), x.dtype)
         return jax.ffi.ffi_call(CONVOLVE, out)(
-            x, w, stride=np.int64(stride), dilation=np.int64(dilation), top=np.int64(low[0]), left=np.int64(low[1])
+            x,
+            w,
+            stride=np.int64(stride),
+            dilation=np.int64(dilation),
+            top=np.int64(low[0]),
+            left=np.int64(low[1]),
         )
 
     def plain(x: Array, w: Array) -> Array:
-        padding = [
-            (before, (m - 1) * stride + k - before - ((n - 1) * dilation + 1))
-            for before, n, m, k in zip(low, x.shape[1:3], size, w.shape[:2], strict=True)
-        ]
-        return lax.conv_general_dilated(
-            x, w, (stride, stride), padding, lhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
-        )
+        return _in_xla(x, w, stride, dilation, low, size)
 
     split = _split(native, "b h w i, k l i o -> b p q o", _by_batch(native), "hwiklopq")
-
     return _operation(split, plain, _many)
 
 
@@ -142,7 +142,7 @@ def _kernel_gradient(kernel: Pair, stride: int, low: Pair) -> Callable[[Array, A
 
     def plain(x: Array, g: Array) -> Array:
         w = jnp.zeros((*kernel, x.shape[3], g.shape[3]), x.dtype)
-        return jax.vjp(lambda w: _convolve_plain(x, w, stride, low, g.shape[1:3]), w)[1](g)[0]
+        return jax.vjp(lambda w: _in_xla(x, w, stride, 1, low, (g.shape[1], g.shape[2])), w)[1](g)[0]
 
     def lower(axes: Any) -> Callable[[Array, Array], Array]:
         return (lambda x, g: lax.psum(native(x, g), axes)) if axes else native
@@ -164,12 +164,14 @@ def _kernel_gradient(kernel: Pair, stride: int, low: Pair) -> Callable[[Array, A
     return _operation(split, plain, many)
 
 
-def _convolve_plain(x: Array, w: Array, stride: int, low: Pair, size: Pair) -> Array:
+def _in_xla(x: Array, w: Array, stride: int, dilation: int, low: Pair, size: Pair) -> Array:
     padding = [
-        (before, (m - 1) * stride + k - before - n)
+        (before, (m - 1) * stride + k - before - ((n - 1) * dilation + 1))
         for before, n, m, k in zip(low, x.shape[1:3], size, w.shape[:2], strict=True)
     ]
-    return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=_LAYOUT)
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), padding, lhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
+    )
 
 
 def _operation(native: Any, plain: Any, many: Any) -> Any:

@@ -28,7 +28,9 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 CONVOLVE, KERNEL_GRADIENT, FILTER = "mpisjax_convolve", "mpisjax_kernel_gradient", "mpisjax_filter"
 _SYMBOLS = {CONVOLVE: "MpisjaxConvolve", KERNEL_GRADIENT: "MpisjaxKernelGradient", FILTER: "MpisjaxFilter"}
 _LIMIT = 300  # seconds for the compiler
-_wanted = jax.make_user_context(True)  # a part of every jit's key: a program traced with it is not used without
+_wanted = jax.make_user_context(
+    True
+)  # a part of every jit's key: a program traced with it is not used without
 _log = logging.getLogger(__name__)
 
 
@@ -49,9 +51,13 @@ def _registered() -> bool:
     """Compiles, loads and registers; once a process, and says why not."""
     if os.environ.get("MPISJAX_NATIVE", "1") == "0":
         return False
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    compiler = next(
+        filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None
+    )
     if compiler is None or platform.system() not in ("Linux", "Darwin"):
-        _log.info("no C++ compiler (c++, g++ or clang++): convolutions are XLA's own, which take about twice as long")
+        _log.info(
+            "no C++ compiler (c++, g++ or clang++): convolutions are XLA's own, which take about twice as long"
+        )
         return False
     try:
         path = _compiled(compiler)

@@ -39,6 +39,11 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+def _before(size: tuple[int, ...], w: Array, stride: int) -> tuple[int, int]:
+    """Rows and columns of padding before an image of spatial `size`."""
+    return _same_padding(size[0], w.shape[0], stride)[0], _same_padding(size[1], w.shape[1], stride)[0]
+
+
 def _conv(x: Array, w: Array, stride: int) -> Array:
     padding = [_same_padding(n, k, stride) for n, k in zip(x.shape[1:3], w.shape[:2], strict=True)]
     return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=_LAYOUT)
@@ -70,9 +75,8 @@ def _convolve(x: Array, w: Array, filtered: Array | None, stride: int) -> Array:
         if filtered is not None:
             filters = native.filtered if native.supports(x, w.shape, 1) else winograd.convolve
             return filters(x, filtered, w.shape[0])
-        shape, kernel = x.shape[1:3], w.shape[:2]
-        low = tuple(_same_padding(n, k, stride)[0] for n, k in zip(shape, kernel, strict=True))
-        return native.convolve(x, w, stride, 1, low, tuple(-(-n // stride) for n in shape))
+        rows, columns = (-(-n // stride) for n in x.shape[1:3])
+        return native.convolve(x, w, stride, 1, _before(x.shape[1:3], w, stride), (rows, columns))
 
     if filtered is None and not native.supports(x, w.shape, stride):
         return _conv(x, w, stride)
@@ -144,10 +148,8 @@ def _input_gradient(g: Array, kernels: _Flipped, stride: int, size: tuple[int, i
 
     def by_native(g: Array, kernels: _Flipped) -> Array:
         w = kernels.plain
-        low = tuple(
-            k - 1 - _same_padding(n, k, stride)[0] for n, k in zip(size, w.shape[:2], strict=True)
-        )
-        return native.convolve(g, w, 1, stride, low, size)
+        top, left = _before(size, w, stride)
+        return native.convolve(g, w, 1, stride, (w.shape[0] - 1 - top, w.shape[1] - 1 - left), size)
 
     if native.supports(g, kernels.plain.shape, 1):
         return lax.platform_dependent(g, kernels, cpu=by_native, default=dilated)
@@ -176,8 +178,8 @@ def _kernel_gradient(x: Array, g: Array, w: Array, stride: int) -> Array:
     def on_cpu(x: Array, g: Array, w: Array) -> Array:
         wide = winograd.worthwhile_gradient(x, w, stride) and min(w.shape[2:]) >= _WIDE
         if not wide and native.supports(x, w.shape, stride):
-            low = tuple(_same_padding(n, k, stride)[0] for n, k in zip(x.shape[1:3], w.shape[:2], strict=True))
-            return native.kernel_gradient(x, g, w.shape[:2], stride, low)
+            low = _before(x.shape[1:3], w, stride)
+            return native.kernel_gradient(x, g, (w.shape[0], w.shape[1]), stride, low)
         if winograd.worthwhile_gradient(x, w, stride):
             return winograd.kernel_gradient(x, g, w.shape[0])
         return channels_first(x, g, w)
