@@ -1,4 +1,4 @@
-// Convolutions of float32 activity [batch, height, width, channels] on one core, for XLA:CPU's foreign function interface.
+// Convolutions of float32 activity [batch, height, width, channels] on one core, called by XLA:CPU.
 //
 // The convolutions of a spiking stream are small: 16 to 64 channels, 7 to 28 pixels a side, often strided. A library's
 // way, a matrix product of patches, spends more time on making the patches than on the product. Here an image is copied
@@ -74,12 +74,14 @@ void pad(const float* image, const Axis& rows, const Axis& columns, int64_t chan
 }
 
 void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, int64_t row_phase, int64_t column_phase,
-                    int64_t in_channels, int64_t out_channels, const float* weights, float* out) {
+                    int64_t in_channels, int64_t out_channels, const float* blocks, float* out) {
   std::vector<Tap> taps;
+  std::vector<int64_t> numbers;  // of the taps among all
   for (const Meeting& y : meetings(rows.taps, rows.dilation, row_phase, rows.low)) {
     for (const Meeting& x : meetings(columns.taps, columns.dilation, column_phase, columns.low)) {
       int64_t offset = (rows.before + y.offset) * columns.padded + columns.before + x.offset;
-      taps.push_back({offset * in_channels, weights + (y.tap * columns.taps + x.tap) * in_channels * out_channels});
+      taps.push_back({offset * in_channels, nullptr});
+      numbers.push_back(y.tap * columns.taps + x.tap);
     }
   }
   const int64_t height = rows.count(row_phase), width = columns.count(column_phase);
@@ -87,6 +89,8 @@ void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, 
   const int64_t step = columns.stride * in_channels, out_step = columns.dilation * out_channels;
   for (int64_t first = 0; first < out_channels;) {
     const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
+    const int64_t channels = vectors * kLanes;
+    for (size_t t = 0; t < taps.size(); ++t) taps[t].weights = blocks + numbers[t] * in_channels * channels;
     const int pixels = pixels_at_a_time(width, vectors);
     const Tile run = find_tile(vectors, pixels, step);
     for (int64_t y = 0; y < height; ++y) {
@@ -94,11 +98,11 @@ void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, 
       float* to = out + ((y * rows.dilation + row_phase) * columns.out + column_phase) * out_channels + first;
       for (int64_t x = 0; x < width; x += pixels) {
         const int64_t at = std::min(x, width - pixels);  // the last tile may do some pixels again
-        run(in + at * step, taps, in_channels, out_channels, to + at * out_step, out_step);
+        run(in + at * step, taps, in_channels, channels, to + at * out_step, out_step);
       }
     }
-    first += vectors * kLanes;
-    for (Tap& tap : taps) tap.weights += vectors * kLanes;
+    first += channels;
+    blocks += rows.taps * columns.taps * in_channels * channels;
   }
 }
 
@@ -111,13 +115,15 @@ ffi::Error Convolve(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w, ffi::Resul
   if (in_channels % kChannels || out_channels % kChannels || !find_tile(1, 1, stride * in_channels)) {
     return ffi::Error::InvalidArgument("mpisjax: no convolution was compiled for so many channels");
   }
-  float* padded = scratch(rows.padded * columns.padded * in_channels);
+  float* padded = scratch(0, rows.padded * columns.padded * in_channels);
+  const float* blocks = by_blocks(w.typed_data(), kernel[0] * kernel[1] * in_channels, out_channels,
+                                  scratch(1, w.element_count()));
   for (int64_t b = 0; b < in[0]; ++b) {
     pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
     float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
     for (int64_t i = 0; i < dilation; ++i) {
       for (int64_t j = 0; j < dilation; ++j) {
-        convolve_phase(padded, rows, columns, i, j, in_channels, out_channels, w.typed_data(), to);
+        convolve_phase(padded, rows, columns, i, j, in_channels, out_channels, blocks, to);
       }
     }
   }
@@ -127,11 +133,11 @@ ffi::Error Convolve(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w, ffi::Resul
 // Adds to `vectors` vectors of output channels by kRows input channels of one tap's gradient what one image gives.
 template <int vectors>
 void outer(const float* x, const float* g, int64_t height, int64_t width, int64_t x_row, int64_t x_step,
-           int64_t out_channels, float* gradient) {
+           int64_t g_step, float* gradient, int64_t out_channels) {
   Vec sums[kRows][vectors] = {};
   for (int64_t i = 0; i < height; ++i, x += x_row) {
     const float* at = x;
-    for (int64_t j = 0; j < width; ++j, at += x_step, g += out_channels) {
+    for (int64_t j = 0; j < width; ++j, at += x_step, g += g_step) {
       Vec other[vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) other[v] = load(g + v * kLanes);
@@ -161,11 +167,13 @@ ffi::Error KernelGradient(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> g, ffi:
   if (in_channels % kChannels || out_channels % kChannels) {
     return ffi::Error::InvalidArgument("mpisjax: no gradient was compiled for so many channels");
   }
-  float* padded = scratch(rows.padded * columns.padded * in_channels);
+  float* padded = scratch(0, rows.padded * columns.padded * in_channels);
+  float* kept = scratch(1, out[1] * out[2] * out_channels);
   std::memset(w->typed_data(), 0, w->size_bytes());
   for (int64_t b = 0; b < in[0]; ++b) {
     pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
-    const float* from = g.typed_data() + b * out[1] * out[2] * out_channels;
+    const int64_t pixels = out[1] * out[2];
+    const float* from = by_blocks(g.typed_data() + b * pixels * out_channels, pixels, out_channels, kept);
     for (int64_t first = 0; first < out_channels;) {
       const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
       const auto run = vectors == 1 ? outer<1> : vectors == 2 ? outer<2> : outer<kMaxVectors>;
@@ -175,12 +183,13 @@ ffi::Error KernelGradient(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> g, ffi:
           const float* at = padded + (row * columns.padded + column) * in_channels;
           float* to = w->typed_data() + (y * kernel[1] + z) * in_channels * out_channels + first;
           for (int64_t c = 0; c < in_channels; c += kRows) {
-            run(at + c, from + first, out[1], out[2], stride * columns.padded * in_channels, stride * in_channels,
-                out_channels, to + c * out_channels);
+            run(at + c, from, out[1], out[2], stride * columns.padded * in_channels, stride * in_channels,
+                vectors * kLanes, to + c * out_channels, out_channels);
           }
         }
       }
       first += vectors * kLanes;
+      from += pixels * vectors * kLanes;
     }
   }
   return ffi::Error::Success();

@@ -1,6 +1,6 @@
-// Stride-1 convolutions with fewer multiplications, as mpisjax/nn/winograd.py has them and says why: `A [(G g) * (B d)]` in
-// both directions, for 4 x 4 outputs at a time. Here the three stages meet in the cache of one core: a few rows of tiles are
-// brought to their points, multiplied, and brought back, before the next.
+// Stride-1 convolutions with fewer multiplications, as mpisjax/nn/winograd.py has them and says why: `A [(G g) * (B d)]`
+// in both directions, for 4 x 4 outputs at a time. Here the three stages meet in the cache of one core: a few rows of
+// tiles are brought to their points, multiplied, and brought back, before the next.
 
 #include <algorithm>
 #include <cstdint>
@@ -88,7 +88,8 @@ struct Shape {
   int64_t height, width, channels;
 };
 
-// kLanes channels of the tile whose outputs begin at (top, left), brought to n * n points, `apart` floats from one another.
+// kLanes channels of the tile whose outputs begin at (top, left), brought to n * n points, which are `apart` floats from
+// one another.
 template <int n>
 void spread(const float* image, const Shape& shape, int64_t top, int64_t left, float* points, int64_t apart) {
   constexpr int half = (n - kOutputs + 1) / 2;
@@ -143,36 +144,46 @@ void gather(const float* points, int64_t apart, float* image, const Shape& shape
   }
 }
 
-// products[t, out] = spread[t, in] * kernel[in, out] for `count` tiles.
+// products[t, out] = spread[t, in] * kernel[in, out] for `count` tiles; the kernel is `by_blocks`.
 void multiply(const float* spread, int64_t count, int64_t in_channels, int64_t out_channels, const float* kernel,
               float* products) {
   std::vector<Tap> tap{{0, kernel}};
   for (int64_t first = 0; first < out_channels;) {
     const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
+    const int64_t channels = vectors * kLanes;
     const int pixels = pixels_at_a_time(count, vectors);
     const Tile run = find_tile(vectors, pixels, in_channels);
     for (int64_t t = 0; t < count; t += pixels) {
       const int64_t at = std::min(t, count - pixels);  // the last may do some again
-      run(spread + at * in_channels, tap, in_channels, out_channels, products + at * out_channels + first, out_channels);
+      run(spread + at * in_channels, tap, in_channels, channels, products + at * out_channels + first, out_channels);
     }
-    first += vectors * kLanes;
-    tap[0].weights += vectors * kLanes;
+    first += channels;
+    tap[0].weights += in_channels * channels;
   }
 }
 
 template <int n>
 void filter(const float* x, const Shape& in, int64_t batch, const float* kernels, float* y, int64_t out_channels) {
+  const int64_t size = in.channels * out_channels;
   const Shape out{in.height, in.width, out_channels};
   const int64_t across = (in.width + kOutputs - 1) / kOutputs, down = (in.height + kOutputs - 1) / kOutputs;
-  // Rows of tiles, of all images one after another; as many at a time as fit, in equal parts of an image where it has more.
-  const int64_t fit = std::max<int64_t>(1, kCache / (n * n * across * (in.channels + out_channels)));
+  // Rows of tiles, of all images one after another; as many at a time as fit, in equal parts of an image if it has more.
+  // Wide layers' kernels leave the cache and are read anew for each part: then the parts may leave it, too.
+  const int64_t room = std::max(kCache, n * n * size / 2);
+  const int64_t fit = std::max<int64_t>(1, room / (n * n * across * (in.channels + out_channels)));
   const int64_t all = batch * down;
-  const int64_t rows = fit >= down ? std::min(fit / down * down, all) : (down + (down + fit - 1) / fit - 1) / ((down + fit - 1) / fit);
-  float* points = scratch(n * n * rows * across * (in.channels + out_channels));
+  const int64_t parts = (down + fit - 1) / fit;  // of an image
+  const int64_t rows = parts > 1 ? (down + parts - 1) / parts : std::min(fit / down * down, all);
+  float* kept = scratch(1, n * n * size);
+  const float* blocks = kernels;
+  for (int p = 0; p < n * n; ++p) {
+    if (by_blocks(kernels + p * size, in.channels, out_channels, kept + p * size) == kept + p * size) blocks = kept;
+  }
+  float* points = scratch(0, n * n * rows * across * (in.channels + out_channels));
   float* products = points + n * n * rows * across * in.channels;
   for (int64_t begin = 0; begin < all;) {
     // A part ends with an image, or within it.
-    const int64_t count = std::min(rows, fit >= down ? all - begin : down - begin % down), tiles = count * across;
+    const int64_t count = std::min(rows, parts > 1 ? down - begin % down : all - begin), tiles = count * across;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = begin + t / across, image = row / down;
       for (int64_t c = 0; c < in.channels; c += kLanes) {
@@ -181,8 +192,8 @@ void filter(const float* x, const Shape& in, int64_t batch, const float* kernels
       }
     }
     for (int p = 0; p < n * n; ++p) {
-      multiply(points + p * tiles * in.channels, tiles, in.channels, out_channels,
-               kernels + p * in.channels * out_channels, products + p * tiles * out_channels);
+      multiply(points + p * tiles * in.channels, tiles, in.channels, out_channels, blocks + p * size,
+               products + p * tiles * out_channels);
     }
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = begin + t / across, image = row / down;

@@ -1,6 +1,7 @@
 #include "tiles.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace mpisjax {
 
@@ -8,13 +9,13 @@ namespace {
 
 // `pixels` outputs, `step` floats apart in the input and `out_step` in the output, times `vectors` vectors of channels.
 template <int vectors, int pixels, int step>
-void tile(const float* in, const std::vector<Tap>& taps, int64_t in_channels, int64_t out_channels, float* out,
+void tile(const float* in, const std::vector<Tap>& taps, int64_t in_channels, int64_t apart, float* out,
           int64_t out_step) {
   Vec sums[pixels][vectors] = {};
   for (const Tap& tap : taps) {
     const float* x = in + tap.offset;
     const float* w = tap.weights;
-    for (int64_t c = 0; c < in_channels; ++c, ++x, w += out_channels) {
+    for (int64_t c = 0; c < in_channels; ++c, ++x, w += apart) {
       Vec weights[vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) weights[v] = load(w + v * kLanes);
@@ -85,10 +86,23 @@ int pixels_at_a_time(int64_t count, int vectors) {
   return count >= 8 ? 8 : count >= 4 ? 4 : 1;
 }
 
-float* scratch(size_t size) {
-  thread_local std::vector<float> kept;
-  if (kept.size() < size) kept.resize(size);
-  return kept.data();
+const float* by_blocks(const float* from, int64_t rows, int64_t out_channels, float* to) {
+  float* at = to;
+  for (int64_t first = 0; first < out_channels;) {
+    const int64_t width = vectors_at_a_time((out_channels - first) / kLanes) * kLanes;
+    if (width == out_channels) return from;
+    for (int64_t row = 0; row < rows; ++row, at += width) {
+      std::memcpy(at, from + row * out_channels + first, sizeof(float) * width);
+    }
+    first += width;
+  }
+  return to;
+}
+
+float* scratch(int purpose, size_t size) {
+  thread_local std::vector<float> kept[kPurposes];
+  if (kept[purpose].size() < size) kept[purpose].resize(size);
+  return kept[purpose].data();
 }
 
 }  // namespace mpisjax

@@ -29,8 +29,9 @@ struct Tap {
   const float* weights;  // [in, out]
 };
 
-// Computes some pixels times some vectors of output channels: from the first input pixel, the taps, the numbers of
-// input and output channels, to the first output pixel, the next of which are so many floats further.
+// Computes some pixels times some vectors of output channels: from the first input pixel, the taps, the number of input
+// channels and the distance between their weights, to the first output pixel, each next one of which is so many floats
+// further.
 using Tile = void (*)(const float*, const std::vector<Tap>&, int64_t, int64_t, float*, int64_t);
 
 // For so many vectors (1 to kMaxVectors) and pixels (see below), which are `step` floats apart in the input; null where
@@ -41,8 +42,14 @@ Tile find_tile(int vectors, int pixels, int64_t step);
 int vectors_at_a_time(int64_t left);
 int pixels_at_a_time(int64_t count, int vectors);
 
-// Memory of this thread; a next call gives the same.
-float* scratch(size_t size);
+// Kernels [taps, in, out], or anything with so many rows of output channels, one block of channels after another:
+// [block, taps, in, vectors_at_a_time * kLanes]. Long rows, of which a tile reads a part, share few places in the
+// first-level cache. Gives `from` itself where there is one block, else `to`, filled.
+const float* by_blocks(const float* from, int64_t rows, int64_t out_channels, float* to);
+
+// Memory of this thread, for one of a few purposes; a next call gives the same.
+constexpr int kPurposes = 2;
+float* scratch(int purpose, size_t size);
 
 }  // namespace mpisjax
 
