@@ -14,6 +14,7 @@
 #include <cstring>
 #include <vector>
 
+#include "share.h"
 #include "tiles.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -106,8 +107,9 @@ void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, 
   }
 }
 
-ffi::Error Convolve(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w, ffi::ResultBuffer<ffi::F32> y, int64_t stride,
-                    int64_t dilation, int64_t top, int64_t left) {
+ffi::Error Convolve(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
+                    ffi::ResultBuffer<ffi::F32> y, int64_t threads, int64_t stride, int64_t dilation, int64_t top,
+                    int64_t left) {
   const auto in = x.dimensions(), kernel = w.dimensions(), out = y->dimensions();
   const Axis rows(in[1], out[1], kernel[0], stride, dilation, top);
   const Axis columns(in[2], out[2], kernel[1], stride, dilation, left);
@@ -115,18 +117,20 @@ ffi::Error Convolve(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w, ffi::Resul
   if (in_channels % kChannels || out_channels % kChannels || !find_tile(1, 1, stride * in_channels)) {
     return ffi::Error::InvalidArgument("mpisjax: no convolution was compiled for so many channels");
   }
-  float* padded = scratch(0, rows.padded * columns.padded * in_channels);
   const float* blocks = by_blocks(w.typed_data(), kernel[0] * kernel[1] * in_channels, out_channels,
                                   scratch(1, w.element_count()));
-  for (int64_t b = 0; b < in[0]; ++b) {
-    pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
-    float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
-    for (int64_t i = 0; i < dilation; ++i) {
-      for (int64_t j = 0; j < dilation; ++j) {
-        convolve_phase(padded, rows, columns, i, j, in_channels, out_channels, blocks, to);
+  share(pool, threads, in[0], [&](int64_t, int64_t begin, int64_t end) {
+    float* padded = scratch(0, rows.padded * columns.padded * in_channels);
+    for (int64_t b = begin; b < end; ++b) {
+      pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
+      float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
+      for (int64_t i = 0; i < dilation; ++i) {
+        for (int64_t j = 0; j < dilation; ++j) {
+          convolve_phase(padded, rows, columns, i, j, in_channels, out_channels, blocks, to);
+        }
       }
     }
-  }
+  });
   return ffi::Error::Success();
 }
 
@@ -158,39 +162,52 @@ void outer(const float* x, const float* g, int64_t height, int64_t width, int64_
   }
 }
 
-ffi::Error KernelGradient(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> g, ffi::ResultBuffer<ffi::F32> w,
-                          int64_t stride, int64_t top, int64_t left) {
-  const auto in = x.dimensions(), out = g.dimensions(), kernel = w->dimensions();
-  const Axis rows(in[1], out[1], kernel[0], stride, 1, top);
-  const Axis columns(in[2], out[2], kernel[1], stride, 1, left);
-  const int64_t in_channels = in[3], out_channels = out[3];
-  if (in_channels % kChannels || out_channels % kChannels) {
-    return ffi::Error::InvalidArgument("mpisjax: no gradient was compiled for so many channels");
-  }
+// Adds what samples `begin` to `end` give.
+void kernel_gradient(const float* x, const float* g, int64_t begin, int64_t end, const Axis& rows, const Axis& columns,
+                     int64_t in_channels, int64_t out_channels, float* gradient) {
+  const int64_t pixels = rows.out * columns.out;
   float* padded = scratch(0, rows.padded * columns.padded * in_channels);
-  float* kept = scratch(1, out[1] * out[2] * out_channels);
-  std::memset(w->typed_data(), 0, w->size_bytes());
-  for (int64_t b = 0; b < in[0]; ++b) {
-    pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
-    const int64_t pixels = out[1] * out[2];
-    const float* from = by_blocks(g.typed_data() + b * pixels * out_channels, pixels, out_channels, kept);
+  float* kept = scratch(1, pixels * out_channels);
+  for (int64_t b = begin; b < end; ++b) {
+    pad(x + b * rows.in * columns.in * in_channels, rows, columns, in_channels, padded);
+    const float* from = by_blocks(g + b * pixels * out_channels, pixels, out_channels, kept);
     for (int64_t first = 0; first < out_channels;) {
       const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
       const auto run = vectors == 1 ? outer<1> : vectors == 2 ? outer<2> : outer<kMaxVectors>;
-      for (int64_t y = 0; y < kernel[0]; ++y) {
-        for (int64_t z = 0; z < kernel[1]; ++z) {
-          const int64_t row = y - top + rows.before, column = z - left + columns.before;
+      for (int64_t i = 0; i < rows.taps; ++i) {
+        for (int64_t j = 0; j < columns.taps; ++j) {
+          const int64_t row = i - rows.low + rows.before, column = j - columns.low + columns.before;
           const float* at = padded + (row * columns.padded + column) * in_channels;
-          float* to = w->typed_data() + (y * kernel[1] + z) * in_channels * out_channels + first;
+          float* to = gradient + (i * columns.taps + j) * in_channels * out_channels + first;
           for (int64_t c = 0; c < in_channels; c += kRows) {
-            run(at + c, from, out[1], out[2], stride * columns.padded * in_channels, stride * in_channels,
-                vectors * kLanes, to + c * out_channels, out_channels);
+            run(at + c, from, rows.out, columns.out, rows.stride * columns.padded * in_channels,
+                columns.stride * in_channels, vectors * kLanes, to + c * out_channels, out_channels);
           }
         }
       }
       first += vectors * kLanes;
       from += pixels * vectors * kLanes;
     }
+  }
+}
+
+ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> g,
+                          ffi::ResultBuffer<ffi::F32> w, int64_t threads, int64_t stride, int64_t top, int64_t left) {
+  const auto in = x.dimensions(), out = g.dimensions(), kernel = w->dimensions();
+  const Axis rows(in[1], out[1], kernel[0], stride, 1, top);
+  const Axis columns(in[2], out[2], kernel[1], stride, 1, left);
+  if (in[3] % kChannels || out[3] % kChannels) {
+    return ffi::Error::InvalidArgument("mpisjax: no gradient was compiled for so many channels");
+  }
+  const int64_t size = w->element_count(), parts = parts_of(in[0], threads);
+  std::vector<float> others(size * (parts - 1));  // parts but the first, added in order: the sum is always the same
+  std::memset(w->typed_data(), 0, sizeof(float) * size);
+  share(pool, threads, in[0], [&](int64_t part, int64_t begin, int64_t end) {
+    float* to = part ? others.data() + (part - 1) * size : w->typed_data();
+    kernel_gradient(x.typed_data(), g.typed_data(), begin, end, rows, columns, in[3], out[3], to);
+  });
+  for (int64_t part = 1; part < parts; ++part) {
+    for (int64_t i = 0; i < size; ++i) w->typed_data()[i] += others[(part - 1) * size + i];
   }
   return ffi::Error::Success();
 }
@@ -199,9 +216,11 @@ ffi::Error KernelGradient(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> g, ffi:
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxConvolve, Convolve,
                               ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("threads")
                                   .Attr<int64_t>("stride")
                                   .Attr<int64_t>("dilation")
                                   .Attr<int64_t>("top")
@@ -209,9 +228,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxConvolve, Convolve,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxKernelGradient, KernelGradient,
                               ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("threads")
                                   .Attr<int64_t>("stride")
                                   .Attr<int64_t>("top")
                                   .Attr<int64_t>("left"));

@@ -9,6 +9,7 @@ training needs; this serves second ones).
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,7 @@ def filtered(x: Array, kernels: Array, kernel_size: int) -> Array:
 def _filtered(kernel_size: int) -> Callable[[Array, Array], Array]:
     def native(x: Array, kernels: Array) -> Array:
         out = jax.ShapeDtypeStruct((*x.shape[:3], kernels.shape[2]), x.dtype)
-        return jax.ffi.ffi_call(FILTER, out)(x, kernels)
+        return jax.ffi.ffi_call(FILTER, out)(x, kernels, threads=_threads())
 
     def plain(x: Array, kernels: Array) -> Array:
         return winograd.convolve(x, kernels, kernel_size)
@@ -119,6 +120,7 @@ def _convolve(stride: int, dilation: int, low: Pair, size: Pair) -> Callable[[Ar
         return jax.ffi.ffi_call(CONVOLVE, out)(
             x,
             w,
+            threads=_threads(),
             stride=np.int64(stride),
             dilation=np.int64(dilation),
             top=np.int64(low[0]),
@@ -137,7 +139,7 @@ def _kernel_gradient(kernel: Pair, stride: int, low: Pair) -> Callable[[Array, A
     def native(x: Array, g: Array) -> Array:
         out = jax.ShapeDtypeStruct((*kernel, x.shape[3], g.shape[3]), x.dtype)
         return jax.ffi.ffi_call(KERNEL_GRADIENT, out)(
-            x, g, stride=np.int64(stride), top=np.int64(low[0]), left=np.int64(low[1])
+            x, g, threads=_threads(), stride=np.int64(stride), top=np.int64(low[0]), left=np.int64(low[1])
         )
 
     def plain(x: Array, g: Array) -> Array:
@@ -191,6 +193,12 @@ def _operation(native: Any, plain: Any, many: Any) -> Any:
         return operation(a, b), plain(tangents[0], b) + plain(a, tangents[1])
 
     return operation
+
+
+def _threads() -> np.int64:
+    """How many threads share a batch: one where there are several host devices, which do that among themselves."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return np.int64(cores if jax.local_device_count() == 1 else 1)
 
 
 def _batch_axes(argument: Any) -> Any:

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "share.h"
 #include "tiles.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -162,24 +163,19 @@ void multiply(const float* spread, int64_t count, int64_t in_channels, int64_t o
   }
 }
 
+// Samples of a batch; `blocks` are the kernels `by_blocks`.
 template <int n>
-void filter(const float* x, const Shape& in, int64_t batch, const float* kernels, float* y, int64_t out_channels) {
-  const int64_t size = in.channels * out_channels;
-  const Shape out{in.height, in.width, out_channels};
+void filter(const float* x, const Shape& in, int64_t batch, const float* blocks, float* y, const Shape& out) {
+  const int64_t size = in.channels * out.channels;
   const int64_t across = (in.width + kOutputs - 1) / kOutputs, down = (in.height + kOutputs - 1) / kOutputs;
   // Rows of tiles, of all images one after another; as many at a time as fit, in equal parts of an image if it has more.
   // Wide layers' kernels leave the cache and are read anew for each part: then the parts may leave it, too.
   const int64_t room = std::max(kCache, n * n * size / 2);
-  const int64_t fit = std::max<int64_t>(1, room / (n * n * across * (in.channels + out_channels)));
+  const int64_t fit = std::max<int64_t>(1, room / (n * n * across * (in.channels + out.channels)));
   const int64_t all = batch * down;
   const int64_t parts = (down + fit - 1) / fit;  // of an image
   const int64_t rows = parts > 1 ? (down + parts - 1) / parts : std::min(fit / down * down, all);
-  float* kept = scratch(1, n * n * size);
-  const float* blocks = kernels;
-  for (int p = 0; p < n * n; ++p) {
-    if (by_blocks(kernels + p * size, in.channels, out_channels, kept + p * size) == kept + p * size) blocks = kept;
-  }
-  float* points = scratch(0, n * n * rows * across * (in.channels + out_channels));
+  float* points = scratch(0, n * n * rows * across * (in.channels + out.channels));
   float* products = points + n * n * rows * across * in.channels;
   for (int64_t begin = 0; begin < all;) {
     // A part ends with an image, or within it.
@@ -192,14 +188,14 @@ void filter(const float* x, const Shape& in, int64_t batch, const float* kernels
       }
     }
     for (int p = 0; p < n * n; ++p) {
-      multiply(points + p * tiles * in.channels, tiles, in.channels, out_channels, blocks + p * size,
-               products + p * tiles * out_channels);
+      multiply(points + p * tiles * in.channels, tiles, in.channels, out.channels, blocks + p * size,
+               products + p * tiles * out.channels);
     }
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = begin + t / across, image = row / down;
-      for (int64_t c = 0; c < out_channels; c += kLanes) {
-        gather<n>(products + t * out_channels + c, tiles * out_channels,
-                  y + image * out.height * out.width * out_channels + c, out, row % down * kOutputs,
+      for (int64_t c = 0; c < out.channels; c += kLanes) {
+        gather<n>(products + t * out.channels + c, tiles * out.channels,
+                  y + image * out.height * out.width * out.channels + c, out, row % down * kOutputs,
                   t % across * kOutputs);
       }
     }
@@ -207,19 +203,35 @@ void filter(const float* x, const Shape& in, int64_t batch, const float* kernels
   }
 }
 
-ffi::Error Filter(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernels, ffi::ResultBuffer<ffi::F32> y) {
-  const auto in = x.dimensions(), shape = kernels.dimensions();
-  const int64_t out_channels = shape[2];
-  if (in[3] % kChannels || out_channels % kChannels || !find_tile(1, 1, in[3])) {
+ffi::Error Filter(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernels,
+                  ffi::ResultBuffer<ffi::F32> y, int64_t threads) {
+  const auto dimensions = x.dimensions(), shape = kernels.dimensions();
+  const Shape in{dimensions[1], dimensions[2], dimensions[3]}, out{in.height, in.width, shape[2]};
+  if (in.channels % kChannels || out.channels % kChannels || !find_tile(1, 1, in.channels)) {
     return ffi::Error::InvalidArgument("mpisjax: no filter was compiled for so many channels");
   }
+  const int64_t size = in.channels * out.channels;
+  float* kept = scratch(1, shape[0] * size);
+  const float* blocks = kernels.typed_data();
+  for (int64_t p = 0; p < shape[0]; ++p) {
+    const float* made = by_blocks(kernels.typed_data() + p * size, in.channels, out.channels, kept + p * size);
+    if (made == kept + p * size) blocks = kept;
+  }
   const auto run = shape[0] == 36 ? filter<6> : filter<8>;
-  run(x.typed_data(), {in[1], in[2], in[3]}, in[0], kernels.typed_data(), y->typed_data(), out_channels);
+  share(pool, threads, dimensions[0], [&](int64_t, int64_t begin, int64_t end) {
+    const int64_t pixels = in.height * in.width;
+    run(x.typed_data() + begin * pixels * in.channels, in, end - begin, blocks,
+        y->typed_data() + begin * pixels * out.channels, out);
+  });
   return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    MpisjaxFilter, Filter,
-    ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxFilter, Filter,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("threads"));
