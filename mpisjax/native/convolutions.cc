@@ -107,9 +107,11 @@ void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, 
   }
 }
 
+// `numbers`: a version, threads, stride, dilation, rows and columns of zeros before.
 ffi::Error Convolve(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
-                    ffi::ResultBuffer<ffi::F32> y, int64_t threads, int64_t stride, int64_t dilation, int64_t top,
-                    int64_t left) {
+                    ffi::Buffer<ffi::S32> numbers, ffi::ResultBuffer<ffi::F32> y) {
+  const int32_t* number = numbers.typed_data();
+  const int64_t threads = number[1], stride = number[2], dilation = number[3], top = number[4], left = number[5];
   const auto in = x.dimensions(), kernel = w.dimensions(), out = y->dimensions();
   const Axis rows(in[1], out[1], kernel[0], stride, dilation, top);
   const Axis columns(in[2], out[2], kernel[1], stride, dilation, left);
@@ -191,8 +193,11 @@ void kernel_gradient(const float* x, const float* g, int64_t begin, int64_t end,
   }
 }
 
+// `numbers`: a version, threads, stride, rows and columns of zeros before.
 ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> g,
-                          ffi::ResultBuffer<ffi::F32> w, int64_t threads, int64_t stride, int64_t top, int64_t left) {
+                          ffi::Buffer<ffi::S32> numbers, ffi::ResultBuffer<ffi::F32> w) {
+  const int32_t* number = numbers.typed_data();
+  const int64_t threads = number[1], stride = number[2], top = number[3], left = number[4];
   const auto in = x.dimensions(), out = g.dimensions(), kernel = w->dimensions();
   const Axis rows(in[1], out[1], kernel[0], stride, 1, top);
   const Axis columns(in[2], out[2], kernel[1], stride, 1, left);
@@ -219,20 +224,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxConvolve, Convolve,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("threads")
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("dilation")
-                                  .Attr<int64_t>("top")
-                                  .Attr<int64_t>("left"));
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxKernelGradient, KernelGradient,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("threads")
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("top")
-                                  .Attr<int64_t>("left"));
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());

@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mpisjax.native.library import CONVOLVE, FILTER, KERNEL_GRADIENT, enabled
+from mpisjax.native.library import CONVOLVE, FILTER, KERNEL_GRADIENT, enabled, fingerprint
 from mpisjax.nn import winograd
 
 Array = jax.Array
@@ -93,14 +93,14 @@ def filtered(x: Array, kernels: Array, kernel_size: int) -> Array:
 
 @functools.cache
 def _filtered(kernel_size: int) -> Callable[[Array, Array], Array]:
-    def native(x: Array, kernels: Array) -> Array:
+    def native(x: Array, kernels: Array, numbers: Array) -> Array:
         out = jax.ShapeDtypeStruct((*x.shape[:3], kernels.shape[2]), x.dtype)
-        return jax.ffi.ffi_call(FILTER, out)(x, kernels, threads=_threads())
+        return jax.ffi.ffi_call(FILTER, out)(x, kernels, numbers)
 
     def plain(x: Array, kernels: Array) -> Array:
         return winograd.convolve(x, kernels, kernel_size)
 
-    split = _split(native, "b h w i, n i o -> b h w o", _by_batch(native), "hwino")
+    split = _split(native, (), "b h w i, n i o, s -> b h w o", _by_batch(native), "hwinos")
     return _operation(split, plain, _many)
 
 
@@ -115,46 +115,38 @@ def _many(operation: Any, axis_size: int, batched: list[bool], x: Array, w: Arra
 
 @functools.cache
 def _convolve(stride: int, dilation: int, low: Pair, size: Pair) -> Callable[[Array, Array], Array]:
-    def native(x: Array, w: Array) -> Array:
+    def native(x: Array, w: Array, numbers: Array) -> Array:
         out = jax.ShapeDtypeStruct((x.shape[0], *size, w.shape[3]), x.dtype)
-        return jax.ffi.ffi_call(CONVOLVE, out)(
-            x,
-            w,
-            threads=_threads(),
-            stride=np.int64(stride),
-            dilation=np.int64(dilation),
-            top=np.int64(low[0]),
-            left=np.int64(low[1]),
-        )
+        return jax.ffi.ffi_call(CONVOLVE, out)(x, w, numbers)
 
     def plain(x: Array, w: Array) -> Array:
         return _in_xla(x, w, stride, dilation, low, size)
 
-    split = _split(native, "b h w i, k l i o -> b p q o", _by_batch(native), "hwiklopq")
+    numbers = (stride, dilation, *low)
+    split = _split(native, numbers, "b h w i, k l i o, s -> b p q o", _by_batch(native), "hwiklospq")
     return _operation(split, plain, _many)
 
 
 @functools.cache
 def _kernel_gradient(kernel: Pair, stride: int, low: Pair) -> Callable[[Array, Array], Array]:
-    def native(x: Array, g: Array) -> Array:
+    def native(x: Array, g: Array, numbers: Array) -> Array:
         out = jax.ShapeDtypeStruct((*kernel, x.shape[3], g.shape[3]), x.dtype)
-        return jax.ffi.ffi_call(KERNEL_GRADIENT, out)(
-            x, g, threads=_threads(), stride=np.int64(stride), top=np.int64(low[0]), left=np.int64(low[1])
-        )
+        return jax.ffi.ffi_call(KERNEL_GRADIENT, out)(x, g, numbers)
 
     def plain(x: Array, g: Array) -> Array:
         w = jnp.zeros((*kernel, x.shape[3], g.shape[3]), x.dtype)
         return jax.vjp(lambda w: _in_xla(x, w, stride, 1, low, (g.shape[1], g.shape[2])), w)[1](g)[0]
 
-    def lower(axes: Any) -> Callable[[Array, Array], Array]:
-        return (lambda x, g: lax.psum(native(x, g), axes)) if axes else native
+    def lower(axes: Any) -> Callable[[Array, Array, Array], Array]:
+        return (lambda x, g, numbers: lax.psum(native(x, g, numbers), axes)) if axes else native
 
     def partition(mesh: Any, arguments: Any, result: Any) -> Any:
         axes = _batch_axes(arguments[0])
         rows = NamedSharding(mesh, PartitionSpec(axes))
-        return mesh, lower(axes), NamedSharding(mesh, PartitionSpec()), (rows, rows)
+        whole = NamedSharding(mesh, PartitionSpec())
+        return mesh, lower(axes), whole, (rows, rows, whole)
 
-    split = _split(native, "b h w i, b p q o -> k l i o", partition, "hwipqokl")
+    split = _split(native, (stride, *low), "b h w i, b p q o, s -> k l i o", partition, "hwipqoskl")
 
     def many(operation: Any, axis_size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
         rows = [
@@ -195,10 +187,10 @@ def _operation(native: Any, plain: Any, many: Any) -> Any:
     return operation
 
 
-def _threads() -> np.int64:
+def _threads() -> int:
     """How many threads share a batch: one where there are several host devices, which do that among themselves."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return np.int64(cores if jax.local_device_count() == 1 else 1)
+    return cores if jax.local_device_count() == 1 else 1
 
 
 def _batch_axes(argument: Any) -> Any:
@@ -209,13 +201,25 @@ def _batch_axes(argument: Any) -> Any:
 def _by_batch(native: Any) -> Any:
     def partition(mesh: Any, arguments: Any, result: Any) -> Any:
         rows = NamedSharding(mesh, PartitionSpec(_batch_axes(arguments[0])))
-        return mesh, native, rows, (rows, NamedSharding(mesh, PartitionSpec()))
+        whole = NamedSharding(mesh, PartitionSpec())
+        return mesh, native, rows, (rows, whole, whole)
 
     return partition
 
 
-def _split(native: Any, rule: str, partition: Any, whole: str) -> Any:
-    """`native`, split over devices by the factor "b" of `rule` alone; the others, in the rule's order, stay whole."""
+def _split(native: Any, numbers: tuple[int, ...], rule: str, partition: Any, whole: str) -> Any:
+    """`native`, split over devices by the factor "b" of `rule` alone; the others, in the rule's order, stay whole.
+
+    What a convolution is told (its version, the number of threads, and `numbers`) comes as an array: a function that is
+    partitioned is not in the program's text but behind a pointer, which JAX's compilation cache has to overlook
+    (`mpisjax.training.devices.compilation_cache`), and would then be taken for another one.
+    """
     operation = custom_partitioning(native)
     operation.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole))
-    return operation
+
+    def told(a: Array, b: Array) -> Array:
+        # Of literals: arrays that a program closes over come in another order each time it is traced.
+        parts = [lax.broadcast(np.int32(n), (1,)) for n in (fingerprint(), _threads(), *numbers)]
+        return operation(a, b, lax.concatenate(parts, 0))
+
+    return told

@@ -203,8 +203,10 @@ void filter(const float* x, const Shape& in, int64_t batch, const float* blocks,
   }
 }
 
+// `numbers`: a version, threads.
 ffi::Error Filter(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernels,
-                  ffi::ResultBuffer<ffi::F32> y, int64_t threads) {
+                  ffi::Buffer<ffi::S32> numbers, ffi::ResultBuffer<ffi::F32> y) {
+  const int64_t threads = numbers.typed_data()[1];
   const auto dimensions = x.dimensions(), shape = kernels.dimensions();
   const Shape in{dimensions[1], dimensions[2], dimensions[3]}, out{in.height, in.width, shape[2]};
   if (in.channels % kChannels || out.channels % kChannels || !find_tile(1, 1, in.channels)) {
@@ -233,5 +235,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxFilter, Filter,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("threads"));
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());

@@ -79,9 +79,20 @@ def _registered() -> bool:
     return True
 
 
-def _compiled(compiler: str) -> Path:
+def _files(endings: tuple[str, ...]) -> dict[str, bytes]:
+    """The files of this folder, in the order of their names."""
     files = sorted(resources.files(__package__).iterdir(), key=lambda file: file.name)
-    sources = {file.name: file.read_bytes() for file in files if file.name.endswith((".cc", ".h"))}
+    return {file.name: file.read_bytes() for file in files if file.name.endswith(endings)}
+
+
+@functools.cache
+def fingerprint() -> int:
+    """A number that changes with any file of this folder: a program compiled with others must not be used again."""
+    return int.from_bytes(hashlib.sha256(b"".join(_files((".cc", ".h", ".py")).values())).digest()[:4]) >> 1
+
+
+def _compiled(compiler: str) -> Path:
+    sources = _files((".cc", ".h"))
     include = Path(jax.ffi.include_dir())
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_LIMIT).stdout
     interface = (include / "xla" / "ffi" / "api" / "c_api.h").read_bytes()

@@ -200,4 +200,6 @@ def compilation_cache(folder: str | None = None) -> str:
         return ""
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # A pointer, in the text of a program that calls `mpisjax.native`, is another one each time.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     return folder

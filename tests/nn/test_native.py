@@ -265,3 +265,47 @@ for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together)):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 """
     subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": "."}, check=True)
+
+
+CACHED = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 2)
+from mpisjax.training import devices
+devices.compilation_cache(sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rsplit("/", 1)[1]))
+import jax.numpy as jnp, numpy as np
+from mpisjax.native import convolutions
+from mpisjax.nn import ops
+x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 16)), jnp.float32)
+w = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 16, 16)), jnp.float32)
+assert convolutions.supports(x, w.shape, 1)
+mesh = devices.data_mesh(4)
+x, w = jax.device_put(x, devices.batch_sharding(mesh)), jax.device_put(w, devices.replicated(mesh))
+events.clear()
+# The same shapes throughout: nothing but the numbers tells one convolution from the other.
+for low in ((0, 0), (1, 1), (2, 2)):
+    y = jax.jit(lambda x, w: convolutions.convolve(x, w, 1, 1, low, (8, 8)))(x, w)
+    found = {"hits": events.count("cache_hits"), "misses": events.count("cache_misses")}
+    padded = jnp.pad(x, ((0, 0), (low[0], 2), (low[1], 2), (0, 0)))
+    exact = jax.lax.conv_general_dilated(padded, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(y, exact[:, :8, :8], atol=1e-4)
+    print(found["hits"], found["misses"])
+    events.clear()
+"""
+
+
+@needed
+def test_the_compilation_cache_knows_one_convolution_from_another(tmp_path):
+    environment = os.environ | {"PYTHONPATH": "."}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    for expected in ("0 1", "1 0"):
+        done = subprocess.run(
+            [sys.executable, "-c", CACHED, tmp_path],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.splitlines() == [expected] * 3
