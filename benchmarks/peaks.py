@@ -10,6 +10,7 @@ from jax import lax
 
 from benchmarks.timing import measure
 from mpisjax.analysis.flops import count
+from mpisjax.native import convolutions
 from mpisjax.training.devices import batch_sharding, replicated
 
 # (title, kernel side, channels in and out, image side, samples a device): shapes at which a convolution does well,
@@ -35,19 +36,26 @@ def measure_peaks(mesh: jax.sharding.Mesh, dtype: Any = jnp.float32, repeats: in
     split, whole = batch_sharding(mesh), replicated(mesh)
 
     def rate(title: str, fn: Any, x: jax.Array, w: jax.Array) -> Peak:
+        operations = count(convolve if w.ndim == 4 else fn, x, w)
         x, w = jax.device_put(x, split), jax.device_put(w, whole)
         jitted = jax.jit(fn, in_shardings=(split, whole), out_shardings=split)
         fastest = measure(lambda: jitted(x, w), repeats=repeats).fastest
-        return Peak(title, count(fn, x, w) / fastest / 1e9)
+        return Peak(title, operations / fastest / 1e9)
 
     def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def compiled(x: jax.Array, w: jax.Array) -> jax.Array:
+        half, size = w.shape[0] // 2, (x.shape[1], x.shape[2])
+        return convolutions.convolve(x, w, 1, 1, (half, half), size)
 
     keys, peaks = jax.random.split(jax.random.key(0)), []
     for title, kernel, channels, side, samples in CONVOLUTIONS:
         x = jax.random.normal(keys[0], (samples * mesh.size, side, side, channels), dtype)
         w = jax.random.normal(keys[1], (kernel, kernel, channels, channels), dtype)
         peaks.append(rate(title, convolve, x, w))
+        if convolutions.supports(x, w.shape, 1):  # without saving multiplications, as XLA does it
+            peaks.append(rate(f"{title}, compiled here", compiled, x, w))
     a = jax.random.normal(keys[0], (MATRICES * mesh.size, MATRICES), dtype)
     b = jax.random.normal(keys[1], (MATRICES, MATRICES), dtype)
     peaks.append(rate(f"matrix product, {MATRICES}", jnp.matmul, a, b))
