@@ -94,6 +94,7 @@ def _lines(results: dict[str, Any], folder: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     def save(figure: Any, name: str) -> None:
         figure.tight_layout()
@@ -138,7 +139,9 @@ def _lines(results: dict[str, Any], folder: Path) -> None:
             for net in dict.fromkeys(r["net"] for r in scaling if r["axis"] == name):
                 rows = [r for r in scaling if r["axis"] == name and r["net"] == net]
                 axis.plot([r["value"] for r in rows], [r["seconds"] for r in rows], "o-", label=net)
-            axis.set(xlabel=name, ylabel="seconds a step", ylim=(0, None))
+            highest = max(r["seconds"] for r in scaling if r["axis"] == name)
+            axis.set(xlabel=name, ylabel="seconds a step", ylim=(0, 1.08 * highest))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(fontsize=7)
         save(figure, "scaling.png")
     if peer := results.get("peer"):
@@ -167,8 +170,8 @@ def _lines(results: dict[str, Any], folder: Path) -> None:
             width = [w / t if t else 0.0 for w, t in zip(width, total, strict=True)]
             axis.barh(list(profile), width, left=left, label=kind)
             left = [a + b for a, b in zip(left, width, strict=True)]
-        axis.set(xlabel="share of a training step's time")
-        axis.legend(fontsize=7)
+        axis.set(xlabel="share of a training step's time", xlim=(0, 1))
+        axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(kinds), frameon=False)
         save(figure, "profile.png")
 
 
