@@ -1,9 +1,9 @@
-// Convolutions of float32 activity [batch, height, width, channels] on one core, called by XLA:CPU.
+// Convolutions of float32 activity [batch, height, width, channels], called by XLA:CPU.
 //
 // The convolutions of a spiking stream are small: 16 to 64 channels, 7 to 28 pixels a side, often strided. A library's
 // way, a matrix product of patches, spends more time on making the patches than on the product. Here an image is copied
-// once, with its padding, and then read in place: a tile of up to 8 pixels times 48 channels is held in registers
-// while every tap and input channel is added to it.
+// once, with its padding, and then read in place: a tile of 8 pixels times 48 channels, or 14 times 32, is held in
+// registers while every tap and input channel is added to it (tiles.cc).
 //
 // What varies is which input pixels an output pixel meets, so that one routine serves a convolution, a strided one, and
 // the transposed one, whose outputs of one phase meet every second tap. The gradient with respect to the kernel holds

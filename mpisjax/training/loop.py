@@ -76,8 +76,9 @@ def saving_interval(least: float, elapsed: float) -> float:
 
     It grows to 30 times `least` and to ten minutes at most; a longer `least` is taken as it is, and 0 stays 0.
 
-    A save leaves memory behind that tensorstore never frees (docs/robustness.md): saved every 20 s for a week a run would
-    lose gigabytes, and gain little. What a killed run has to repeat stays within a twentieth of what it has done.
+    A save stops training for half a second and leaves a few kilobytes that are never freed (docs/robustness.md): every 20 s for
+    a week that would be four hours and 150 MB, for little. What a killed run has to repeat stays within a twentieth of
+    what it has done.
     """
     return max(least, min(elapsed / 20, 30 * least, LONGEST_INTERVAL))
 
