@@ -242,7 +242,6 @@ def test_it_is_compiled_once_and_again_when_damaged(tmp_path):
 
 
 @needed
-@pytest.mark.skipif(jax.device_count() > 1, reason="needs to set the number of devices itself")
 def test_devices_share_a_batch_and_add_up_their_gradients():
     program = """
 import jax; jax.config.update("jax_num_cpu_devices", 2)
