@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mpisjax.native.library import CONVOLVE, FILTER, KERNEL_GRADIENT, enabled, fingerprint
+from mpisjax.native.library import CONVOLVE, FILTER, KERNEL_GRADIENT, available, enabled, fingerprint
 from mpisjax.nn import winograd
 
 Array = jax.Array
@@ -218,6 +218,7 @@ def _split(native: Any, numbers: tuple[int, ...], rule: str, partition: Any, who
     operation.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole))
 
     def told(a: Array, b: Array) -> Array:
+        available()  # XLA must know the targets, also where nobody asked `supports`
         # Of literals: arrays that a program closes over come in another order each time it is traced.
         parts = [lax.broadcast(np.int32(n), (1,)) for n in (fingerprint(), _threads(), *numbers)]
         return operation(a, b, lax.concatenate(parts, 0))

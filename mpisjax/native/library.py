@@ -28,15 +28,14 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 CONVOLVE, KERNEL_GRADIENT, FILTER = "mpisjax_convolve", "mpisjax_kernel_gradient", "mpisjax_filter"
 _SYMBOLS = {CONVOLVE: "MpisjaxConvolve", KERNEL_GRADIENT: "MpisjaxKernelGradient", FILTER: "MpisjaxFilter"}
 _LIMIT = 300  # seconds for the compiler
-_wanted = jax.make_user_context(
-    True
-)  # a part of every jit's key: a program traced with it is not used without
+# A part of every jit's key: a program traced with it is not used without.
+_wanted = jax.make_user_context(True)
 _log = logging.getLogger(__name__)
 
 
 def enabled() -> bool:
     """Whether programs traced now for a CPU use this machine's convolutions."""
-    return bool(_wanted.value) and jax.default_backend() == "cpu" and _registered()
+    return bool(_wanted.value) and jax.default_backend() == "cpu" and available()
 
 
 @contextlib.contextmanager
@@ -47,7 +46,7 @@ def disabled() -> Iterator[None]:
 
 
 @functools.cache
-def _registered() -> bool:
+def available() -> bool:
     """Compiles, loads and registers; once a process, and says why not."""
     if os.environ.get("MPISJAX_NATIVE", "1") == "0":
         return False
@@ -60,12 +59,13 @@ def _registered() -> bool:
         )
         return False
     try:
-        path = _compiled(compiler)
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # damaged
-            path.unlink()
-            library = ctypes.CDLL(str(_compiled(compiler)))
+        with _folder() as folder:
+            path = _compiled(compiler, folder)
+            try:
+                library = ctypes.CDLL(str(path))
+            except OSError:  # damaged
+                path.unlink()
+                library = ctypes.CDLL(str(_compiled(compiler, folder)))
         for target, symbol in _SYMBOLS.items():
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
@@ -91,7 +91,21 @@ def fingerprint() -> int:
     return int.from_bytes(hashlib.sha256(b"".join(_files((".cc", ".h", ".py")).values())).digest()[:4]) >> 1
 
 
-def _compiled(compiler: str) -> Path:
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Where the library lies: in the user's cache, or for the moment of loading where that cannot be written."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "mpisjax" / "native"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        yield folder
+    else:  # each process then compiles for itself
+        with tempfile.TemporaryDirectory(prefix="mpisjax_") as temporary:
+            yield Path(temporary)
+
+
+def _compiled(compiler: str, folder: Path) -> Path:
     sources = _files((".cc", ".h"))
     include = Path(jax.ffi.include_dir())
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_LIMIT).stdout
@@ -100,12 +114,6 @@ def _compiled(compiler: str) -> Path:
     for part in (*sources.values(), version, interface, " ".join(_FLAGS).encode(), _processor().encode()):
         key.update(hashlib.sha256(part).digest())
     name = f"convolutions_{key.hexdigest()[:20]}.so"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "mpisjax" / "native"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):  # each process then compiles for itself
-        folder = Path(tempfile.mkdtemp(prefix="mpisjax_"))
     final = folder / name
     if not final.exists():
         _log.info("compiling convolutions for this processor, once; some ten seconds")

@@ -1,4 +1,4 @@
-// The samples of a batch, shared among threads.
+// What the operations have in common: how XLA calls them, and that threads share the samples of a batch.
 
 #ifndef MPISJAX_NATIVE_SHARE_H_
 #define MPISJAX_NATIVE_SHARE_H_
@@ -14,6 +14,17 @@
 #include "xla/ffi/api/ffi.h"
 
 namespace mpisjax {
+
+// The pool, two arrays, numbers, and the result.
+inline auto bound() {
+  namespace ffi = xla::ffi;
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::Buffer<ffi::F32>>()
+      .Arg<ffi::Buffer<ffi::F32>>()
+      .Arg<ffi::Buffer<ffi::S32>>()
+      .Ret<ffi::Buffer<ffi::F32>>();
+}
 
 // Of `count` samples, how many parts are made for so many threads: two each, so that one that is held up holds up less.
 inline int64_t parts_of(int64_t count, int64_t threads) {
