@@ -1,6 +1,6 @@
 """Checkpoints that are either whole or not there, and never trusted without a look.
 
-A checkpoint is a folder `step_00000123`: the training state as orbax writes it (`state/`), and
+A checkpoint is a folder `step_00000123`: the training state as orbax writes it (`state/`, see `arrays`), and
 `checkpoint.json`, the record: the step, the run's config, whatever the loop wants back, and the SHA-256 of
 every file beside it. The folder is written under a temporary name, synced, and renamed, so that a run killed
 at any moment leaves the earlier ones as they were. (In a bucket, where nothing is renamed, it is written under its own
@@ -12,7 +12,6 @@ that is ever read: nothing in a checkpoint can execute.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import hashlib
@@ -26,14 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import orbax.checkpoint as ocp
-
 from mpisjax.errors import UserError
+from mpisjax.training import arrays
 from mpisjax.training.processes import count, first_does, is_first
 from mpisjax.training.storage import is_bucket, path_of, unreachable
 
-FORMAT = 1
+FORMAT = 2  # 1 had no "one_piece": its arrays are written one by one
 RECORD_NAME = "checkpoint.json"
 STATE_NAME = "state"
 _STEP_NAME = re.compile(r"step_(\d{8,})")
@@ -48,12 +45,14 @@ class Checkpoint(NamedTuple):
         step: Training steps taken when it was written.
         layout: Shape and dtype of each array by its place in the tree.
         content: What the writer stored beside the arrays (JSON).
+        one_piece: How the arrays were written (`mpisjax.training.arrays`).
     """
 
     path: Path
     step: int
-    layout: dict[str, str]
+    layout: arrays.Layout
     content: dict[str, Any]
+    one_piece: bool = False
 
 
 class DamagedError(Exception):
@@ -77,7 +76,7 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
     """
     final = directory / f"step_{step:08d}"
     draft = final if is_bucket(directory) else directory / f".draft_{step:08d}"
-    layout = _layout(state)
+    made = Checkpoint(final, step, arrays.layout_of(state), content, arrays.in_one_piece(directory, state))
 
     def begin() -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -88,7 +87,7 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
         draft.mkdir()
 
     def finish() -> None:
-        _write_record(draft, step, content, layout, _digests(draft))
+        _write_record(made._replace(path=draft), _digests(draft))
         if is_bucket(directory):
             return
         _sync_tree(draft)
@@ -100,15 +99,13 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
     try:
         first_does(begin)
         _no_traces_once()
-        # Compressing weights gains a few percent, and keeps 3.4 MB a writer at times, until another save gives it back.
-        with contextlib.closing(ocp.PyTreeCheckpointer(use_compression=False)) as checkpointer:
-            checkpointer.save(_absolute(draft / STATE_NAME), state)  # orbax takes no other path
+        arrays.write(draft / STATE_NAME, state)
         first_does(finish)
     except Exception as error:
         if not is_bucket(directory):
             shutil.rmtree(draft, ignore_errors=True)
         raise _storage_error(error, directory, step) from error
-    return Checkpoint(final, step, layout, content)
+    return made
 
 
 @functools.cache
@@ -122,7 +119,10 @@ def _no_traces_once() -> None:
     def from_elsewhere(entry: logging.LogRecord) -> bool:
         # asyncio's entries, of tasks that nobody waits for any more, name the task's file in their text.
         place = entry.getMessage() if entry.name == "asyncio" else entry.pathname
-        return entry.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in place
+        mere = entry.levelno < logging.ERROR and not place.endswith(
+            "ocdbt_utils.py"
+        )  # it misses what is not meant to be
+        return mere or f"{os.sep}orbax{os.sep}" not in place
 
     def but_for_a_closed_loop(told: Any) -> None:
         if str(told.exc_value) != "Event loop is closed":  # what tensorstore's calls back then come to
@@ -143,7 +143,7 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
     def replace() -> None:
         try:
             files = json.loads((checkpoint.path / RECORD_NAME).read_text())["files"]
-            _write_record(checkpoint.path, checkpoint.step, content, checkpoint.layout, files)
+            _write_record(checkpoint._replace(content=content), files)
             _sync(checkpoint.path)
         except OSError as error:
             raise _storage_error(error, checkpoint.path.parent, checkpoint.step, there=True) from error
@@ -176,7 +176,7 @@ def read(directory: Path, step: int) -> Checkpoint:
         record = json.loads((path / RECORD_NAME).read_bytes())
         if record["digest"] != _digest_of_record(record) or record["step"] != step:
             raise DamagedError(f"{path / RECORD_NAME} does not match its own digest")
-        if record["format"] != FORMAT:
+        if record["format"] not in (1, FORMAT):
             raise UserError(
                 f"{path} has checkpoint format {record['format']}, not {FORMAT}; use the version that wrote it"
             )
@@ -192,7 +192,7 @@ def read(directory: Path, step: int) -> Checkpoint:
             raise DamagedError(f"{path / name} is missing")
         if record["files"].get(name) != found[name]:
             raise DamagedError(f"{path / name} has been cut short or altered")
-    return Checkpoint(path, step, record["layout"], record["content"])
+    return Checkpoint(path, step, record["layout"], record["content"], record.get("one_piece", False))
 
 
 def restore(checkpoint: Checkpoint, template: Any) -> Any:
@@ -206,7 +206,7 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     Raises:
         UserError: The state in the checkpoint has another structure or other shapes.
     """
-    ours = _layout(template)
+    ours = arrays.layout_of(template)
     for place in sorted(checkpoint.layout.keys() | ours.keys()):
         theirs, wanted = checkpoint.layout.get(place, "absent"), ours.get(place, "absent")
         if theirs != wanted:
@@ -214,14 +214,7 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
                 f"{checkpoint.path} does not fit the training state of this config: state{place} is {theirs} there "
                 f"and {wanted} here; use the config and the version of mpisjax that wrote it"
             )
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-        return checkpointer.restore(_absolute(checkpoint.path / STATE_NAME), abstract)
-
-
-def _absolute(path: Path) -> Path:
-    """Orbax takes no other path; an address in a bucket is one."""
-    return path if is_bucket(path) else path.absolute()
+    return arrays.read(checkpoint.path / STATE_NAME, template, one_piece=checkpoint.one_piece)
 
 
 def newest(directory: Path, *, set_aside: bool) -> Checkpoint | None:
@@ -321,16 +314,9 @@ def remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _layout(state: Any) -> dict[str, str]:
-    """Shape and dtype of every array by its place in the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(place): f"{leaf.dtype}{list(leaf.shape)}" for place, leaf in leaves}
-
-
-def _write_record(
-    path: Path, step: int, content: dict[str, Any], layout: dict[str, str], files: dict[str, str]
-) -> None:
-    record = {"format": FORMAT, "step": step, "content": content, "layout": layout, "files": files}
+def _write_record(checkpoint: Checkpoint, files: dict[str, str]) -> None:
+    record = {"format": FORMAT, **checkpoint._asdict(), "files": files}
+    path = record.pop("path")
     record["digest"] = _digest_of_record(record)
     write_atomically(path / RECORD_NAME, json.dumps(record, indent=1).encode())
 

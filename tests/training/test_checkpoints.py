@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints
+from mpisjax.training import arrays, checkpoints
 
 
 class State(NamedTuple):
@@ -66,6 +67,37 @@ def test_round_trip_is_exact(tmp_path):
     state = checkpoints.restore(found, state_at(0))
     assert isinstance(state, State) and state.ema == ()
     assert bits(state) == bits(state_at(3))
+
+
+def test_arrays_are_written_in_one_piece_or_one_by_one_and_read_either_way(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr(arrays, "in_one_piece", lambda path, state: False)
+    save(tmp_path, 2)
+    first, second = (checkpoints.read(tmp_path, step) for step in (1, 2))
+    assert (first.one_piece, second.one_piece) == (True, False)
+    for found in first, second:
+        assert bits(checkpoints.restore(found, state_at(0))) == bits(state_at(found.step))
+
+
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "in_one_piece", lambda path, state: False)
+    save(tmp_path, 1)
+    path = tmp_path / "step_00000001" / checkpoints.RECORD_NAME
+    written = json.loads(path.read_text())
+    written.pop("one_piece")  # as version 1 had it
+    written["format"] = 1
+    written["digest"] = checkpoints._digest_of_record(written)
+    path.write_text(json.dumps(written))
+    assert bits(checkpoints.restore(checkpoints.read(tmp_path, 1), state_at(0))) == bits(state_at(1))
+
+
+def test_what_comes_back_lies_where_the_template_does(tmp_path):
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    save(tmp_path, 1)
+    state = checkpoints.restore(checkpoints.read(tmp_path, 1), jax.device_put(state_at(0), whole))
+    assert bits(state) == bits(state_at(1))
+    assert all(leaf.sharding == whole for leaf in jax.tree.leaves(state))
 
 
 def test_no_checkpoint_is_not_an_error(tmp_path):
@@ -250,8 +282,9 @@ HOSTILE = """
 import pickle, shutil, sys
 from pathlib import Path
 import numpy as np
-from mpisjax.training import checkpoints
-directory, seen = Path(sys.argv[1]), []
+from mpisjax.training import arrays, checkpoints
+directory, seen, one_piece = Path(sys.argv[1]), [], sys.argv[2] == "one piece"
+arrays.in_one_piece = lambda path, state: one_piece
 state = {"w": np.arange(300.0), "b": np.ones(3)}
 checkpoints.save(directory / "sound", 1, state, {})
 checkpoints.restore(checkpoints.read(directory / "sound", 1), state)  # imports all there is to import
@@ -278,8 +311,8 @@ for name in files:
         (directory / "hostile" / name).write_bytes(payload)
         path = directory / "hostile" / "step_00000001"
         if name.name != checkpoints.RECORD_NAME:  # signed again, as somebody would who can write the folder
-            layout = checkpoints._layout(state)
-            checkpoints._write_record(path, 1, {}, layout, checkpoints._digests(path))
+            signed = checkpoints.Checkpoint(path, 1, arrays.layout_of(state), {}, one_piece)
+            checkpoints._write_record(signed, checkpoints._digests(path))
         tried += 1
         try:
             checkpoints.restore(checkpoints.read(directory / "hostile", 1), state)
@@ -289,10 +322,11 @@ print(tried, refused, (directory / "executed").exists(), seen)
 """
 
 
-def test_nothing_in_a_checkpoint_is_executed_even_with_the_right_digests(tmp_path):
+@pytest.mark.parametrize("how", ["one piece", "array by array"])
+def test_nothing_in_a_checkpoint_is_executed_even_with_the_right_digests(tmp_path, how):
     """Every file in turn becomes a program, as a pickle or as an expression: none of them runs."""
     ended = subprocess.run(
-        [sys.executable, "-c", HOSTILE, tmp_path], capture_output=True, text=True, check=False
+        [sys.executable, "-c", HOSTILE, tmp_path, how], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
     tried, refused, executed, seen = ended.stdout.split(maxsplit=3)
