@@ -14,6 +14,7 @@
 #include <cstring>
 #include <vector>
 
+#include "activity.h"
 #include "share.h"
 #include "tiles.h"
 #include "xla/ffi/api/ffi.h"
@@ -74,36 +75,89 @@ void pad(const float* image, const Axis& rows, const Axis& columns, int64_t chan
   std::memset(padded + (rows.before + rows.in) * row, 0, sizeof(float) * (rows.padded - rows.before - rows.in) * row);
 }
 
-void convolve_phase(const float* padded, const Axis& rows, const Axis& columns, int64_t row_phase, int64_t column_phase,
-                    int64_t in_channels, int64_t out_channels, const float* blocks, float* out) {
-  std::vector<Tap> taps;
-  std::vector<int64_t> numbers;  // of the taps among all
-  for (const Meeting& y : meetings(rows.taps, rows.dilation, row_phase, rows.low)) {
-    for (const Meeting& x : meetings(columns.taps, columns.dilation, column_phase, columns.low)) {
-      int64_t offset = (rows.before + y.offset) * columns.padded + columns.before + x.offset;
-      taps.push_back({offset * in_channels, nullptr});
-      numbers.push_back(y.tap * columns.taps + x.tap);
-    }
-  }
-  const int64_t height = rows.count(row_phase), width = columns.count(column_phase);
-  if (height <= 0 || width <= 0) return;
-  const int64_t step = columns.stride * in_channels, out_step = columns.dilation * out_channels;
-  for (int64_t first = 0; first < out_channels;) {
-    const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
-    const int64_t channels = vectors * kLanes;
-    for (size_t t = 0; t < taps.size(); ++t) taps[t].weights = blocks + numbers[t] * in_channels * channels;
-    const int pixels = pixels_at_a_time(width, vectors);
-    const Tile run = find_tile(vectors, pixels, step);
-    for (int64_t y = 0; y < height; ++y) {
-      const float* in = padded + y * rows.stride * columns.padded * in_channels;
-      float* to = out + ((y * rows.dilation + row_phase) * columns.out + column_phase) * out_channels + first;
-      for (int64_t x = 0; x < width; x += pixels) {
-        const int64_t at = std::min(x, width - pixels);  // the last tile may do some pixels again
-        run(in + at * step, taps, in_channels, channels, to + at * out_step, out_step);
+// Kernels [rows, columns, in, out] as outputs of one phase meet them, `by_blocks`: [block, phase, row, column of that
+// phase, in, channels of the block]. With one phase nothing moves.
+const float* by_phases(const float* kernel, const Axis& rows, const Axis& columns, int64_t in_channels,
+                       int64_t out_channels, float* moved, float* to) {
+  const int64_t size = in_channels * out_channels;
+  if (columns.dilation > 1) {
+    float* at = moved;
+    for (int64_t phase = 0; phase < columns.dilation; ++phase) {
+      const std::vector<Meeting> met = meetings(columns.taps, columns.dilation, phase, columns.low);
+      for (int64_t y = 0; y < rows.taps; ++y) {
+        for (const Meeting& x : met) {
+          std::memcpy(at, kernel + (y * columns.taps + x.tap) * size, sizeof(float) * size);
+          at += size;
+        }
       }
     }
-    first += channels;
-    blocks += rows.taps * columns.taps * in_channels * channels;
+    kernel = moved;
+  }
+  return by_blocks(kernel, rows.taps * columns.taps * in_channels, out_channels, to);
+}
+
+// A convolution of one image, and which way it goes.
+struct Image {
+  const float* padded;       // by tiles
+  const Activity* activity;  // or, where that is null, by what is active
+};
+
+// The outputs of one phase, `vectors` vectors of their channels; the phase's part of the kernel.
+void convolve_phase(const Image& image, const Axis& rows, const Axis& columns, int64_t row_phase, int64_t column_phase,
+                    int64_t in_channels, int64_t out_channels, int vectors, const float* weights, float* out) {
+  const std::vector<Meeting> down = meetings(rows.taps, rows.dilation, row_phase, rows.low);
+  const std::vector<Meeting> across = meetings(columns.taps, columns.dilation, column_phase, columns.low);
+  const int64_t height = rows.count(row_phase), width = columns.count(column_phase), channels = vectors * kLanes;
+  if (height <= 0 || width <= 0) return;
+  const int64_t taps = across.size(), out_step = columns.dilation * out_channels;
+  const int64_t out_row = rows.dilation * columns.out * out_channels;
+  out += (row_phase * columns.out + column_phase) * out_channels;
+  if (image.activity && taps && !down.empty()) {
+    for (const Meeting& y : down) {
+      const float* row_weights = weights + y.tap * taps * in_channels * channels;
+      Sweep one{across[0].offset, columns.stride, taps, in_channels, row_weights, &y != &down[0]};
+      for (int64_t n = 0; n < height; ++n) {
+        const int64_t row = n * rows.stride + y.offset;
+        const bool outside = row < 0 || row >= rows.in;
+        if (outside && one.add) continue;
+        Sweep none = one;
+        none.taps = 0;
+        sweep(*image.activity, outside ? 0 : row, outside ? none : one, vectors, width, out + n * out_row, out_step);
+      }
+    }
+    return;
+  }
+  std::vector<Tap> all;
+  for (const Meeting& y : down) {
+    for (int64_t x = 0; x < taps; ++x) {
+      const int64_t offset = (rows.before + y.offset) * columns.padded + columns.before + across[x].offset;
+      all.push_back({offset * in_channels, weights + (y.tap * taps + x) * in_channels * channels});
+    }
+  }
+  const int64_t step = columns.stride * in_channels;
+  const int pixels = pixels_at_a_time(width, vectors);
+  const Tile run = find_tile(vectors, pixels, step);
+  for (int64_t n = 0; n < height; ++n) {
+    const float* in = image.padded + n * rows.stride * columns.padded * in_channels;
+    for (int64_t x = 0; x < width; x += pixels) {
+      const int64_t at = std::min(x, width - pixels);  // the last tile may do some pixels again
+      run(in + at * step, all, in_channels, channels, out + n * out_row + at * out_step, out_step);
+    }
+  }
+}
+
+void convolve(const Image& image, const Axis& rows, const Axis& columns, int64_t in_channels, int64_t out_channels,
+              const float* weights, float* out) {
+  for (int64_t first = 0; first < out_channels;) {
+    const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
+    for (int64_t j = 0; j < columns.dilation; ++j) {
+      for (int64_t i = 0; i < rows.dilation; ++i) {
+        convolve_phase(image, rows, columns, i, j, in_channels, out_channels, vectors, weights, out + first);
+      }
+      const int64_t taps = meetings(columns.taps, columns.dilation, j, columns.low).size();
+      weights += rows.taps * taps * in_channels * vectors * kLanes;
+    }
+    first += vectors * kLanes;
   }
 }
 
@@ -119,18 +173,22 @@ ffi::Error Convolve(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
   if (in_channels % kChannels || out_channels % kChannels || !find_tile(1, 1, stride * in_channels)) {
     return ffi::Error::InvalidArgument("mpisjax: no convolution was compiled for so many channels");
   }
-  const float* blocks = by_blocks(w.typed_data(), kernel[0] * kernel[1] * in_channels, out_channels,
-                                  scratch(1, w.element_count()));
+  const int64_t size = w.element_count(), pixels = in[1] * in[2];
+  float* kept = scratch(1, 2 * size);
+  const float* weights = by_phases(w.typed_data(), rows, columns, in_channels, out_channels, kept, kept + size);
   share(pool, threads, in[0], [&](int64_t, int64_t begin, int64_t end) {
+    thread_local Activity activity;
     float* padded = scratch(0, rows.padded * columns.padded * in_channels);
     for (int64_t b = begin; b < end; ++b) {
-      pad(x.typed_data() + b * in[1] * in[2] * in_channels, rows, columns, in_channels, padded);
-      float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
-      for (int64_t i = 0; i < dilation; ++i) {
-        for (int64_t j = 0; j < dilation; ++j) {
-          convolve_phase(padded, rows, columns, i, j, in_channels, out_channels, blocks, to);
-        }
+      const float* from = x.typed_data() + b * pixels * in_channels;
+      const bool sparse = worthwhile(active(from, pixels * in_channels), pixels * in_channels, out_channels);
+      if (sparse) {
+        activity.list(from, in[1], in[2], in_channels);
+      } else {
+        pad(from, rows, columns, in_channels, padded);
       }
+      float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
+      convolve({padded, sparse ? &activity : nullptr}, rows, columns, in_channels, out_channels, weights, to);
     }
   });
   return ffi::Error::Success();
