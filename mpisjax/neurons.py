@@ -48,6 +48,12 @@ class LIF:
                 "the threshold."
             )
 
+    def reset(self, u: Array) -> Array:
+        """The membrane potential that the next step starts from: `u` after its spike, if any, and the leak."""
+        threshold = jnp.asarray(self.threshold, u.dtype)
+        u = u - jnp.where(u >= threshold, threshold, jnp.zeros((), u.dtype))
+        return u if self.leak == 1 else u * self.leak
+
 
 def IF(threshold: float = 1.0, initial_potential: float = 0.0) -> LIF:  # noqa: N802 (the field's name)
     """Integrate-and-fire neurons: `LIF` with `leak = 1`."""
@@ -111,19 +117,19 @@ class SpikeReading(_Population):
 
     Attributes:
       activity: after the transition ran, this step's spikes (0 or 1) by name.
+      integrated: the membrane potentials before spike and reset.
       potentials: the membrane potentials that the next step starts from.
     """
 
     def __init__(self, neuron: LIF, potentials: dict[str, Array]) -> None:
         super().__init__()
-        self.neuron, self.before, self.potentials = neuron, potentials, dict[str, Array]()
+        self.neuron, self.before = neuron, potentials
+        self.integrated, self.potentials = dict[str, Array](), dict[str, Array]()
 
     def __call__(self, name: str, current: Array) -> Array:
-        u = self.before[name] + current
-        fired = u >= self.neuron.threshold
-        u = u - jnp.where(fired, jnp.asarray(self.neuron.threshold, u.dtype), jnp.zeros((), u.dtype))
-        self.potentials[name] = u if self.neuron.leak == 1 else u * self.neuron.leak
-        return self.record(name, fired.astype(current.dtype))
+        u = self.integrated[name] = self.before[name] + current
+        self.potentials[name] = self.neuron.reset(u)
+        return self.record(name, (u >= self.neuron.threshold).astype(current.dtype))
 
 
 def population_shapes(transition: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:

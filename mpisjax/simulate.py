@@ -67,7 +67,9 @@ class Simulation(NamedTuple):
 
 
 class _Carry(NamedTuple):
-    potentials: dict[str, Array]
+    # Membrane potentials before spike and reset: a CPU then writes each in one pass, in place. What the next step starts
+    # from would be a second one, and a copy, since the spikes are of the potential too.
+    integrated: dict[str, Array]
     spikes: Any
     total: Any  # leak-weighted spike sum of the fed-back populations
     weight: Array  # sum of the weights leak^(T-t), by sample
@@ -96,6 +98,16 @@ def weighted_mean_frame(x: Any, leak: float, time_axis: int = 0) -> Any:
         return jnp.tensordot(weights, frames.astype(weights.dtype), (0, time_axis)).astype(dtype)
 
     return jax.tree.map(mean, x)
+
+
+def _before_reset(neuron: LIF, potentials: dict[str, Array]) -> dict[str, Array]:
+    """Membrane potentials from which `neuron.reset` makes these (at a leak below 1, to rounding)."""
+
+    def before(u: Array) -> Array:
+        u = u / neuron.leak
+        return jnp.where(u >= neuron.threshold, u + neuron.threshold, u)
+
+    return {k: before(u) for k, u in potentials.items()}
 
 
 def _by_sample(values: Array, like: Array, batch_axis: int | None) -> Array:
@@ -169,16 +181,16 @@ def simulate(
     shapes = population_shapes(transition, params, init, example)
     batch_shape = () if batch_axis is None else (jax.tree.leaves(init)[0].shape[batch_axis],)
 
-    def one_step(potentials: dict[str, Array], spikes: Any, x_t: Any) -> Any:
-        fire = SpikeReading(neuron, potentials)
+    def one_step(integrated: dict[str, Array], spikes: Any, x_t: Any) -> Any:
+        fire = SpikeReading(neuron, {k: neuron.reset(u) for k, u in integrated.items()})
         spikes = transition(params, spikes, x if frames is None else x_t, fire)
-        return fire.potentials, spikes, fire.activity if record else {}
+        return fire.integrated, spikes, fire.activity if record else {}
 
-    potentials = resting_potentials(neuron, shapes)
-    step, constants = hoist(one_step, potentials, init, None if frames is None else example)
+    integrated = _before_reset(neuron, resting_potentials(neuron, shapes))
+    step, constants = hoist(one_step, integrated, init, None if frames is None else example)
 
     def advance(carry: _Carry, x_t: Any) -> _Carry:
-        potentials, spikes, fired = step(constants, carry.potentials, carry.spikes, x_t)
+        integrated, spikes, fired = step(constants, carry.integrated, carry.spikes, x_t)
         active = carry.active
         weight = jnp.where(active, neuron.leak * carry.weight + 1, carry.weight)
 
@@ -204,7 +216,7 @@ def simulate(
             settled = jnp.where(active, (moved <= forward.tol) & (steps > 1), settled)
             quietest = -worst(jax.tree.map(jnp.negative, sample_norms(total, batch_axis)))
             active = active & ~(settled & (quietest > 0))
-        return _Carry(potentials, spikes, total, weight, recorded, active, settled, steps)
+        return _Carry(integrated, spikes, total, weight, recorded, active, settled, steps)
 
     def _rates(total: Any, weight: Array) -> Any:
         weight = jnp.maximum(weight, 1)
@@ -214,7 +226,7 @@ def simulate(
         return jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), like)
 
     carry = _Carry(
-        potentials=potentials,
+        integrated=integrated,
         spikes=init,
         total=sums(init),
         weight=jnp.zeros(batch_shape),

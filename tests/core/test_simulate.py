@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mpisjax
 from mpisjax import SpikeForward, simulate
-from mpisjax.simulate import weighted_mean_frame
+from mpisjax.neurons import resting_potentials
+from mpisjax.simulate import _before_reset, weighted_mean_frame
 
 
 def transition(p, z, x, fire):
@@ -278,3 +281,16 @@ def test_leaves_with_different_numbers_of_frames_are_refused():
             forward=SpikeForward(None),
             time_axis=0,
         )
+
+
+@settings(deadline=None)
+@given(
+    leak=st.floats(0.05, 1),
+    fraction=st.floats(0, 0.99),
+    threshold=st.sampled_from([0.5, 1.0, 3.0]),
+)
+def test_a_simulation_starts_from_the_initial_potential(leak, fraction, threshold):
+    neuron = mpisjax.LIF(threshold, leak, fraction)
+    resting = resting_potentials(neuron, {"a": jax.ShapeDtypeStruct((2,), jnp.float32)})
+    before = _before_reset(neuron, resting)
+    np.testing.assert_allclose(neuron.reset(before["a"]), resting["a"], rtol=1e-6, atol=3e-7 * threshold)

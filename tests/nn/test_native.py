@@ -25,6 +25,13 @@ def drawn(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+def thinned(a, density, seed):
+    """Zeros but for so large a part, image by image another one: some go by what is active, some by tiles."""
+    rng = np.random.default_rng(seed)
+    part = np.clip(density * rng.uniform(0.5, 1.5, (len(a), *[1] * (a.ndim - 1))), 0, 1)
+    return np.where(rng.random(a.shape) < part, a, 0)
+
+
 def in_float64(fn, *arrays):
     with jax.enable_x64(True):
         return np.asarray(fn(*(jnp.asarray(a, jnp.float64) for a in arrays)))
@@ -40,20 +47,24 @@ def custom_calls(fn, *arguments):
 
 
 @needed
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     batch=st.integers(1, 3),
+    density=st.sampled_from([0, 0.02, 0.2, 0.5, 1]),
     size=st.tuples(st.integers(1, 17), st.one_of(st.integers(1, 17), st.sampled_from([28, 32]))),
     kernel=st.sampled_from([1, 2, 3, 5, 7]),
     stride=st.sampled_from([1, 2, 4]),
     channels=st.tuples(st.sampled_from([16, 32, 48, 64, 128]), st.sampled_from([16, 32, 48, 64, 80, 112])),
     seed=st.integers(0, 99),
 )
-def test_convolution_and_its_gradients_are_those_of_float64(batch, size, kernel, stride, channels, seed):
+def test_convolution_and_its_gradients_are_those_of_float64(
+    batch, density, size, kernel, stride, channels, seed
+):
     ins, outs = channels
-    x, w = drawn(seed, batch, *size, ins), drawn(seed + 1, kernel, kernel, ins, outs)
+    w = drawn(seed + 1, kernel, kernel, ins, outs)
     small = tuple(-(-n // stride) for n in size)
-    g = drawn(seed + 2, batch, *small, outs)
+    x = thinned(drawn(seed, batch, *size, ins), density, seed)
+    g = thinned(drawn(seed + 2, batch, *small, outs), density, seed)
     low = tuple(ops._same_padding(n, kernel, stride)[0] for n in size)
     x32, w32, g32 = (jnp.asarray(a, jnp.float32) for a in (x, w, g))
     assert convolutions.supports(x32, w.shape, stride) == (stride * ins in convolutions._STEPS)
@@ -69,6 +80,27 @@ def test_convolution_and_its_gradients_are_those_of_float64(batch, size, kernel,
         flipped = jnp.flip(w32, (0, 1)).swapaxes(2, 3)
         reach = tuple(kernel - 1 - n for n in low)
         assert far(convolutions.convolve(g32, flipped, 1, stride, reach, size), exact) < 1e-5
+
+
+@needed
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.0, 1e-30])
+def test_a_single_active_place_is_seen_whatever_its_value(value):
+    x = np.zeros((1, 9, 9, 16), np.float32)
+    x[0, 4, 4, 3] = value
+    w = jnp.asarray(drawn(0, 3, 3, 16, 32), jnp.float32)
+    found = np.asarray(convolutions.convolve(jnp.asarray(x), w, 1, 1, (1, 1), (9, 9)))[0]
+    expected = np.zeros((9, 9, 32), np.float32)
+    expected[3:6, 3:6] = np.asarray(w)[::-1, ::-1, 3] * np.float32(value)
+    np.testing.assert_array_equal(found, expected)
+
+
+@needed
+def test_an_image_goes_the_same_way_in_any_company():
+    x = thinned(drawn(0, 6, 14, 14, 32), 0.5, 1).astype(np.float32)
+    w = jnp.asarray(drawn(1, 3, 3, 32, 48), jnp.float32)
+    together = convolutions.convolve(jnp.asarray(x), w, 2, 1, (0, 0), (7, 7))
+    alone = [convolutions.convolve(jnp.asarray(one[None]), w, 2, 1, (0, 0), (7, 7)) for one in x]
+    np.testing.assert_array_equal(np.asarray(together), np.concatenate(alone))
 
 
 @needed
