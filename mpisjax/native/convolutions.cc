@@ -6,7 +6,8 @@
 // registers while every tap and input channel is added to it (tiles.cc).
 //
 // What varies is which input pixels an output pixel meets, so that one routine serves a convolution, a strided one, and
-// the transposed one, whose outputs of one phase meet every second tap. The gradient with respect to the kernel holds
+// the transposed one, whose outputs of one phase meet every second tap. An image of which little is active goes by the
+// list of that instead (activity.cc). The gradient with respect to the kernel holds
 // 8 input channels times 48 output channels in registers and walks over the pixels.
 
 #include <algorithm>
@@ -181,13 +182,18 @@ ffi::Error Convolve(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
     float* padded = scratch(0, rows.padded * columns.padded * in_channels);
     for (int64_t b = begin; b < end; ++b) {
       const float* from = x.typed_data() + b * pixels * in_channels;
-      const bool sparse = worthwhile(active(from, pixels * in_channels), pixels * in_channels, out_channels);
+      float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
+      const int64_t count = active(from, pixels * in_channels);
+      if (count == 0) {  // as all feedback is before the first step
+        std::memset(to, 0, sizeof(float) * out[1] * out[2] * out_channels);
+        continue;
+      }
+      const bool sparse = worthwhile(count, pixels * in_channels, out_channels);
       if (sparse) {
         activity.list(from, in[1], in[2], in_channels);
       } else {
         pad(from, rows, columns, in_channels, padded);
       }
-      float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
       convolve({padded, sparse ? &activity : nullptr}, rows, columns, in_channels, out_channels, weights, to);
     }
   });
