@@ -21,7 +21,7 @@ from mpisjax.training.metrics import TIMING, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 20
-OVERRIDES = ["--config.train.epochs=8", "--config.forward.num_steps=4", "--config.train.log_every=7"]
+OVERRIDES = ["--config.train.epochs=32", "--config.forward.num_steps=4", "--config.train.log_every=7"]
 
 
 def start(workdir: Path, cache: Path, *arguments: str) -> subprocess.Popen:
@@ -68,7 +68,7 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
             moment = "before the first step" if len(story) % 5 == 4 else "after the first step"
             if moment == "after the first step":
                 assert run.stdout is not None
-                assert "step" in run.stdout.readline() or len(story) > 1, "the run was over before it began"
+                assert "epoch" in run.stdout.readline() or len(story) > 1, "the run was over before it began"
                 time.sleep(chance.uniform(0.0, 4.0))
             else:
                 while (
