@@ -16,7 +16,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * kLanes), aligned(4)));
 #if defined(__AVX512F__)
 constexpr double kDensest = 0.55, kDensestByOne = 0.3;
 #else
-constexpr double kDensest = 0.35, kDensestByOne = 0.2;
+constexpr double kDensest = 0.3, kDensestByOne = 0.2;
 #endif
 
 // Chains of sums that do not wait for one another.
