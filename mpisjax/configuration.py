@@ -76,7 +76,7 @@ def base() -> ml_collections.ConfigDict:
                     "returns": "equivalent",  # what the classifier is trained on: equivalent, or spikes
                 }
             ),
-            "adjoint": c({"solver": "neumann", "max_steps": 12, "tol": 1e-2, "history": 5}),
+            "adjoint": c({"solver": "neumann", "max_steps": 12, "tol": 1e-2, "history": 5, "damping": 0.0}),
             "bptt": c(
                 {
                     "surrogate": "triangular",  # rectangular, triangular, arctan or sigmoid

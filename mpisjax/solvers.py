@@ -39,6 +39,8 @@ def _check(section: str, value: Any, solvers: tuple[str, ...], least_steps: int)
         raise UserError(f"{section}.tol is {value.tol}: set it to 0 or more.")
     if value.history < 2:
         raise UserError(f"{section}.history is {value.history}: Anderson and GMRES need at least 2.")
+    if not 0 <= value.damping < 1:
+        raise UserError(f"{section}.damping is {value.damping}: set it in [0, 1).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +68,6 @@ class RateForward:
 
     def __post_init__(self) -> None:
         _check("forward", self, _FORWARD, 1)
-        if not 0 <= self.damping < 1:
-            raise UserError(f"forward.damping is {self.damping}: set it in [0, 1).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,8 @@ class Adjoint:
       max_steps: most products with J^T (for "gmres", "bicgstab" and "normal_cg": most solver iterations).
       tol: stop when ||g - (I - J^T) v|| <= tol * ||g||, over the whole batch.
       history: iterates that Anderson mixes; Krylov vectors of GMRES between restarts.
+      damping: in [0, 1), of "neumann", "anderson" and "phantom": v <- damping * v + (1 - damping) * (g + J^T v).
+        J^T has J's eigenvalues, so what settles an overshooting forward settles its adjoint.
 
     Raises:
       UserError: a value is outside its range.
@@ -89,9 +91,15 @@ class Adjoint:
     max_steps: int = 30
     tol: float = 1e-3
     history: int = 5
+    damping: float = 0.0
 
     def __post_init__(self) -> None:
         _check("adjoint", self, _ADJOINT, 0 if self.solver == "phantom" else 1)
+        if self.damping and self.solver in ("gmres", *_KRYLOV):
+            raise UserError(
+                f"adjoint.damping is {self.damping} but adjoint.solver is {self.solver!r}, which has none: set it to 0, or "
+                "the solver to 'neumann', 'anderson' or 'phantom'."
+            )
 
 
 class FixedPoint(NamedTuple):
@@ -191,6 +199,11 @@ def _iterate(
     return jax.lax.while_loop(unsolved, advance, start)
 
 
+def _mix(keep: float, old: Any, new: Any) -> Any:
+    """Damping."""
+    return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new) if keep else new
+
+
 def _cast_like(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
@@ -224,7 +237,7 @@ def solve_rates(
     fn, init = _widened(fn, init)
 
     def damped(r: Any) -> Any:
-        return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, r, fn(r)) if keep else fn(r)
+        return _mix(keep, r, fn(r))
 
     def measure(value: Any, previous: Any) -> Any:
         residual = relative_residual(value, previous, batch_axis)
@@ -269,18 +282,22 @@ def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
     def report(residual: Array, num_steps: Any) -> AdjointStats:
         return AdjointStats(residual.astype(jnp.float32), jnp.asarray(num_steps, jnp.float32))
 
+    def advanced(v: Any) -> Any:
+        return _mix(config.damping, v, add(g, vjp(v)))
+
+    def measure(new: Any, old: Any) -> Array:
+        # new - old = (1 - damping) * (g - (I - J^T) old): the residual of the step before, at no further product.
+        return relative(subtract(new, old)) / (1 - config.damping)
+
     if config.solver == "phantom":
         v, last = g, g
         for _ in range(config.max_steps):
-            v, last = add(g, vjp(v)), v
-        # v - last = g - (I - J^T) last: the residual of the step before, at no further product.
-        residual = relative(subtract(v, last)) if config.max_steps else jnp.full((), jnp.nan)
+            v, last = advanced(v), v
+        residual = measure(v, last) if config.max_steps else jnp.full((), jnp.nan)
         return v, report(residual, config.max_steps)
 
     if config.solver in ("neumann", "anderson"):
-        state = _iterate(
-            lambda v: add(g, vjp(v)), g, config, lambda new, old: relative(subtract(new, old)), keep_best=True
-        )
+        state = _iterate(advanced, g, config, measure, keep_best=True)
         # A residual is measured on the iterate before: while it falls, the newest iterate is better still.
         v = jax.tree.map(lambda a, b: jnp.where(state.improved, a, b), state.value, state.best)
         return v, report(state.best_residual, state.num_steps)
