@@ -45,14 +45,14 @@ def main(given: argparse.Namespace) -> None:
     from mpisjax.pretrained.drawing import Drawing, show_live
     from mpisjax.pretrained.images import read_image
     from mpisjax.pretrained.trace import trace
-    from mpisjax.training import devices
+    from mpisjax.training import cores, devices
 
     if given.steps is not None and given.steps < 1:
         raise UserError(f"--steps is {given.steps}: set it to at least 1.")
     out = given.out or f"{Path(given.image).stem}_spikes"
     if not Path(out).absolute().parent.is_dir():
         raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
-    devices.prepare(all_cores=False)
+    cores.prepare(all_cores=False)
     devices.compilation_cache()
     trained = pretrained.load_pretrained(given.pretrained)
     inputs = trained.inputs

@@ -53,9 +53,9 @@ def config_of_run(arguments: cli.Arguments):
 
 def main(config) -> None:
     """Evaluates as the flags say."""
-    from mpisjax.training import devices, processes
+    from mpisjax.training import cores, devices, processes
 
-    devices.prepare(config.devices.all_cores)
+    cores.prepare(config)
     with processes.parting():
         processes.join(*cli.place_among_processes())
         devices.compilation_cache()

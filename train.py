@@ -47,11 +47,11 @@ PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into the folder
 
 def main(config) -> None:
     """Trains as the config says."""
-    from mpisjax.training import devices, processes
+    from mpisjax.training import cores, devices, processes
 
     with watch() as stopper, processes.parting():
         # The devices must be settled before anything makes JAX look for them.
-        devices.prepare(config.devices.all_cores)
+        cores.prepare(config)
         processes.join(*cli.place_among_processes())
         devices.compilation_cache()
 

@@ -61,7 +61,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="of currents and rates"
     )
-    parser.add_argument("--one_device", action="store_true", help="on a CPU, do not use every core")
+    parser.add_argument("--one_core", action="store_true", help="on a CPU, keep to one core")
     flags = parser.parse_args(argv)
     flags.sections = tuple(s for s in flags.only.split(",") if s) or SECTIONS
     if unknown := set(flags.sections) - {*SECTIONS, "peer", "none"}:
@@ -79,9 +79,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             import torch  # noqa: F401
         except ImportError:
             sys.exit("benchmarks: --peer torch needs PyTorch, which is not installed: pip install torch")
-    from mpisjax.training import devices
+    from mpisjax.training import cores
 
-    devices.prepare(not flags.one_device)
+    cores.prepare(all_cores=not flags.one_core)
 
     from benchmarks import peaks, report, sections
 

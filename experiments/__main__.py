@@ -116,10 +116,10 @@ def plan(names: tuple[str, ...], scale: Scale) -> str:
 def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None:
     """Runs experiments and writes what they gave."""
     with watch() as stopper:
-        from mpisjax.training import devices
+        from mpisjax.training import cores, devices
 
         # The devices must be settled before anything makes JAX look for them.
-        devices.prepare(True)
+        cores.prepare()
         devices.compilation_cache()
 
         from experiments.study import Study

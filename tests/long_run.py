@@ -129,10 +129,10 @@ def problems(samples: list[Sample]) -> list[str]:
 
 def main(config) -> int:
     """Runs, samples and judges."""
-    from mpisjax.training import devices
+    from mpisjax.training import cores
 
     with watch() as stopper, tempfile.TemporaryDirectory() as temporary:
-        devices.prepare(config.devices.all_cores)
+        cores.prepare(config)
         import jax
 
         from mpisjax.training import run

@@ -19,7 +19,7 @@ from mpisjax import configuration, data, nn
 from mpisjax.errors import UserError
 from mpisjax.pretrained.images import read_image
 from mpisjax.pretrained.trace import running_rates, trace
-from mpisjax.training import devices
+from mpisjax.training import cores, devices
 from mpisjax.training.step import prepare_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def demo():
 
 
 def run(demo, monkeypatch, capsys, *arguments: object) -> str:
-    monkeypatch.setattr(devices, "prepare", lambda all_cores: None)  # this process has computed already
+    monkeypatch.setattr(cores, "prepare", lambda all_cores: None)  # this process has computed already
     monkeypatch.setattr(devices, "compilation_cache", lambda: "")
     monkeypatch.setattr(demo.sys, "argv", ["demo.py", *map(str, arguments)])
     demo.main(demo.arguments())

@@ -9,8 +9,7 @@ training needs; this serves second ones).
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mpisjax.native.library import CONVOLVE, FILTER, KERNEL_GRADIENT, available, enabled, fingerprint
+from mpisjax.native.library import CONVOLVE, FILTER, KERNEL_GRADIENT, available, enabled, fingerprint, threads
 from mpisjax.nn import winograd
 
 Array = jax.Array
@@ -42,6 +41,11 @@ def supports(x: Array, w_shape: tuple[int, ...], stride: int) -> bool:
         and stride * w_shape[2] in _STEPS
         and enabled()
     )
+
+
+def serves(channels: Iterable[int]) -> bool:
+    """Whether all layers of so many channels are convolved here, strided or not, as far as channels decide."""
+    return all(c % _CHANNELS == 0 and c in _STEPS and 2 * c in _STEPS for c in channels)
 
 
 def convolve(x: Array, w: Array, stride: int, dilation: int, low: Pair, size: Pair) -> Array:
@@ -189,8 +193,7 @@ def _operation(native: Any, plain: Any, many: Any) -> Any:
 
 def _threads() -> int:
     """How many threads share a batch: one where there are several host devices, which do that among themselves."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if jax.local_device_count() == 1 else 1
+    return threads() if jax.local_device_count() == 1 else 1
 
 
 def _batch_axes(argument: Any) -> Any:

@@ -38,6 +38,17 @@ def enabled() -> bool:
     return bool(_wanted.value) and jax.default_backend() == "cpu" and available()
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """How many threads a batch is worth sharing among: those that XLA's pool was given, one a core at most."""
+    asked = os.environ.get("PJRT_NPROC", "")
+    return min(cores(), int(asked)) if asked.isdigit() and int(asked) else cores()
+
+
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
     """Programs traced within hold XLA's convolutions alone, so that they run on other machines (`jax.export`)."""

@@ -1,8 +1,4 @@
-"""Which devices a program uses, and how the batch lies on them.
-
-XLA:CPU runs a convolution on one core. So on a CPU the fast path is the data-parallel one: one host device a
-core, the batch shared among them. Accelerators are left alone.
-"""
+"""How a batch, and a training state, lie on the devices; `mpisjax.training.cores` settles which a CPU is split into."""
 
 from __future__ import annotations
 
@@ -21,29 +17,6 @@ from mpisjax.errors import UserError
 
 def _setting(name: str) -> Any:
     return getattr(jax.config, name)  # JAX makes these attributes at run time; type checkers do not see them
-
-
-def prepare(all_cores: bool = True) -> None:
-    """Sets up JAX's CPU backend; call it before the first computation. No effect on accelerators.
-
-    Several host devices can block one another's all-reduce for good when steps are dispatched asynchronously
-    on a thread pool with one thread a core: each device may hold a thread that the other waits for. The cure is
-    threefold: a pool with threads to spare (`PJRT_NPROC`), synchronous dispatch, and waiting for every step
-    (`mpisjax.training.pipeline`).
-
-    Args:
-      all_cores: one host device a core. Where XLA_FLAGS or jax_num_cpu_devices already set a count, that
-        count stays.
-    """
-    forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if all_cores and not forced and _setting("jax_num_cpu_devices") <= 0:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        try:
-            jax.config.update("jax_num_cpu_devices", cores)
-        except RuntimeError:  # a computation has run already: the devices are what they are
-            return
-    os.environ.setdefault("PJRT_NPROC", str(4 * (os.cpu_count() or 1)))
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def mesh_of(config: Any, batch_size: int) -> jax.sharding.Mesh:

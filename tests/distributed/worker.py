@@ -103,10 +103,10 @@ def main() -> None:
     import jax
 
     from mpisjax.data import load
-    from mpisjax.training import checkpoints, devices, processes
+    from mpisjax.training import checkpoints, cores, processes
 
     jax.config.update("jax_disable_most_optimizations", True)
-    devices.prepare()
+    cores.prepare()
     processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
     config = settings()
     config.devices.model_parallel = arguments.model_parallel

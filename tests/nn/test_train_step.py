@@ -90,10 +90,10 @@ def test_two_devices_take_the_steps_that_one_takes():
         """
         import jax
         import numpy as np
-        from mpisjax.training import devices
+        from mpisjax.training import cores, devices
         jax.config.update("jax_num_cpu_devices", 2)
         jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
-        devices.prepare()
+        cores.prepare()
         from mpisjax import configuration, data, nn
         from mpisjax.training import state, step
         from configs import digits

@@ -1,0 +1,68 @@
+"""How the cores of a CPU share a batch; to be settled before JAX looks for its devices.
+
+XLA:CPU runs a convolution of its own on one core. There are two ways round that. Where this machine's compiled
+convolutions serve the whole network (`mpisjax.native`), one host device does: they share a batch among the threads of
+XLA's pool, as XLA does for all that is elementwise. Elsewhere there is one host device a core, the batch split over them.
+The first way is faster (docs/speed.md): no device waits for another, and there are no more threads than cores.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from typing import Any
+
+import jax
+
+from mpisjax.native import library
+from mpisjax.native.convolutions import serves
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)  # JAX makes these attributes at run time; type checkers do not see them
+
+
+def prepare(config: Any = None, *, all_cores: bool = True) -> None:
+    """Sets up JAX's CPU backend; call it before the first computation. No effect on accelerators.
+
+    Several host devices can block one another's all-reduce for good when steps are dispatched asynchronously
+    on a thread pool with one thread a core: each device may hold a thread that the other waits for. The cure is
+    threefold: a pool with threads to spare (`PJRT_NPROC`), synchronous dispatch, and waiting for every step
+    (`mpisjax.training.pipeline`). Threads to spare cost time, a third of a training step of the Fashion-MNIST config.
+
+    Args:
+      config: of the run; its `devices.all_cores`, `devices.model_parallel` and `model` decide. None: a network that
+        this machine's convolutions serve.
+      all_cores: without a config, what its `devices.all_cores` would say: False keeps to one core.
+    """
+    one = served = True
+    if config is not None:
+        all_cores, one = config.devices.all_cores, config.devices.model_parallel == 1
+        served = config.model.dtype == "float32" and serves((*config.model.stem, *config.model.layers))
+    forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if forced or _setting("jax_num_cpu_devices") > 0:
+        one = False
+    elif not all_cores:
+        os.environ.setdefault("PJRT_NPROC", "1")
+        one = True
+    elif not (one and served and _on_a_cpu() and library.available()):
+        one = False
+        try:
+            jax.config.update("jax_num_cpu_devices", library.cores())
+        except RuntimeError:  # a computation has run already: the devices are what they are
+            return
+    if not one:
+        os.environ.setdefault("PJRT_NPROC", str(4 * (os.cpu_count() or 1)))
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _on_a_cpu() -> bool:
+    """Whether JAX will take the CPU, as far as that can be known before it looks."""
+    if asked := _setting("jax_platforms"):
+        return asked.split(",")[0] == "cpu"
+    return not (
+        importlib.util.find_spec("jax_plugins")
+        or importlib.util.find_spec("libtpu")
+        or importlib.metadata.entry_points(group="jax_plugins")
+    )
