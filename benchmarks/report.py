@@ -11,7 +11,7 @@ TITLES = {
     "steps": "Training steps and inference",
     "memory": "Compiled memory a device",
     "adjoint": "An adjoint iteration beside an evaluation of f, in loops",
-    "scaling": "Cost against size, and of devices (rates, 4 + 4 iterations)",
+    "scaling": "Cost against size, devices and cores (rates, 4 + 4 iterations)",
     "solvers": "Solver steps",
     "profile": "Where the time goes (milliseconds a device)",
     "loader": "The data loader",
@@ -141,7 +141,8 @@ def _lines(results: dict[str, Any], folder: Path) -> None:
                 axis.plot([r["value"] for r in rows], [r["seconds"] for r in rows], "o-", label=net)
             highest = max(r["seconds"] for r in scaling if r["axis"] == name)
             axis.set(xlabel=name, ylabel="seconds a step", ylim=(0, 1.08 * highest))
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if not any(isinstance(r["value"], str) for r in scaling if r["axis"] == name):
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(fontsize=7)
         save(figure, "scaling.png")
     if peer := results.get("peer"):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import peaks, profile
+from benchmarks import arrangements, peaks, profile
 from benchmarks.nets import Subject, case
 from benchmarks.timing import Compiled, Timing, compiled, measure
 from mpisjax.analysis import flops
@@ -176,42 +176,36 @@ def measure_adjoint(scope: Scope) -> Rows:
     return rows
 
 
+def scaled(
+    scope: Scope, axis: str, name: str, value: Any, num_devices: int | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Cost of a rate-mode step of 4 evaluations and 4 adjoint iterations."""
+    s = Subject(case(name, dtype=scope.dtype, **settings), num_devices=num_devices, warmup=1)
+    step = _fixed_step(s, 4, 4)
+    timing = measure(step, s.step_arguments, **scope.spend(0.4))
+    work = flops.count(step, *s.step_arguments(), trips=[4, 4])
+    return {
+        "axis": axis,
+        "net": s.case.title,
+        "value": value,
+        "seconds": timing.seconds,
+        "cpu_seconds": timing.cpu,
+        "ms_a_sample": 1e3 * timing.seconds / s.case.config.train.batch_size,
+        "GFLOP/s": work / timing.seconds / 1e9,
+    }
+
+
 def measure_scaling(scope: Scope) -> Rows:
-    """Cost of a rate-mode step (4 evaluations, 4 adjoint iterations) against size, and of devices."""
-    rows = []
+    """What a step costs against size, devices, and on a CPU how its cores are used."""
     batches, widths, streams = (
-        ((32, 64), (32, 64), (1, 2))
-        if scope.quick
-        else (
-            (16, 64, 256),
-            (16, 32, 64, 128),
-            (1, 2, 3),
-        )
+        ((32, 64), (32, 64), (1, 2)) if scope.quick else ((16, 64, 256), (16, 32, 64, 128), (1, 2, 3))
     )
-    count = len(jax.devices())
-    points: list[tuple[str, str, int, dict[str, Any], int | None]] = []
-    points += [("batch size", "fashion", n, {"batch_size": n}, None) for n in batches]
-    points += [("width", "f64c5", n, {"layers": (n,)}, None) for n in widths]
-    points += [("streams", "fashion", n, {"num_streams": n}, None) for n in streams]
-    for name in scope.cases:
-        points += [("devices", name, n, {}, n) for n in sorted({1, count})]
-    for axis, name, value, settings, num_devices in points:
-        s = Subject(case(name, dtype=scope.dtype, **settings), num_devices=num_devices, warmup=1)
-        step = _fixed_step(s, 4, 4)
-        timing = measure(step, s.step_arguments, **scope.spend(0.4))
-        work = flops.count(step, *s.step_arguments(), trips=[4, 4])
-        rows.append(
-            {
-                "axis": axis,
-                "net": s.case.title,
-                "value": value,
-                "seconds": timing.seconds,
-                "cpu_seconds": timing.cpu,
-                "ms_a_sample": 1e3 * timing.seconds / s.case.config.train.batch_size,
-                "GFLOP/s": work / timing.seconds / 1e9,
-            }
-        )
-    return rows
+    rows = [scaled(scope, "batch size", "fashion", n, batch_size=n) for n in batches]
+    rows += [scaled(scope, "width", "f64c5", n, layers=(n,)) for n in widths]
+    rows += [scaled(scope, "streams", "fashion", n, num_streams=n) for n in streams]
+    for name in scope.cases if len(jax.devices()) > 1 else ():
+        rows += [scaled(scope, "devices", name, n, n) for n in (1, len(jax.devices()))]
+    return rows + arrangements.measure(scope, scope.cases)
 
 
 def measure_solvers(scope: Scope) -> Rows:
