@@ -11,19 +11,22 @@ from experiments.study import Study
 from experiments.write import MISSING, table
 
 TITLE = "Solver steps and the gradient"
-Pair = tuple[str, int, float, str, int]
-# Forward solver, its steps and damping; backward solver and its steps. As `forward.*` and `adjoint.*` of a config.
+Pair = tuple[str, int, float, str, int, float]
+# Solver, steps and damping, forward and backward. As `forward.*` and `adjoint.*` of a config.
 SOLVES: tuple[Pair, ...] = (
-    ("picard", 2, 0.0, "neumann", 2),
-    ("picard", 4, 0.0, "neumann", 4),
-    ("picard", 30, 0.0, "neumann", 30),
-    ("picard", 4, 0.2, "neumann", 4),
-    ("picard", 6, 0.2, "neumann", 2),
-    ("picard", 6, 0.2, "neumann", 4),
-    ("picard", 12, 0.2, "neumann", 6),
-    ("anderson", 6, 0.0, "anderson", 6),
+    ("picard", 2, 0.0, "neumann", 2, 0.0),
+    ("picard", 4, 0.0, "neumann", 4, 0.0),
+    ("picard", 30, 0.0, "neumann", 30, 0.0),
+    ("picard", 4, 0.2, "neumann", 4, 0.0),
+    ("picard", 4, 0.3, "neumann", 4, 0.3),
+    ("picard", 6, 0.2, "neumann", 2, 0.0),
+    ("picard", 6, 0.3, "neumann", 2, 0.3),
+    ("picard", 6, 0.3, "neumann", 6, 0.3),
+    ("picard", 12, 0.2, "neumann", 6, 0.0),
+    ("picard", 12, 0.3, "neumann", 12, 0.3),
+    ("anderson", 6, 0.0, "anderson", 6, 0.0),
 )
-SMOKE = (SOLVES[0], SOLVES[1], SOLVES[4], SOLVES[7])  # each is a program to compile, in CI
+SMOKE = (SOLVES[0], SOLVES[1], SOLVES[6], SOLVES[10])  # each is a program to compile, in CI
 
 
 def nets(scale: Scale) -> list[Net]:
@@ -55,9 +58,9 @@ def measure(study: Study, name: str, samples: int, pairs: Sequence[Pair]) -> dic
     solves = {
         str(i): (
             RateForward(forward, max_steps=steps, tol=0.0, damping=damping),
-            Adjoint(backward, max_steps=back, tol=1e-9),
+            Adjoint(backward, max_steps=back, tol=1e-9, damping=other),
         )
-        for i, (forward, steps, damping, backward, back) in enumerate(pairs)
+        for i, (forward, steps, damping, backward, back, other) in enumerate(pairs)
     }
     neuron = configuration.neuron_of(found.config)
     try:
@@ -79,11 +82,12 @@ def render(content: dict[str, Any]) -> str:
             f"{forward}, {steps}",
             f"{damping:g}",
             f"{backward}, {back}",
+            f"{other:g}",
             f"{residual:.3f}",
             f"{cosine:.3f}",
             f"{ratio:.2f}",
         ]
-        for (forward, steps, damping, backward, back), (residual, cosine, ratio) in zip(
+        for (forward, steps, damping, backward, back, other), (residual, cosine, ratio) in zip(
             content["solves"], row["result"]["solves"], strict=True
         )
     ]
@@ -91,6 +95,7 @@ def render(content: dict[str, Any]) -> str:
         "forward, evaluations of f",
         "damping",
         "backward, products",
+        "damping",
         "residual",
         "cosine",
         "ratio of norms",

@@ -131,8 +131,8 @@ def test_damping_settles_a_map_that_overshoots_and_keeps_the_fixed_point():
 
 
 @functools.cache
-def adjoint_solver(solver, dtype):
-    config = Adjoint(solver, STEPS, TOL[dtype], history=20 if solver == "gmres" else 5)
+def adjoint_solver(solver, dtype, damping=0.0):
+    config = Adjoint(solver, STEPS, TOL[dtype], history=20 if solver == "gmres" else 5, damping=damping)
     return jax.jit(lambda A, g: solve_adjoint(lambda v: {"v": A.T @ v["v"]}, {"v": g}, config))
 
 
@@ -163,6 +163,31 @@ def test_adjoint_systems(m, solver, dtype):
         assert stats.residual > tol
         # The best iterate, not the last: no farther from a solution than where it set out.
         assert true <= 1.5 * max(1, lipschitz)
+
+
+@pytest.mark.parametrize("solver", ["neumann", "phantom"])
+def test_damping_settles_an_adjoint_that_overshoots_and_keeps_its_solution(solver, x64):
+    # Eigenvalues from -1.4 to 0.5: they lie between -0.44 and 0.7 once damped by 0.4.
+    rng = np.random.default_rng(3)
+    basis = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
+    A = basis @ np.diag(np.linspace(-1.4, 0.5, WIDTH)) @ basis.T
+    g = rng.normal(size=WIDTH)
+    v, stats = jax.device_get(adjoint_solver(solver, np.float64, 0.4)(A, g))
+    _, swinging = jax.device_get(adjoint_solver(solver, np.float64)(A, g))
+    np.testing.assert_allclose(v["v"], np.linalg.solve(np.eye(WIDTH) - A.T, g), atol=1e-6)
+    assert swinging.residual > 0.1 and stats.residual <= TOL[np.float64]
+
+
+def test_a_damped_adjoint_reports_the_residual_of_the_system_itself(x64):
+    A, g = random_map({"seed": 1, "width": 20, "radius": 0.9, "normal": False, "scale": "plain"}, np.float64)
+    keep, steps, v = 0.3, 3, g
+    config = Adjoint("neumann", steps, 0.0, damping=keep)
+    found, stats = solve_adjoint(lambda v: A.T @ v, jnp.asarray(g), config)
+    for _ in range(steps):
+        before, v = v, keep * v + (1 - keep) * (g + A.T @ v)
+    np.testing.assert_allclose(found, v, rtol=1e-10)
+    residual = np.linalg.norm(g - (before - A.T @ before)) / np.linalg.norm(g)
+    assert float(stats.residual) == pytest.approx(residual, rel=1e-5) and float(stats.num_steps) == steps
 
 
 @pytest.mark.parametrize("solver", ["neumann", "normal_cg"])
@@ -286,6 +311,8 @@ def test_any_number_of_time_steps_of_any_width(m, steps, full, dtype):
         (lambda: Adjoint(max_steps=0), "adjoint.max_steps"),
         (lambda: Adjoint("phantom", max_steps=-1), "adjoint.max_steps"),
         (lambda: Adjoint("gmres", history=1), "adjoint.history"),
+        (lambda: Adjoint(damping=-0.1), "adjoint.damping"),
+        (lambda: Adjoint("bicgstab", damping=0.2), "adjoint.damping"),
     ],
 )
 def test_impossible_settings_are_refused(make, named):

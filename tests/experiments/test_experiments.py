@@ -172,7 +172,7 @@ def test_solves_are_measured_once_and_shown_with_their_settings(tmp_path, monkey
         content = solves.run(study_of(tmp_path, scale_of("smoke")._replace(followed=8)))
     assert asked == [("digits", 32)]
     page = program.document(solves, content)
-    second = "| picard, 4 | 0 | neumann, 4 | 0.100 | 0.500 | 1.25 |"
+    second = "| picard, 4 | 0 | neumann, 4 | 0 | 0.100 | 0.500 | 1.25 |"
     assert second in page and "32 training images" in page and "nothing trained" in page
     assert set(solves.draw(content)) == {"cosine"}
 
