@@ -4,25 +4,25 @@
 
 DIR holds the four IDX files; without it, prepared data or a download serve (docs/data.md).
 
-variant   parameters   the paper's     trained with            test accuracy
--         128,346      133K            rates, 4 solver steps   92.52% after 12 + 22 epochs (spikes alone, T = 30: 92.22%)
-t30       128,346      133K, 93.14%    spikes, T = 30          not run here
-t100      128,346      133K, 93.23%    spikes, T = 100         not run here
-large_t1  2,629,514    ?, 93.83%       spikes, T = 1           not run here
-ide_t30   127,823      ?               spikes, T = 30          not run here
+variant   parameters   the paper's     trained with                test accuracy
+-         128,346      133K            rates, 6 + 2 solver steps   93.34% after 12 + 24 epochs (spikes alone, T = 30: 93.15%)
+t30       128,346      133K, 93.14%    spikes, T = 30              not run here
+t100      128,346      133K, 93.23%    spikes, T = 100             not run here
+large_t1  2,629,514    ?, 93.83%       spikes, T = 1               not run here
+ide_t30   127,823      ?               spikes, T = 30              not run here
 
 Two streams, stem 1-16, layers 32-48. The paper's 133K are met when one counts an injection into the second stream, which is
 not there, as that stream starts from zero. The size of the paper's large network is not known to us. `ide_t30` is the
 baseline of as many parameters: one stream, wider, its feedback bounded by its operator norm, a dense layer on its rates.
 
-Measured on 2-core CPUs that other work kept busy, seed 0, in two cycles, with
+Measured on a 2-core AMD EPYC that other work kept busy, 2026-11-26, seed 0, commits af4f708 and de2bfe6, in two cycles, with
     python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --workdir=runs/fashion_first
-        --config.train.epochs=12 --config.train.ema=0.998
+        --config.train.epochs=55
     python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --config.train.init_from=runs/fashion_first
-        --config.train.epochs=22 --config.train.ema=0.998 --config.forward.tol=0.5 --config.adjoint.tol=0.5
-2026-11-24, AMD EPYC, commit 32a6b15: validation 92.54%, test 91.85%; 2026-11-25, Intel Xeon, commit 8e2c07e: validation
-93.74%, test 92.52%. The solvers do not reach their tolerance in 4 steps: the residual was 0.32 at the end of the first cycle
-and 0.38 near the end of the second. The paper's 93.14% is not reached.
+        --config.train.epochs=24 --config.train.learning_rate=0.06 --config.train.warmup_epochs=0.2
+of which the first was interrupted in its thirteenth epoch (validation 92.98%): validation 94.14%, test 93.34%. The
+paper's 93.14% at T = 30 is reached by this one seed. The forty epochs that are the default were not run in one piece. An epoch
+takes some 80 s. The solvers stop short of their tolerances: at the end the residual was 0.05 forward and 0.34 backward.
 """
 
 import ml_collections
