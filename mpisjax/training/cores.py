@@ -36,23 +36,22 @@ def prepare(config: Any = None, *, all_cores: bool = True) -> None:
         this machine's convolutions serve.
       all_cores: without a config, what its `devices.all_cores` would say: False keeps to one core.
     """
-    one = served = True
+    whole = True
     if config is not None:
-        all_cores, one = config.devices.all_cores, config.devices.model_parallel == 1
+        all_cores = config.devices.all_cores
         served = config.model.dtype == "float32" and serves((*config.model.stem, *config.model.layers))
+        whole = served and config.devices.model_parallel == 1
     forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if forced or _setting("jax_num_cpu_devices") > 0:
-        one = False
-    elif not all_cores:
+    several = forced or _setting("jax_num_cpu_devices") > 0
+    if not several and not all_cores:
         os.environ.setdefault("PJRT_NPROC", "1")
-        one = True
-    elif not (one and served and _on_a_cpu() and library.available()):
-        one = False
+    elif not several and not (whole and _on_a_cpu() and library.available()):
+        several = True
         try:
             jax.config.update("jax_num_cpu_devices", library.cores())
         except RuntimeError:  # a computation has run already: the devices are what they are
             return
-    if not one:
+    if several:
         os.environ.setdefault("PJRT_NPROC", str(4 * (os.cpu_count() or 1)))
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
