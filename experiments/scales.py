@@ -197,7 +197,7 @@ def smoke() -> Scale:
     )
 
 
-# Averages over 500 steps, damping and the rest of configs/fashion_mnist.py are for its forty epochs; the tables at the small scale
+# Averages over 500 steps, damping and the rest of configs/fashion_mnist.py are for its thirty epochs; the tables at the small scale
 # keep to what their runs of one or two were made with.
 BRIEF = {
     "train.ema": 0.0,
