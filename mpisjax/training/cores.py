@@ -19,8 +19,9 @@ from mpisjax.native import library
 from mpisjax.native.convolutions import serves
 
 
-def _setting(name: str) -> Any:
-    return getattr(jax.config, name)  # JAX makes these attributes at run time; type checkers do not see them
+def jax_setting(name: str) -> Any:
+    """What JAX is set to; it makes these attributes at run time, so that type checkers do not see them."""
+    return getattr(jax.config, name)
 
 
 def prepare(config: Any = None, *, all_cores: bool = True) -> None:
@@ -42,7 +43,7 @@ def prepare(config: Any = None, *, all_cores: bool = True) -> None:
         served = config.model.dtype == "float32" and serves((*config.model.stem, *config.model.layers))
         whole = served and config.devices.model_parallel == 1
     forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    several = forced or _setting("jax_num_cpu_devices") > 0
+    several = forced or jax_setting("jax_num_cpu_devices") > 0
     if not several and not all_cores:
         os.environ.setdefault("PJRT_NPROC", "1")
     elif not several and not (whole and _on_a_cpu() and library.available()):
@@ -58,7 +59,7 @@ def prepare(config: Any = None, *, all_cores: bool = True) -> None:
 
 def _on_a_cpu() -> bool:
     """Whether JAX will take the CPU, as far as that can be known before it looks."""
-    if asked := _setting("jax_platforms"):
+    if asked := jax_setting("jax_platforms"):
         return asked.split(",")[0] == "cpu"
     return not (
         importlib.util.find_spec("jax_plugins")

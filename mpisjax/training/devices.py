@@ -13,10 +13,7 @@ import numpy as np
 
 from mpisjax.data.feed import put
 from mpisjax.errors import UserError
-
-
-def _setting(name: str) -> Any:
-    return getattr(jax.config, name)  # JAX makes these attributes at run time; type checkers do not see them
+from mpisjax.training.cores import jax_setting
 
 
 def mesh_of(config: Any, batch_size: int) -> jax.sharding.Mesh:
@@ -157,8 +154,8 @@ def compilation_cache(folder: str | None = None) -> str:
     """
     # A disk that fills up later is no reason for a warning a program.
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache")
-    if _setting("jax_compilation_cache_dir"):
-        return str(_setting("jax_compilation_cache_dir"))
+    if set_already := jax_setting("jax_compilation_cache_dir"):
+        return str(set_already)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = folder or os.path.join(home, "mpisjax", "compiled")
     try:
