@@ -54,7 +54,7 @@ def measure_peaks(mesh: jax.sharding.Mesh, dtype: Any = jnp.float32, repeats: in
         x = jax.random.normal(keys[0], (samples * mesh.size, side, side, channels), dtype)
         w = jax.random.normal(keys[1], (kernel, kernel, channels, channels), dtype)
         peaks.append(rate(title, convolve, x, w))
-        if convolutions.supports(x, w.shape, 1):  # without saving multiplications, as XLA does it
+        if convolutions.supports(x, w.shape):  # without saving multiplications, as XLA does it
             peaks.append(rate(f"{title}, compiled here", compiled, x, w))
     a = jax.random.normal(keys[0], (MATRICES * mesh.size, MATRICES), dtype)
     b = jax.random.normal(keys[1], (MATRICES, MATRICES), dtype)

@@ -65,8 +65,10 @@ void sweep_of(const Activity& activity, int64_t row, const Sweep& one, int64_t c
 
 int64_t active(const float* values, int64_t count) {
   Ints silent = {};
-  for (int64_t n = 0; n < count; n += kLanes) silent += load(values + n) == Vec{};  // -1 where equal
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t n = 0; n < whole; n += kLanes) silent += load(values + n) == Vec{};  // -1 where equal
   int64_t sum = count;
+  for (int64_t n = whole; n < count; ++n) sum -= values[n] == 0;
   for (int lane = 0; lane < kLanes; ++lane) sum += silent[lane];
   return sum;
 }
@@ -75,7 +77,7 @@ bool worthwhile(int64_t active, int64_t count, int64_t out_channels) {
   return active < (out_channels <= kLanes ? kDensestByOne : kDensest) * count;
 }
 
-void Activity::list(const float* image, int64_t rows, int64_t columns, int64_t channels) {
+void Activity::list(const float* image, int64_t rows, int64_t columns, int64_t channels, int64_t wide) {
   this->columns = columns;
   const size_t room = rows * columns * channels + kLanes;  // whole vectors are written at the list's end
   if (places.size() < room) places.resize(room), values.resize(room);
@@ -83,23 +85,27 @@ void Activity::list(const float* image, int64_t rows, int64_t columns, int64_t c
   int32_t count = 0;
   int32_t* start = starts.data();
   for (int64_t y = 0; y < rows; ++y) {
-    for (int64_t at = 0; at < columns * channels; at += kLanes, image += kLanes) {
-      if (at % channels == 0) *start++ = count;
+    for (int64_t x = 0; x < columns; ++x, image += channels) {
+      *start++ = count;
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        const int64_t at = x * wide + c;
+        const int lanes = std::min<int64_t>(kLanes, channels - c);
 #if defined(__AVX512F__)
-      const __m512 value = _mm512_loadu_ps(image);
-      const __mmask16 found = _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-      const __m512i place = _mm512_add_epi32(
-          _mm512_set1_epi32(at), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-      _mm512_storeu_ps(values.data() + count, _mm512_maskz_compress_ps(found, value));
-      _mm512_storeu_si512(places.data() + count, _mm512_maskz_compress_epi32(found, place));
-      count += __builtin_popcount(found);
+        const __m512 value = _mm512_maskz_loadu_ps((1u << lanes) - 1, image + c);
+        const __mmask16 found = _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        const __m512i place = _mm512_add_epi32(
+            _mm512_set1_epi32(at), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        _mm512_storeu_ps(values.data() + count, _mm512_maskz_compress_ps(found, value));
+        _mm512_storeu_si512(places.data() + count, _mm512_maskz_compress_epi32(found, place));
+        count += __builtin_popcount(found);
 #else
-      for (int lane = 0; lane < kLanes; ++lane) {  // without a branch
-        values[count] = image[lane];
-        places[count] = at + lane;
-        count += image[lane] != 0;
-      }
+        for (int lane = 0; lane < lanes; ++lane) {  // without a branch
+          values[count] = image[c + lane];
+          places[count] = at + lane;
+          count += image[c + lane] != 0;
+        }
 #endif
+      }
     }
     *start++ = count;
   }

@@ -14,20 +14,21 @@
 
 namespace mpisjax {
 
-// How many of `count` (a multiple of kChannels) values are not zero.
+// How many of `count` values are not zero.
 int64_t active(const float* values, int64_t count);
 
 // Whether an image with so many active places of `count` is convolved faster by its list than by tiles.
 bool worthwhile(int64_t active, int64_t count, int64_t out_channels);
 
-// The active places of an image [rows, columns, channels]; the same thread uses the same memory again.
+// The active places of an image [rows, columns, channels], in whose kernels there are `wide` channels (`laid_out`); the
+// same thread uses the same memory again.
 struct Activity {
   int64_t columns;
   std::vector<int32_t> starts;  // [rows, columns + 1]: where a pixel's places begin in the list
-  std::vector<int32_t> places;  // column * channels + channel, within a row
+  std::vector<int32_t> places;  // column * wide + channel, within a row
   std::vector<float> values;
 
-  void list(const float* image, int64_t rows, int64_t columns, int64_t channels);
+  void list(const float* image, int64_t rows, int64_t columns, int64_t channels, int64_t wide);
 };
 
 // What one row of a kernel adds to a row of `count` outputs, `out_step` floats apart.

@@ -8,7 +8,8 @@
 // What varies is which input pixels an output pixel meets, so that one routine serves a convolution, a strided one, and
 // the transposed one, whose outputs of one phase meet every second tap. An image of which little is active goes by the
 // list of that instead (activity.cc). The gradient with respect to the kernel holds
-// 8 input channels times 48 output channels in registers and walks over the pixels.
+// 8 input channels times 48 output channels in registers and walks over the pixels. Channels in other than multiples of 16
+// are laid out as the next one (`laid_out`), in the copies; only outputs are copied once more for it.
 
 #include <algorithm>
 #include <cstdint>
@@ -64,16 +65,27 @@ struct Axis {
   int64_t count(int64_t phase) const { return phase < out ? (out - phase + dilation - 1) / dilation : 0; }
 };
 
-void pad(const float* image, const Axis& rows, const Axis& columns, int64_t channels, float* padded) {
-  const int64_t row = columns.padded * channels, before = columns.before * channels, width = columns.in * channels;
+// An image [rows, columns, channels] with zeros around it, and behind its channels up to `wide`.
+void pad(const float* image, const Axis& rows, const Axis& columns, int64_t channels, int64_t wide, float* padded) {
+  const int64_t row = columns.padded * wide, before = columns.before * wide, width = columns.in * wide;
   std::memset(padded, 0, sizeof(float) * rows.before * row);
   for (int64_t y = 0; y < rows.in; ++y) {
     float* to = padded + (rows.before + y) * row;
     std::memset(to, 0, sizeof(float) * before);
-    std::memcpy(to + before, image + y * width, sizeof(float) * width);
+    widen(image + y * columns.in * channels, columns.in, channels, wide, to + before);
     std::memset(to + before + width, 0, sizeof(float) * (row - before - width));
   }
   std::memset(padded + (rows.before + rows.in) * row, 0, sizeof(float) * (rows.padded - rows.before - rows.in) * row);
+}
+
+// A kernel [taps, in, out] as its channels are laid out.
+const float* wide_kernel(const float* kernel, int64_t taps, int64_t in_channels, int64_t out_channels, float* to) {
+  const int64_t in = laid_out(in_channels), out = laid_out(out_channels), used = in_channels * out;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    widen(kernel + tap * in_channels * out_channels, in_channels, out_channels, out, to + tap * in * out);
+    std::memset(to + tap * in * out + used, 0, sizeof(float) * (in * out - used));
+  }
+  return to;
 }
 
 // Kernels [rows, columns, in, out] as outputs of one phase meet them, `by_blocks`: [block, phase, row, column of that
@@ -99,6 +111,7 @@ const float* by_phases(const float* kernel, const Axis& rows, const Axis& column
 
 // A convolution of one image, and which way it goes.
 struct Image {
+  int64_t channels;          // of those that are laid out, the others being zero
   const float* padded;       // by tiles
   const Activity* activity;  // or, where that is null, by what is active
 };
@@ -142,7 +155,7 @@ void convolve_phase(const Image& image, const Axis& rows, const Axis& columns, i
     const float* in = image.padded + n * rows.stride * columns.padded * in_channels;
     for (int64_t x = 0; x < width; x += pixels) {
       const int64_t at = std::min(x, width - pixels);  // the last tile may do some pixels again
-      run(in + at * step, all, in_channels, channels, out + n * out_row + at * out_step, out_step);
+      run(in + at * step, all, image.channels, channels, out + n * out_row + at * out_step, out_step, step);
     }
   }
 }
@@ -170,31 +183,35 @@ ffi::Error Convolve(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
   const auto in = x.dimensions(), kernel = w.dimensions(), out = y->dimensions();
   const Axis rows(in[1], out[1], kernel[0], stride, dilation, top);
   const Axis columns(in[2], out[2], kernel[1], stride, dilation, left);
-  const int64_t in_channels = in[3], out_channels = out[3];
-  if (in_channels % kChannels || out_channels % kChannels || !find_tile(1, 1, stride * in_channels)) {
-    return ffi::Error::InvalidArgument("mpisjax: no convolution was compiled for so many channels");
-  }
-  const int64_t size = w.element_count(), pixels = in[1] * in[2];
-  float* kept = scratch(1, 2 * size);
-  const float* weights = by_phases(w.typed_data(), rows, columns, in_channels, out_channels, kept, kept + size);
+  const int64_t in_channels = laid_out(in[3]), out_channels = laid_out(out[3]);
+  const bool even = in[3] == in_channels && out[3] == out_channels;
+  const int64_t taps = kernel[0] * kernel[1], size = taps * in_channels * out_channels;
+  const int64_t pixels = in[1] * in[2], out_pixels = out[1] * out[2];
+  float* kept = scratch(1, (even ? 2 : 3) * size);
+  const float* laid = w.typed_data();
+  if (!even) laid = wide_kernel(laid, taps, in[3], out[3], kept + 2 * size);
+  const float* weights = by_phases(laid, rows, columns, in_channels, out_channels, kept, kept + size);
   share(pool, threads, in[0], [&](int64_t, int64_t begin, int64_t end) {
     thread_local Activity activity;
     float* padded = scratch(0, rows.padded * columns.padded * in_channels);
+    float* wide = out[3] == out_channels ? nullptr : scratch(2, out_pixels * out_channels);
     for (int64_t b = begin; b < end; ++b) {
-      const float* from = x.typed_data() + b * pixels * in_channels;
-      float* to = y->typed_data() + b * out[1] * out[2] * out_channels;
-      const int64_t count = active(from, pixels * in_channels);
+      const float* from = x.typed_data() + b * pixels * in[3];
+      float* to = y->typed_data() + b * out_pixels * out[3];
+      const int64_t count = active(from, pixels * in[3]);
       if (count == 0) {  // as all feedback is before the first step
-        std::memset(to, 0, sizeof(float) * out[1] * out[2] * out_channels);
+        std::memset(to, 0, sizeof(float) * out_pixels * out[3]);
         continue;
       }
-      const bool sparse = worthwhile(count, pixels * in_channels, out_channels);
+      const bool sparse = worthwhile(count, pixels * in[3], out_channels);
       if (sparse) {
-        activity.list(from, in[1], in[2], in_channels);
+        activity.list(from, in[1], in[2], in[3], in_channels);
       } else {
-        pad(from, rows, columns, in_channels, padded);
+        pad(from, rows, columns, in[3], in_channels, padded);
       }
-      convolve({padded, sparse ? &activity : nullptr}, rows, columns, in_channels, out_channels, weights, to);
+      convolve({in[3], padded, sparse ? &activity : nullptr}, rows, columns, in_channels, out_channels, weights,
+               wide ? wide : to);
+      if (wide) narrow(wide, out_pixels, out_channels, out[3], to);
     }
   });
   return ffi::Error::Success();
@@ -228,15 +245,19 @@ void outer(const float* x, const float* g, int64_t height, int64_t width, int64_
   }
 }
 
-// Adds what samples `begin` to `end` give.
+// Adds what samples `begin` to `end` give to a gradient [taps, in, out] whose channels are `laid_out`.
 void kernel_gradient(const float* x, const float* g, int64_t begin, int64_t end, const Axis& rows, const Axis& columns,
-                     int64_t in_channels, int64_t out_channels, float* gradient) {
-  const int64_t pixels = rows.out * columns.out;
+                     int64_t x_channels, int64_t g_channels, float* gradient) {
+  const int64_t in_channels = laid_out(x_channels), out_channels = laid_out(g_channels);
+  const int64_t pixels = rows.out * columns.out, in_pixels = rows.in * columns.in;
   float* padded = scratch(0, rows.padded * columns.padded * in_channels);
   float* kept = scratch(1, pixels * out_channels);
+  float* wide = g_channels == out_channels ? nullptr : scratch(2, pixels * out_channels);
   for (int64_t b = begin; b < end; ++b) {
-    pad(x + b * rows.in * columns.in * in_channels, rows, columns, in_channels, padded);
-    const float* from = by_blocks(g + b * pixels * out_channels, pixels, out_channels, kept);
+    pad(x + b * in_pixels * x_channels, rows, columns, x_channels, in_channels, padded);
+    const float* of_image = g + b * pixels * g_channels;
+    if (wide) widen(of_image, pixels, g_channels, out_channels, wide);
+    const float* from = by_blocks(wide ? wide : of_image, pixels, out_channels, kept);
     for (int64_t first = 0; first < out_channels;) {
       const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
       const auto run = vectors == 1 ? outer<1> : vectors == 2 ? outer<2> : outer<kMaxVectors>;
@@ -245,7 +266,7 @@ void kernel_gradient(const float* x, const float* g, int64_t begin, int64_t end,
           const int64_t row = i - rows.low + rows.before, column = j - columns.low + columns.before;
           const float* at = padded + (row * columns.padded + column) * in_channels;
           float* to = gradient + (i * columns.taps + j) * in_channels * out_channels + first;
-          for (int64_t c = 0; c < in_channels; c += kRows) {
+          for (int64_t c = 0; c < x_channels; c += kRows) {
             run(at + c, from, rows.out, columns.out, rows.stride * columns.padded * in_channels,
                 columns.stride * in_channels, vectors * kLanes, to + c * out_channels, out_channels);
           }
@@ -265,18 +286,23 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   const auto in = x.dimensions(), out = g.dimensions(), kernel = w->dimensions();
   const Axis rows(in[1], out[1], kernel[0], stride, 1, top);
   const Axis columns(in[2], out[2], kernel[1], stride, 1, left);
-  if (in[3] % kChannels || out[3] % kChannels) {
-    return ffi::Error::InvalidArgument("mpisjax: no gradient was compiled for so many channels");
-  }
-  const int64_t size = w->element_count(), parts = parts_of(in[0], threads);
-  std::vector<float> others(size * (parts - 1));  // parts but the first, added in order: the sum is always the same
-  std::memset(w->typed_data(), 0, sizeof(float) * size);
+  const int64_t in_channels = laid_out(in[3]), out_channels = laid_out(out[3]);
+  const bool even = in[3] == in_channels && out[3] == out_channels;
+  const int64_t taps = kernel[0] * kernel[1], size = taps * in_channels * out_channels;
+  const int64_t parts = parts_of(in[0], threads);
+  std::vector<float> others(size * (even ? parts - 1 : parts));
+  float* sum = even ? w->typed_data() : others.data() + (parts - 1) * size;
+  std::memset(sum, 0, sizeof(float) * size);
   share(pool, threads, in[0], [&](int64_t part, int64_t begin, int64_t end) {
-    float* to = part ? others.data() + (part - 1) * size : w->typed_data();
+    float* to = part ? others.data() + (part - 1) * size : sum;
     kernel_gradient(x.typed_data(), g.typed_data(), begin, end, rows, columns, in[3], out[3], to);
   });
-  for (int64_t part = 1; part < parts; ++part) {
-    for (int64_t i = 0; i < size; ++i) w->typed_data()[i] += others[(part - 1) * size + i];
+  for (int64_t part = 1; part < parts; ++part) {  // in order: the sum is always the same
+    for (int64_t i = 0; i < size; ++i) sum[i] += others[(part - 1) * size + i];
+  }
+  for (int64_t tap = 0; !even && tap < taps; ++tap) {
+    narrow(sum + tap * in_channels * out_channels, in[3], out_channels, out[3],
+           w->typed_data() + tap * in[3] * out[3]);
   }
   return ffi::Error::Success();
 }

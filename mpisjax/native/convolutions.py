@@ -24,28 +24,26 @@ from mpisjax.nn import winograd
 
 Array = jax.Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Distances between input pixels, in floats, that routines were compiled for.
-_STEPS = (16, 32, 48, 64, 96, 128, 256, 512)
+# Outputs are computed in multiples of so many channels; from half of that on, that is worth it.
 _CHANNELS = 16
+_FEWEST = 8
 Pair = tuple[int, int]
 
 
-def supports(x: Array, w_shape: tuple[int, ...], stride: int) -> bool:
+def supports(x: Array, w_shape: tuple[int, ...]) -> bool:
     """Whether an x [batch, height, width, in] may be convolved here with a kernel [k, k, in, out] of that shape."""
     return (
         x.dtype == jnp.float32
         and all(isinstance(n, int) for n in x.shape)  # an export may leave the batch open
         and 0 not in x.shape
-        and w_shape[2] % _CHANNELS == 0
-        and w_shape[3] % _CHANNELS == 0
-        and stride * w_shape[2] in _STEPS
+        and w_shape[3] >= _FEWEST
         and enabled()
     )
 
 
 def serves(channels: Iterable[int]) -> bool:
-    """Whether all layers of so many channels are convolved here, strided or not, as far as channels decide."""
-    return all(c % _CHANNELS == 0 and c in _STEPS and 2 * c in _STEPS for c in channels)
+    """Whether all layers of so many channels are convolved here."""
+    return all(c >= _FEWEST for c in channels)
 
 
 def convolve(x: Array, w: Array, stride: int, dilation: int, low: Pair, size: Pair) -> Array:
@@ -92,6 +90,11 @@ def filtered(x: Array, kernels: Array, kernel_size: int) -> Array:
     Returns:
       float32 [batch, height, width, out].
     """
+    ins, outs = (-n % _CHANNELS for n in kernels.shape[1:])
+    if ins or outs:
+        x = jnp.pad(x, [(0, 0)] * 3 + [(0, ins)])
+        y = _filtered(kernel_size)(x, jnp.pad(kernels, [(0, 0), (0, ins), (0, outs)]))
+        return y[..., : kernels.shape[2]]
     return _filtered(kernel_size)(x, kernels)
 
 

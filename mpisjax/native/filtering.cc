@@ -156,7 +156,8 @@ void multiply(const float* spread, int64_t count, int64_t in_channels, int64_t o
     const Tile run = find_tile(vectors, pixels, in_channels);
     for (int64_t t = 0; t < count; t += pixels) {
       const int64_t at = std::min(t, count - pixels);  // the last may do some again
-      run(spread + at * in_channels, tap, in_channels, channels, products + at * out_channels + first, out_channels);
+      run(spread + at * in_channels, tap, in_channels, channels, products + at * out_channels + first, out_channels,
+          in_channels);
     }
     first += channels;
     tap[0].weights += in_channels * channels;
@@ -209,7 +210,7 @@ ffi::Error Filter(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi
   const int64_t threads = numbers.typed_data()[1];
   const auto dimensions = x.dimensions(), shape = kernels.dimensions();
   const Shape in{dimensions[1], dimensions[2], dimensions[3]}, out{in.height, in.width, shape[2]};
-  if (in.channels % kChannels || out.channels % kChannels || !find_tile(1, 1, in.channels)) {
+  if (in.channels % kChannels || out.channels % kChannels) {
     return ffi::Error::InvalidArgument("mpisjax: no filter was compiled for so many channels");
   }
   const int64_t size = in.channels * out.channels;

@@ -8,9 +8,11 @@ namespace mpisjax {
 namespace {
 
 // `pixels` outputs, `step` floats apart in the input and `out_step` in the output, times `vectors` vectors of channels.
-template <int vectors, int pixels, int step>
+// A step known to the compiler spares registers; 0 stands for any.
+template <int vectors, int pixels, int known>
 void tile(const float* in, const std::vector<Tap>& taps, int64_t in_channels, int64_t apart, float* out,
-          int64_t out_step) {
+          int64_t out_step, int64_t any) {
+  const int64_t step = known ? known : any;
   Vec sums[pixels][vectors] = {};
   for (const Tap& tap : taps) {
     const float* x = in + tap.offset;
@@ -44,7 +46,7 @@ Tile tile_of_step(int64_t step) {
     case 128: return tile<vectors, pixels, 128>;
     case 256: return tile<vectors, pixels, 256>;
     case 512: return tile<vectors, pixels, 512>;
-    default: return nullptr;
+    default: return tile<vectors, pixels, 0>;
   }
 }
 
@@ -97,6 +99,23 @@ const float* by_blocks(const float* from, int64_t rows, int64_t out_channels, fl
     first += width;
   }
   return to;
+}
+
+void widen(const float* from, int64_t rows, int64_t channels, int64_t wide, float* to) {
+  if (channels == wide) {
+    std::memcpy(to, from, sizeof(float) * rows * wide);
+    return;
+  }
+  for (int64_t row = 0; row < rows; ++row, from += channels, to += wide) {
+    std::memcpy(to, from, sizeof(float) * channels);
+    std::memset(to + channels, 0, sizeof(float) * (wide - channels));
+  }
+}
+
+void narrow(const float* from, int64_t rows, int64_t wide, int64_t channels, float* to) {
+  for (int64_t row = 0; row < rows; ++row, from += wide, to += channels) {
+    std::memcpy(to, from, sizeof(float) * channels);
+  }
 }
 
 float* scratch(int purpose, size_t size) {

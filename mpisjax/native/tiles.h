@@ -16,7 +16,10 @@ constexpr int kMaxVectors = 3;  // of output channels, in registers at a time
 constexpr int kLanes = 8;
 constexpr int kMaxVectors = 2;
 #endif
-constexpr int kChannels = 16;  // channel counts are multiples of it
+constexpr int kChannels = 16;  // inside, channels are laid out in multiples of it
+
+// So many channels, and the zeros behind them.
+inline int64_t laid_out(int64_t channels) { return (channels + kChannels - 1) / kChannels * kChannels; }
 
 // Of any alignment.
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4)));
@@ -31,11 +34,10 @@ struct Tap {
 
 // Computes some pixels times some vectors of output channels: from the first input pixel, the taps, the number of input
 // channels and the distance between their weights, to the first output pixel, each next one of which is so many floats
-// further.
-using Tile = void (*)(const float*, const std::vector<Tap>&, int64_t, int64_t, float*, int64_t);
+// further, and `step` floats further in the input.
+using Tile = void (*)(const float*, const std::vector<Tap>&, int64_t, int64_t, float*, int64_t, int64_t step);
 
-// For so many vectors (1 to kMaxVectors) and pixels (see below), which are `step` floats apart in the input; null where
-// there is none.
+// For so many vectors (1 to kMaxVectors), pixels (see below), and the step that it will be called with.
 Tile find_tile(int vectors, int pixels, int64_t step);
 
 // How many of the channels' vectors left to do, and of `count` pixels in a row, to do at a time.
@@ -47,8 +49,12 @@ int pixels_at_a_time(int64_t count, int vectors);
 // first-level cache. Gives `from` itself where there is one block, else `to`, filled.
 const float* by_blocks(const float* from, int64_t rows, int64_t out_channels, float* to);
 
+// Rows of `channels` floats as rows of `wide`, zeros behind them, and back.
+void widen(const float* from, int64_t rows, int64_t channels, int64_t wide, float* to);
+void narrow(const float* from, int64_t rows, int64_t wide, int64_t channels, float* to);
+
 // Memory of this thread, for one of a few purposes; a next call gives the same.
-constexpr int kPurposes = 2;
+constexpr int kPurposes = 3;
 float* scratch(int purpose, size_t size);
 
 }  // namespace mpisjax

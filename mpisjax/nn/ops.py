@@ -73,12 +73,12 @@ def _convolve(x: Array, w: Array, filtered: Array | None, stride: int) -> Array:
 
     def on_cpu(x: Array, w: Array, filtered: Array | None) -> Array:
         if filtered is not None:
-            filters = native.filtered if native.supports(x, w.shape, 1) else winograd.convolve
+            filters = native.filtered if native.supports(x, w.shape) else winograd.convolve
             return filters(x, filtered, w.shape[0])
         rows, columns = (-(-n // stride) for n in x.shape[1:3])
         return native.convolve(x, w, stride, 1, _before(x.shape[1:3], w, stride), (rows, columns))
 
-    if filtered is None and not native.supports(x, w.shape, stride):
+    if filtered is None and not native.supports(x, w.shape):
         return _conv(x, w, stride)
     return lax.platform_dependent(x, w, filtered, cpu=on_cpu, default=plain)
 
@@ -88,7 +88,7 @@ def _flipped(g: Array, w: Array, stride: int, size: tuple[int, int]) -> _Flipped
     if stride == 1:
         return _Flipped(plain, filtered=_filtered(g, plain, 1))
     # XLA:CPU takes 1.4 to 1.7 times as long for the dilated form as for its phases at 28x28; as long at 14x14.
-    if native.supports(g, plain.shape, 1) or stride > min(w.shape[:2]) or min(size) <= 14:
+    if native.supports(g, plain.shape) or stride > min(w.shape[:2]) or min(size) <= 14:
         return _Flipped(plain)
     rows, columns = (_phases(n, k, stride) for n, k in zip(size, w.shape[:2], strict=True))
     return _Flipped(
@@ -151,7 +151,7 @@ def _input_gradient(g: Array, kernels: _Flipped, stride: int, size: tuple[int, i
         top, left = _before(size, w, stride)
         return native.convolve(g, w, 1, stride, (w.shape[0] - 1 - top, w.shape[1] - 1 - left), size)
 
-    if native.supports(g, kernels.plain.shape, 1):
+    if native.supports(g, kernels.plain.shape):
         return lax.platform_dependent(g, kernels, cpu=by_native, default=dilated)
     if not kernels.phases:
         return dilated(g, kernels)
@@ -177,7 +177,7 @@ def _kernel_gradient(x: Array, g: Array, w: Array, stride: int) -> Array:
 
     def on_cpu(x: Array, g: Array, w: Array) -> Array:
         wide = winograd.worthwhile_gradient(x, w, stride) and min(w.shape[2:]) >= _WIDE
-        if not wide and native.supports(x, w.shape, stride):
+        if not wide and native.supports(x, w.shape):
             low = _before(x.shape[1:3], w, stride)
             return native.kernel_gradient(x, g, (w.shape[0], w.shape[1]), stride, low)
         if winograd.worthwhile_gradient(x, w, stride):

@@ -55,7 +55,8 @@ def found():
         case("no config", given=False),
         case("no config, one core", given=False, arguments={"all_cores": False}),
         case("one core", devices__all_cores=False),
-        case("narrow", model__layers=[24, 32]),
+        case("uneven", model__layers=[24, 33]),
+        case("narrow", model__layers=[4, 32]),
         case("coarse", model__dtype="bfloat16"),
         case("split channels", devices__model_parallel=2),
         case("nothing compiled", environment={"MPISJAX_NATIVE": "0"}),
@@ -83,7 +84,7 @@ SPARE = str(4 * (os.cpu_count() or 1))
 
 
 @pytest.mark.skipif(not library.available(), reason="this machine compiles no convolutions")
-@pytest.mark.parametrize("name", ["plain", "no config"])
+@pytest.mark.parametrize("name", ["plain", "uneven", "no config"])
 def test_a_network_that_is_served_takes_one_device_and_no_spare_threads(found, name):
     assert found[name] == [1, CORES, None]
 
