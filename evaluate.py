@@ -67,7 +67,7 @@ def _evaluate(config, first: bool) -> None:
     from rich.console import Console
 
     from mpisjax.training import report
-    from mpisjax.training.checkpoints import write_atomically
+    from mpisjax.training.durable import write_atomically
     from mpisjax.training.run import evaluate_at, restore_best
     from mpisjax.training.storage import path_of
 

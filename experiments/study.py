@@ -69,7 +69,7 @@ class Rows:
         return self.content
 
     def _save(self) -> None:
-        from mpisjax.training.checkpoints import write_atomically
+        from mpisjax.training.durable import write_atomically
 
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, (json.dumps(self.content, indent=1) + "\n").encode())

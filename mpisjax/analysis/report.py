@@ -28,7 +28,7 @@ from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training.checkpoints import write_atomically
+from mpisjax.training.durable import write_atomically
 from mpisjax.training.plots import save_curves
 from mpisjax.training.step import prepare_images
 

@@ -23,12 +23,17 @@ from mpisjax.errors import UserError
 from mpisjax.pretrained import FOLDER, MAX_BYTES, Inputs, Pretrained, assembled, flat
 from mpisjax.pretrained.classes import class_names
 from mpisjax.training import record, start
-from mpisjax.training.checkpoints import write_atomically
+from mpisjax.training.durable import write_atomically
 
 
 def _anywhere(source: str, config: Any) -> str:
     """What was loaded, without the folder that it was loaded from."""
     return source.replace(config.data.dir, "DIR") if config.data.dir else source
+
+
+def _elsewhere(origin: str) -> str:
+    """What `train.init_from` says, without the folder in which the maker keeps runs."""
+    return f"runs/{Path(origin).name}" if os.path.isabs(origin) or "://" in origin else origin
 
 
 def inputs_of_dataset(dataset: DataSet) -> Inputs:
@@ -90,9 +95,9 @@ def of_run(workdir: str | Path, config: ml_collections.ConfigDict | None = None)
 
 def checkpoint_of_the_end(workdir: Path) -> Any:
     """The run's newest checkpoint, which knows how the run ended."""
-    from mpisjax.training import checkpoints
+    from mpisjax.training import upkeep
 
-    return checkpoints.newest(workdir / record.FOLDER, set_aside=False)
+    return upkeep.newest(workdir / record.FOLDER, set_aside=False)
 
 
 def save(
@@ -133,9 +138,11 @@ def save(
             f"the weights of {trained.name} take {len(data):,} bytes, more than the {MAX_BYTES:,} that the package may "
             "hold; hand out the run's folder instead"
         )
+    settings = trained.card["config"]
     config = {
-        **trained.card["config"],
-        "data": {**trained.card["config"]["data"], "dir": "", "cache_dir": ""},
+        **settings,
+        "data": {**settings["data"], "dir": "", "cache_dir": ""},
+        "train": {**settings["train"], "init_from": _elsewhere(settings["train"]["init_from"])},
     }
     card = {
         "name": name,
@@ -172,6 +179,7 @@ def training_command(config: ml_collections.ConfigDict, root: Path | None = None
     """
     root = Path.cwd() if root is None else root
     ours = record.flatten(record.plain(config))
+    ours["train.init_from"] = _elsewhere(ours["train.init_from"])
     file = root / "configs" / f"{config.data.name}.py"
     if not file.is_file():
         return f"train.py with the settings of this card (there is no {file})"

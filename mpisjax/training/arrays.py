@@ -10,6 +10,10 @@ array by array, each device's part by its own process.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
+import os
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,7 @@ def in_one_piece(path: Path, state: Any) -> bool:
 
 def write(path: Path, state: Any) -> None:
     """Writes a pytree of arrays into a new folder; of several processes, each what its devices hold."""
+    _no_traces_once()
     one_piece = in_one_piece(path, state)
     # Compressing weights gains a few percent, and keeps 3.4 MB a writer at times, until another save gives it back.
     writer = ocp.PyTreeCheckpointer(use_compression=False, use_ocdbt=not one_piece)
@@ -45,6 +50,31 @@ def write(path: Path, state: Any) -> None:
         checkpointer.save(
             _absolute(path), _packed(state) if one_piece else state
         )  # orbax takes no other path
+
+
+@functools.cache
+def _no_traces_once() -> None:
+    """Keeps orbax's and tensorstore's threads from printing a trace each of an error that is raised here anyhow.
+
+    Some of them fail after the save has given up, so this lasts.
+    """
+    hook = sys.unraisablehook
+
+    def from_elsewhere(entry: logging.LogRecord) -> bool:
+        # asyncio's entries, of tasks that nobody waits for any more, name the task's file in their text.
+        place = entry.getMessage() if entry.name == "asyncio" else entry.pathname
+        mere = entry.levelno < logging.ERROR and not place.endswith(
+            "ocdbt_utils.py"
+        )  # it misses what is not meant to be
+        return mere or f"{os.sep}orbax{os.sep}" not in place
+
+    def but_for_a_closed_loop(told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":  # what tensorstore's calls back then come to
+            hook(told)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(from_elsewhere)
+    sys.unraisablehook = but_for_a_closed_loop
 
 
 def read(path: Path, template: Any, *, one_piece: bool) -> Any:

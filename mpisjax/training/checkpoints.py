@@ -6,35 +6,31 @@ every file beside it. The folder is written under a temporary name, synced, and 
 at any moment leaves the earlier ones as they were. (In a bucket, where nothing is renamed, it is written under its own
 name, and counts as there once its record is, which comes last.) The record carries its own digest and is replaced in one
 rename, too: validation results join a checkpoint that is already on disk. On restoring, every file is hashed
-again; a checkpoint that fails is named, set aside, and the one before it is used. Arrays and JSON are all
+again; a checkpoint that fails is named, set aside, and the one before it is used (`mpisjax.training.upkeep`). Arrays and JSON are all
 that is ever read: nothing in a checkpoint can execute.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpisjax.errors import UserError
 from mpisjax.training import arrays
-from mpisjax.training.processes import count, first_does, is_first
-from mpisjax.training.storage import is_bucket, path_of, unreachable
+from mpisjax.training.durable import digests, sync, sync_tree, write_atomically
+from mpisjax.training.processes import first_does
+from mpisjax.training.storage import is_bucket, unreachable
 
 FORMAT = 2  # 1 had no "one_piece": its arrays are written one by one
 RECORD_NAME = "checkpoint.json"
 STATE_NAME = "state"
-_STEP_NAME = re.compile(r"step_(\d{8,})")
-_log = logging.getLogger(__name__)
+STEP_NAME = re.compile(r"step_(\d{8,})")
 
 
 class Checkpoint(NamedTuple):
@@ -87,18 +83,17 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
         draft.mkdir()
 
     def finish() -> None:
-        _write_record(made._replace(path=draft), _digests(draft))
+        _write_record(made._replace(path=draft), digests(draft, but=RECORD_NAME))
         if is_bucket(directory):
             return
-        _sync_tree(draft)
+        sync_tree(draft)
         if final.exists():  # the same step over again: what stands there is not what this run continues from
             remove(final)
         os.replace(draft, final)
-        _sync(directory)
+        sync(directory)
 
     try:
         first_does(begin)
-        _no_traces_once()
         arrays.write(draft / STATE_NAME, state)
         first_does(finish)
     except Exception as error:
@@ -106,31 +101,6 @@ def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Che
             shutil.rmtree(draft, ignore_errors=True)
         raise _storage_error(error, directory, step) from error
     return made
-
-
-@functools.cache
-def _no_traces_once() -> None:
-    """Keeps orbax's and tensorstore's threads from printing a trace each of an error that is raised here anyhow.
-
-    Some of them fail after the save has given up, so this lasts.
-    """
-    hook = sys.unraisablehook
-
-    def from_elsewhere(entry: logging.LogRecord) -> bool:
-        # asyncio's entries, of tasks that nobody waits for any more, name the task's file in their text.
-        place = entry.getMessage() if entry.name == "asyncio" else entry.pathname
-        mere = entry.levelno < logging.ERROR and not place.endswith(
-            "ocdbt_utils.py"
-        )  # it misses what is not meant to be
-        return mere or f"{os.sep}orbax{os.sep}" not in place
-
-    def but_for_a_closed_loop(told: Any) -> None:
-        if str(told.exc_value) != "Event loop is closed":  # what tensorstore's calls back then come to
-            hook(told)
-
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(from_elsewhere)
-    sys.unraisablehook = but_for_a_closed_loop
 
 
 def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
@@ -144,7 +114,7 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
         try:
             files = json.loads((checkpoint.path / RECORD_NAME).read_text())["files"]
             _write_record(checkpoint._replace(content=content), files)
-            _sync(checkpoint.path)
+            sync(checkpoint.path)
         except OSError as error:
             raise _storage_error(error, checkpoint.path.parent, checkpoint.step, there=True) from error
 
@@ -156,13 +126,13 @@ def steps(directory: Path) -> list[int]:
     """The steps of the checkpoints in a folder, earliest first, sound or not."""
     if is_bucket(directory):
         folders = directory.iterdir() if directory.exists() else iter(())
-        matches = [(_STEP_NAME.fullmatch(path.name), path) for path in folders]
+        matches = [(STEP_NAME.fullmatch(path.name), path) for path in folders]
         return sorted(int(match[1]) for match, path in matches if match and (path / RECORD_NAME).exists())
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
+    return sorted(int(match[1]) for name in names if (match := STEP_NAME.fullmatch(name)))
 
 
 def read(directory: Path, step: int) -> Checkpoint:
@@ -180,7 +150,7 @@ def read(directory: Path, step: int) -> Checkpoint:
             raise UserError(
                 f"{path} has checkpoint format {record['format']}, not {FORMAT}; use the version that wrote it"
             )
-        found = _digests(path)
+        found = digests(path, but=RECORD_NAME)
     except FileNotFoundError as error:
         raise DamagedError(f"{error.filename} is missing") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -217,89 +187,6 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     return arrays.read(checkpoint.path / STATE_NAME, template, one_piece=checkpoint.one_piece)
 
 
-def newest(directory: Path, *, set_aside: bool) -> Checkpoint | None:
-    """The newest sound checkpoint; a warning names each newer one that is damaged.
-
-    Args:
-        directory: Where the checkpoints of a run lie.
-        set_aside: Whether damaged ones are renamed to `step_N.damaged`, as a run that goes on from here
-            needs.
-
-    Returns:
-        The checkpoint, or None where there is none, sound or damaged.
-
-    Raises:
-        UserError: There are checkpoints, and all are damaged.
-    """
-    return found_by_first(lambda: newest_here(directory, set_aside=set_aside))
-
-
-def found_by_first(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """The checkpoint that `find` finds in the first process, in all of them."""
-
-    def told() -> Any:
-        found = find()
-        return found and [os.fspath(found.path), *found[1:]]
-
-    if count() == 1:
-        return find()
-    found = first_does(told)
-    return Checkpoint(path_of(found[0]), *found[1:]) if found else None
-
-
-def newest_here(directory: Path, *, set_aside: bool) -> Checkpoint | None:
-    """What `newest` finds in the first process; for callers that only the first process runs."""
-    broken: list[Path] = []
-    sound = None
-    for step in reversed(steps(directory)):
-        try:
-            sound = read(directory, step)
-            break
-        except DamagedError as error:
-            broken.append(directory / f"step_{step:08d}")
-            _log.warning("checkpoint of step %d is damaged and is passed over: %s", step, error)
-    if broken and sound is None:
-        raise UserError(
-            f"all checkpoints in {directory} are damaged; delete the folder to start the run again"
-        )
-    for path in broken if set_aside else ():
-        if is_bucket(path):  # without its record it does not count; the rest goes when it is outrun
-            (path / RECORD_NAME).unlink()
-            continue
-        aside = path.with_suffix(".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
-    return sound
-
-
-def tidy(directory: Path, *, keep: int, also: int | None = None) -> None:
-    """Removes what is no longer needed: drafts of dead runs, old checkpoints, damaged ones that have been
-    outrun.
-
-    Args:
-        directory: Where the checkpoints of a run lie.
-        keep: How many of the latest to keep.
-        also: The step of one more to keep (the best by validation).
-    """
-    if not is_first():
-        return
-    present = steps(directory)
-    for step in present[:-keep]:
-        if step != also:
-            remove(directory / f"step_{step:08d}")
-    if is_bucket(directory):
-        for path in directory.iterdir() if directory.exists() else ():
-            match = _STEP_NAME.fullmatch(path.name)
-            if match and present and int(match[1]) < present[-1] and int(match[1]) not in present:
-                path.rmtree()  # type: ignore[attr-defined]
-        return
-    for path in directory.glob(".*_*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in directory.glob("step_*.damaged"):
-        if present and int(path.stem.removeprefix("step_")) <= present[-1]:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def remove(path: Path) -> None:
     """Removes a checkpoint so that a run killed half-way leaves no half of it under its name."""
     if is_bucket(path):
@@ -321,62 +208,9 @@ def _write_record(checkpoint: Checkpoint, files: dict[str, str]) -> None:
     write_atomically(path / RECORD_NAME, json.dumps(record, indent=1).encode())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that its name always shows the old bytes or the new ones, whole."""
-    if is_bucket(path):
-        path.write_bytes(data)
-        return
-    draft = path.with_name(f"{path.name}.draft")
-    try:
-        with open(draft, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
 def _digest_of_record(record: dict[str, Any]) -> str:
     signed = {key: value for key, value in record.items() if key != "digest"}
     return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
-
-
-def _digests(path: Path) -> dict[str, str]:
-    digests = {}
-    if is_bucket(path):
-        waiting = [path]
-        while waiting:
-            for file in waiting.pop().iterdir():
-                if file.is_dir():
-                    waiting.append(file)
-                elif file != path / RECORD_NAME:
-                    place = os.fspath(file).removeprefix(f"{os.fspath(path)}/")
-                    digests[place] = hashlib.sha256(file.read_bytes()).hexdigest()
-        return dict(sorted(digests.items()))
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file not in (path / RECORD_NAME, path / f"{RECORD_NAME}.draft"):
-            with open(file, "rb") as stream:
-                digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
-
-
-def _sync_tree(path: Path) -> None:
-    for folder, _, names in os.walk(path, topdown=False):
-        for name in names:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    if is_bucket(path):
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storage_error(error: Exception, directory: Path, step: int, there: bool = False) -> Exception:

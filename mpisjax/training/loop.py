@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, plots, processes, profiling, record, storage
+from mpisjax.training import checkpoints, plots, processes, profiling, record, storage, upkeep
+from mpisjax.training.durable import write_atomically
 from mpisjax.training.health import DivergenceError, Health
 from mpisjax.training.lock import hold
 from mpisjax.training.metrics import FILE_NAME, MetricsLog, average, read_rows
@@ -195,13 +196,13 @@ class _Run:
         first_does(lambda: self._log.write(kind, self.step, row) if self._log else None)
 
     def _resume(self) -> None:
-        found = checkpoints.newest(self._directory, set_aside=True)
+        found = upkeep.newest(self._directory, set_aside=True)
         if found is not None:
             first_does(lambda: record.check(found, self._config, self._data_checksum))
             self.state = checkpoints.restore(found, self.state)
             self.step, self.progress, self._saved = found.step, record.progress_of(found), found
             _log.info("going on from the checkpoint of step %d of %d", self.step, self._total)
-        checkpoints.tidy(self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step)
+        upkeep.tidy(self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step)
 
     def close(self) -> None:
         self._tracer.close(self.state)
@@ -268,7 +269,7 @@ class _Run:
         try:
             if self.progress.test is not None:
                 results = json.dumps(self.progress.test, indent=1) + "\n"
-                checkpoints.write_atomically(self._local / RESULTS_NAME, results.encode())
+                write_atomically(self._local / RESULTS_NAME, results.encode())
             rows = read_rows(self._local / FILE_NAME)
             plots.save_curves(rows, self._local / CURVES_NAME, self._config.name, self._steps_per_epoch)
             storage.push(self._workdir)
@@ -367,9 +368,7 @@ class _Run:
             else:
                 self._saved = checkpoints.save(self._directory, self.step, self.state, content)
                 self._saved_at = time.monotonic()
-            checkpoints.tidy(
-                self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step
-            )
+            upkeep.tidy(self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step)
 
     def _sync(self) -> int:
         assert self._log is not None

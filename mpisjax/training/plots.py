@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from mpisjax.training.checkpoints import write_atomically
+from mpisjax.training.durable import write_atomically
 
 Rows = list[dict[str, Any]]
 TRAIN, VALIDATION, TEST = "#2a6fbb", "#d1495b", "#3a3a3a"

@@ -12,7 +12,7 @@ import ml_collections
 
 from mpisjax import configuration
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints
+from mpisjax.training import checkpoints, upkeep
 from mpisjax.training.checkpoints import Checkpoint, DamagedError
 
 FOLDER = "checkpoints"
@@ -167,14 +167,14 @@ def best(workdir: Path) -> Checkpoint:
     Raises:
         UserError: There is none, or all are damaged.
     """
-    found = checkpoints.found_by_first(lambda: _best(workdir))
+    found = upkeep.found_by_first(lambda: _best(workdir))
     assert found is not None
     return found
 
 
 def _best(workdir: Path) -> Checkpoint:
     directory = workdir / FOLDER
-    latest = checkpoints.newest_here(directory, set_aside=False)
+    latest = upkeep.newest_here(directory, set_aside=False)
     if latest is None:
         raise UserError(f"{workdir} holds no checkpoint; train first: python train.py --workdir {workdir}")
     progress = progress_of(latest)

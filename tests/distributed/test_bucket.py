@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, storage
+from mpisjax.training import checkpoints, storage, upkeep
 from mpisjax.training.lock import hold
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -116,12 +116,12 @@ def check_checkpoints(address: str) -> None:
 
     state = {"a": jnp.arange(6.0), "b": jnp.ones((2, 3))}
     folder = storage.path_of(address)
-    assert checkpoints.steps(folder) == [] and checkpoints.newest(folder, set_aside=True) is None
+    assert checkpoints.steps(folder) == [] and upkeep.newest(folder, set_aside=True) is None
     for step in (1, 2, 3):
         saved = checkpoints.save(folder, step, {**state, "a": state["a"] + step}, {"note": "first"})
     checkpoints.update(saved, {"note": "second"})
     assert checkpoints.steps(folder) == [1, 2, 3]
-    found = checkpoints.newest(folder, set_aside=True)
+    found = upkeep.newest(folder, set_aside=True)
     assert found is not None and found.step == 3 and found.content == {"note": "second"}
     np.testing.assert_array_equal(checkpoints.restore(found, state)["a"], np.arange(6.0) + 3)
     # One without its record does not count; a damaged one is passed over, and then counts no more.
@@ -129,11 +129,11 @@ def check_checkpoints(address: str) -> None:
     assert checkpoints.steps(folder) == [1, 2]
     victim = folder / "step_00000002" / "state" / "_METADATA"
     victim.write_bytes(victim.read_bytes() + b" ")
-    found = checkpoints.newest(folder, set_aside=True)
+    found = upkeep.newest(folder, set_aside=True)
     assert found is not None and found.step == 1 and checkpoints.steps(folder) == [1]
     # The same step over again, and what is outrun goes.
     checkpoints.save(folder, 3, state, {})
-    checkpoints.tidy(folder, keep=1)
+    upkeep.tidy(folder, keep=1)
     assert checkpoints.steps(folder) == [3]
     print("checked")
 

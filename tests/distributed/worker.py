@@ -103,7 +103,7 @@ def main() -> None:
     import jax
 
     from mpisjax.data import load
-    from mpisjax.training import checkpoints, cores, processes
+    from mpisjax.training import checkpoints, cores, processes, upkeep
 
     jax.config.update("jax_disable_most_optimizations", True)
     cores.prepare()
@@ -125,7 +125,7 @@ def main() -> None:
                 trainer.advance(0, STEPS)
             trainer.write(arguments.out / f"{case}.npz")
     if arguments.checkpoint and trainer is not None:
-        found = checkpoints.newest(arguments.checkpoint, set_aside=False)
+        found = upkeep.newest(arguments.checkpoint, set_aside=False)
         assert found is not None
         trainer.losses.clear()
         trainer.state = checkpoints.restore(found, trainer.state)

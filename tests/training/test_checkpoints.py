@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import arrays, checkpoints
+from mpisjax.training import arrays, checkpoints, upkeep
 
 
 class State(NamedTuple):
@@ -56,13 +56,13 @@ def bits(tree: Any) -> list[bytes]:
 def test_a_relative_folder_serves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(Path("runs/digits"), 3)
-    found = checkpoints.newest(Path("runs/digits"), set_aside=False)
+    found = upkeep.newest(Path("runs/digits"), set_aside=False)
     assert bits(checkpoints.restore(found, state_at(0))) == bits(state_at(3))
 
 
 def test_round_trip_is_exact(tmp_path):
     save(tmp_path, 3)
-    found = checkpoints.newest(tmp_path, set_aside=False)
+    found = upkeep.newest(tmp_path, set_aside=False)
     assert (found.step, found.content) == (3, {"step": 3, "loss": 0.1 + 0.2})
     state = checkpoints.restore(found, state_at(0))
     assert isinstance(state, State) and state.ema == ()
@@ -101,7 +101,7 @@ def test_what_comes_back_lies_where_the_template_does(tmp_path):
 
 
 def test_no_checkpoint_is_not_an_error(tmp_path):
-    assert checkpoints.newest(tmp_path / "absent", set_aside=True) is None
+    assert upkeep.newest(tmp_path / "absent", set_aside=True) is None
 
 
 def test_update_replaces_the_content_alone(tmp_path):
@@ -141,7 +141,7 @@ def test_harm_to_any_file_is_named_and_the_one_before_is_used(tmp_path, log, har
         victim = files(directory, 5)[number]
         HARM[harm](victim)
         log.clear()
-        found = checkpoints.newest(directory, set_aside=False)
+        found = upkeep.newest(directory, set_aside=False)
         assert found.step == 3
         assert str(victim) in log.text
 
@@ -149,14 +149,14 @@ def test_harm_to_any_file_is_named_and_the_one_before_is_used(tmp_path, log, har
 def test_an_added_file_is_not_trusted(tmp_path, log):
     save(tmp_path, 3, 5)
     (tmp_path / "step_00000005" / "state" / "more.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    assert checkpoints.newest(tmp_path, set_aside=False).step == 3
+    assert upkeep.newest(tmp_path, set_aside=False).step == 3
     assert "more.pkl" in log.text
 
 
 def test_empty_folder_is_damaged(tmp_path, log):
     save(tmp_path, 3)
     (tmp_path / "step_00000005").mkdir()
-    assert checkpoints.newest(tmp_path, set_aside=True).step == 3
+    assert upkeep.newest(tmp_path, set_aside=True).step == 3
     assert "checkpoint of step 5 is damaged" in log.text
     assert checkpoints.steps(tmp_path) == [3]
 
@@ -167,7 +167,7 @@ def test_all_damaged_is_refused_again_and_again(tmp_path):
         flip(files(tmp_path, step)[-1])
     for _ in range(2):
         with pytest.raises(UserError, match=r"all checkpoints in .* are damaged; delete the folder"):
-            checkpoints.newest(tmp_path, set_aside=True)
+            upkeep.newest(tmp_path, set_aside=True)
 
 
 def test_tidy_keeps_the_latest_and_the_best_and_clears_the_dead(tmp_path):
@@ -175,7 +175,7 @@ def test_tidy_keeps_the_latest_and_the_best_and_clears_the_dead(tmp_path):
     (tmp_path / ".draft_00000006").mkdir()
     (tmp_path / "step_00000004.damaged").mkdir()
     (tmp_path / "step_00000009.damaged").mkdir()
-    checkpoints.tidy(tmp_path, keep=2, also=2)
+    upkeep.tidy(tmp_path, keep=2, also=2)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step_00000002", "step_00000004", "step_00000005", "step_00000009.damaged"]
 
@@ -215,7 +215,7 @@ def test_failure_at_any_sync_leaves_the_older_one_whole(tmp_path, monkeypatch, n
             assert words in str(error) and "step 3 stands" in str(error) and "\n" not in str(error)
         else:
             break
-        assert checkpoints.newest(tmp_path, set_aside=False).step in (3, 5)
+        assert upkeep.newest(tmp_path, set_aside=False).step in (3, 5)
         assert not list(tmp_path.glob(".draft*"))
         if (tmp_path / "step_00000005").exists():
             checkpoints.remove(tmp_path / "step_00000005")
@@ -227,7 +227,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints
+from mpisjax.training import checkpoints, upkeep
 directory = Path(sys.argv[1])
 noise = np.random.default_rng(0).normal(size=100_000)
 checkpoints.save(directory, 1, {"w": noise}, {})
@@ -237,7 +237,7 @@ try:
     checkpoints.save(directory, 2, {"w": noise + 1}, {})
 except UserError as error:
     print(error)
-print(checkpoints.newest(directory, set_aside=False).step, *sorted(path.name for path in directory.iterdir()))
+print(upkeep.newest(directory, set_aside=False).step, *sorted(path.name for path in directory.iterdir()))
 """
 
 
@@ -282,7 +282,7 @@ HOSTILE = """
 import pickle, shutil, sys
 from pathlib import Path
 import numpy as np
-from mpisjax.training import arrays, checkpoints
+from mpisjax.training import arrays, checkpoints, durable
 directory, seen, one_piece = Path(sys.argv[1]), [], sys.argv[2] == "one piece"
 arrays.in_one_piece = lambda path, state: one_piece
 state = {"w": np.arange(300.0), "b": np.ones(3)}
@@ -312,7 +312,7 @@ for name in files:
         path = directory / "hostile" / "step_00000001"
         if name.name != checkpoints.RECORD_NAME:  # signed again, as somebody would who can write the folder
             signed = checkpoints.Checkpoint(path, 1, arrays.layout_of(state), {}, one_piece)
-            checkpoints._write_record(signed, checkpoints._digests(path))
+            checkpoints._write_record(signed, durable.digests(path, but=checkpoints.RECORD_NAME))
         tried += 1
         try:
             checkpoints.restore(checkpoints.read(directory / "hostile", 1), state)

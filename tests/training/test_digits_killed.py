@@ -15,7 +15,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 import pytest
 
-from mpisjax.training import checkpoints, record
+from mpisjax.training import checkpoints, record, upkeep
 from mpisjax.training.lock import LOCK_NAME
 from mpisjax.training.metrics import TIMING, read_rows
 
@@ -40,7 +40,7 @@ def crowding() -> float:
 
 def final(workdir: Path) -> tuple[int, dict[str, bytes], list[dict], dict]:
     """The last checkpoint's step and bits, the rows without their timing, and the results."""
-    found = checkpoints.newest(workdir / record.FOLDER, set_aside=False)
+    found = upkeep.newest(workdir / record.FOLDER, set_aside=False)
     assert found is not None
     path = found.path / checkpoints.STATE_NAME
     assert (

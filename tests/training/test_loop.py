@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, loop, plots, record
+from mpisjax.training import checkpoints, loop, plots, record, upkeep
 from mpisjax.training.loop import DivergenceError
 from mpisjax.training.metrics import TIMING, read_rows
 from mpisjax.training.preemption import Stopper
@@ -254,7 +254,7 @@ def test_divergence_stops_with_the_last_good_state(tmp_path):
     ) as told:
         tiny.fit(tmp_path, feed=feed, diagnose=diagnose)
     assert "config.train.learning_rate" in str(told.value) and str(tmp_path) in str(told.value)
-    saved = checkpoints.newest(tmp_path / record.FOLDER, set_aside=False)
+    saved = upkeep.newest(tmp_path / record.FOLDER, set_aside=False)
     state = checkpoints.restore(saved, tiny.init_state(tiny.get_config()))
     stopper = Stopper()
     good = tiny.fit(tmp_path / "good", feed=StopAt(7, stopper), stopper=stopper)
