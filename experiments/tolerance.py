@@ -69,7 +69,7 @@ def render(content: dict[str, Any]) -> str:
         lines.append(
             [
                 f"{net['tol']:g}",
-                net["most"],
+                str(net["most"]),  # a number in results of before 2026-11-26
                 column("accuracy", 2, 100),
                 column("accuracy_spikes", 2, 100),
                 column("forward_steps", 1),
