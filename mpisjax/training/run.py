@@ -18,6 +18,7 @@ from mpisjax import configuration
 from mpisjax.analysis.spectrum import spectral_radius
 from mpisjax.data import Batch, DataSet, Feed, load, summary
 from mpisjax.errors import UserError
+from mpisjax.native import library
 from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
@@ -186,6 +187,12 @@ def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
     return config.adjoint.tol if solves else None
 
 
+def _on_a_cpu(config: ml_collections.ConfigDict) -> str:
+    """What decides how fast a CPU is."""
+    compiled = library.enabled() and config.model.dtype == "float32"
+    return f"; {library.threads()} threads, convolutions {'compiled for this processor' if compiled else 'of XLA'}"
+
+
 def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
     about = summary(parts.dataset)
     _log.info("data: %s: %s", about["name"], about["source"])
@@ -197,10 +204,11 @@ def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
     _log.info("network: %s parameters", f"{count:,}")
     used, shares = parts.mesh.devices.ravel(), parts.mesh.shape["data"]
     _log.info(
-        "devices: %d x %s (%s), each taking %d of a batch of %d%s%s",
+        "devices: %d x %s (%s), each taking %d of a batch of %d%s%s%s",
         len(used), used[0].platform, used[0].device_kind, config.train.batch_size // shares, config.train.batch_size,
         f", {len(used) // shares} sharing each layer's channels" if len(used) > shares else "",
         f", {processes.count()} processes" if processes.count() > 1 else "",
+        _on_a_cpu(config) if used[0].platform == "cpu" else "",
     )  # fmt: skip
     _log.info("config: %s", json.dumps(record.flatten(record.plain(config))))
 
