@@ -115,7 +115,7 @@ IDE = {
     "model.head": "smallest",
 }
 TOLERANCES = (
-    *((tol, 12, 12) for tol in (0.5, 0.2, 0.05, 0.02)),
+    *((tol, 12, 12) for tol in (0.5, 0.2, 0.05)),
     (0.05, 6, 2),  # configs/fashion_mnist.py
     (0.05, 3, 1),
 )
