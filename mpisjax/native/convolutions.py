@@ -1,4 +1,4 @@
-"""The convolutions of `convolutions.cc` and `filtering.cc` as JAX operations.
+"""The convolutions of `convolutions.cc`, `gradients.cc` and `filtering.cc` as JAX operations.
 
 They can be differentiated and mapped over by `vmap`, and are split over devices by batch.
 

@@ -40,8 +40,7 @@ def prepare(config: Any = None, *, all_cores: bool = True) -> None:
     whole = True
     if config is not None:
         all_cores = config.devices.all_cores
-        served = config.model.dtype == "float32" and serves((*config.model.stem, *config.model.layers))
-        whole = served and config.devices.model_parallel == 1
+        whole = served(config) and config.devices.model_parallel == 1
     forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     several = forced or jax_setting("jax_num_cpu_devices") > 0
     if not several and not all_cores:
@@ -55,6 +54,11 @@ def prepare(config: Any = None, *, all_cores: bool = True) -> None:
     if several:
         os.environ.setdefault("PJRT_NPROC", str(4 * (os.cpu_count() or 1)))
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def served(config: Any) -> bool:
+    """Whether convolutions that are compiled for a processor serve the whole network, where there are any."""
+    return config.model.dtype == "float32" and serves((*config.model.stem, *config.model.layers))
 
 
 def _on_a_cpu() -> bool:

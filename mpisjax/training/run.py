@@ -23,7 +23,7 @@ from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training import checkpoints, devices, processes, record, start, storage
+from mpisjax.training import checkpoints, cores, devices, processes, record, start, storage
 from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit
@@ -187,10 +187,10 @@ def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
     return config.adjoint.tol if solves else None
 
 
-def _on_a_cpu(config: ml_collections.ConfigDict) -> str:
+def _threads_and_convolutions(config: ml_collections.ConfigDict) -> str:
     """What decides how fast a CPU is."""
-    compiled = library.enabled() and config.model.dtype == "float32"
-    return f"; {library.threads()} threads, convolutions {'compiled for this processor' if compiled else 'of XLA'}"
+    whose = "compiled for this processor" if library.enabled() and cores.served(config) else "of XLA"
+    return f"; {library.threads()} threads, convolutions {whose}"
 
 
 def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
@@ -208,7 +208,7 @@ def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
         len(used), used[0].platform, used[0].device_kind, config.train.batch_size // shares, config.train.batch_size,
         f", {len(used) // shares} sharing each layer's channels" if len(used) > shares else "",
         f", {processes.count()} processes" if processes.count() > 1 else "",
-        _on_a_cpu(config) if used[0].platform == "cpu" else "",
+        _threads_and_convolutions(config) if used[0].platform == "cpu" else "",
     )  # fmt: skip
     _log.info("config: %s", json.dumps(record.flatten(record.plain(config))))
 

@@ -223,9 +223,8 @@ def test_what_it_does_not_serve_is_left_to_xla():
     assert convolutions.supports(jnp.zeros((1, 8, 8, 32)), w)
     assert not convolutions.supports(jnp.zeros((1, 8, 8, 32), jnp.bfloat16), w)
     assert not convolutions.supports(jnp.zeros((0, 8, 8, 32)), w)
-    assert not convolutions.supports(
-        jnp.zeros((1, 8, 8, 48)), (3, 3, 48, 3)
-    )  # 13 of 16 channels would be for nothing
+    # Of 16 channels that are computed, 13 would be for nothing.
+    assert not convolutions.supports(jnp.zeros((1, 8, 8, 48)), (3, 3, 48, 3))
 
 
 PROGRAM = """
