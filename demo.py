@@ -42,10 +42,11 @@ def main(given: argparse.Namespace) -> None:
     """
     from rich.console import Console
 
+    from mpisjax.cpu import cores
     from mpisjax.pretrained.drawing import Drawing, show_live
     from mpisjax.pretrained.images import read_image
     from mpisjax.pretrained.trace import trace
-    from mpisjax.training import cores, devices
+    from mpisjax.training import devices
 
     if given.steps is not None and given.steps < 1:
         raise UserError(f"--steps is {given.steps}: set it to at least 1.")

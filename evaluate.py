@@ -53,7 +53,8 @@ def config_of_run(arguments: cli.Arguments):
 
 def main(config) -> None:
     """Evaluates as the flags say."""
-    from mpisjax.training import cores, devices, processes
+    from mpisjax.cpu import cores
+    from mpisjax.training import devices, processes
 
     cores.prepare(config)
     with processes.parting():

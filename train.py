@@ -47,7 +47,8 @@ PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into the folder
 
 def main(config) -> None:
     """Trains as the config says."""
-    from mpisjax.training import cores, devices, processes
+    from mpisjax.cpu import cores
+    from mpisjax.training import devices, processes
 
     with watch() as stopper, processes.parting():
         # The devices must be settled before anything makes JAX look for them.

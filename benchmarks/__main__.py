@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             import torch  # noqa: F401
         except ImportError:
             sys.exit("benchmarks: --peer torch needs PyTorch, which is not installed: pip install torch")
-    from mpisjax.training import cores
+    from mpisjax.cpu import cores
 
     cores.prepare(all_cores=not flags.one_core)
 

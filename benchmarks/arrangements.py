@@ -2,7 +2,7 @@
 
     python -m benchmarks.arrangements fashion "one core" '{"quick": false, "repeats": 10, "budget": 8.0, "dtype": "float32"}'
 
-Each in a process of its own, since JAX's devices are settled once a process (`mpisjax.training.cores`).
+Each in a process of its own, since JAX's devices are settled once a process (`mpisjax.cpu.cores`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def measure(scope: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    from mpisjax.training import cores
+    from mpisjax.cpu import cores
 
     cores.prepare(all_cores=sys.argv[2] != ARRANGEMENTS[0])
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from benchmarks.timing import measure
 from mpisjax.analysis.flops import count
-from mpisjax.native import convolutions
+from mpisjax.cpu import convolutions
 from mpisjax.training.devices import batch_sharding, replicated
 
 # (title, kernel side, channels in and out, image side, samples a device): shapes at which a convolution does well,

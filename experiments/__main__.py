@@ -116,7 +116,8 @@ def plan(names: tuple[str, ...], scale: Scale) -> str:
 def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None:
     """Runs experiments and writes what they gave."""
     with watch() as stopper:
-        from mpisjax.training import cores, devices
+        from mpisjax.cpu import cores
+        from mpisjax.training import devices
 
         # The devices must be settled before anything makes JAX look for them.
         cores.prepare()

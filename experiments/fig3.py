@@ -39,7 +39,7 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
 
     from mpisjax import configuration
     from mpisjax.analysis.convergence import convergence
-    from mpisjax.analysis.spectrum import spectral_radius, warn_near_one
+    from mpisjax.jacobian import spectral_radius, warn_near_one
     from mpisjax.neurons import RateReading
     from mpisjax.nn import model
     from mpisjax.nn.model import parameter_count

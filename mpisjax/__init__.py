@@ -4,7 +4,7 @@ The idea is `equilibrium_forward`: a network written once as a transition, run a
 differentiated implicitly. Everything else in the package serves it.
 """
 
-from mpisjax import native
+from mpisjax import cpu
 from mpisjax.equilibrium import Equilibrium, adjoint_probe, equilibrium_forward
 from mpisjax.errors import UserError
 from mpisjax.neurons import IF, LIF, dbrelu
@@ -25,9 +25,9 @@ __all__ = [
     "SpikeForward",
     "UserError",
     "adjoint_probe",
+    "cpu",
     "dbrelu",
     "equilibrium_forward",
     "load_pretrained",
-    "native",
     "simulate",
 ]

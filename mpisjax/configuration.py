@@ -115,7 +115,7 @@ def base() -> ml_collections.ConfigDict:
             "eval": c({"batch_size": 256}),
             "devices": c(
                 {
-                    "all_cores": True,  # CPU: the cores share a batch (mpisjax/training/cores.py); False: one core
+                    "all_cores": True,  # CPU: the cores share a batch (mpisjax/cpu/cores.py); False: one core
                     "model_parallel": 1,  # so many devices share each layer's channels; 1: the batch alone is split
                 }
             ),

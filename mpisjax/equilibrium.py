@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from mpisjax.errors import UserError
+from mpisjax.hoisting import detach, hoist
 from mpisjax.neurons import IF, LIF, RateReading
 from mpisjax.residuals import relative_residual, worst
 from mpisjax.simulate import SpikeForward, simulate, weighted_mean_frame
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward, solve_adjoint, solve_rates
-from mpisjax.tracing import detach, hoist
 
 Array = jax.Array
 Transition = Callable[..., Any]

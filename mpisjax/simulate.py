@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from mpisjax.errors import UserError
+from mpisjax.hoisting import hoist
 from mpisjax.neurons import LIF, SpikeReading, population_shapes, resting_potentials
 from mpisjax.residuals import relative_residual, sample_norms, worst
-from mpisjax.tracing import hoist
 
 Array = jax.Array
 

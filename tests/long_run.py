@@ -129,7 +129,7 @@ def problems(samples: list[Sample]) -> list[str]:
 
 def main(config) -> int:
     """Runs, samples and judges."""
-    from mpisjax.training import cores
+    from mpisjax.cpu import cores
 
     with watch() as stopper, tempfile.TemporaryDirectory() as temporary:
         cores.prepare(config)

@@ -16,10 +16,11 @@ from PIL import Image
 
 import mpisjax
 from mpisjax import configuration, data, nn
+from mpisjax.cpu import cores
 from mpisjax.errors import UserError
 from mpisjax.pretrained.images import read_image
 from mpisjax.pretrained.trace import running_rates, trace
-from mpisjax.training import cores, devices
+from mpisjax.training import devices
 from mpisjax.training.step import prepare_images
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved
 from mpisjax.nn.mpis import MPIS, stream_name
-from mpisjax.nn.ops import conv2d, conv_transpose2d, halved
 
 Size = tuple[int, int]
 

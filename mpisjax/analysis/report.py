@@ -22,8 +22,8 @@ from mpisjax.analysis.convergence import Curves, convergence
 from mpisjax.analysis.measure import Measurement, first_examples, measure
 from mpisjax.analysis.operations import CONSTANTS, Cost, dense_cost, synapses
 from mpisjax.analysis.raster import raster
-from mpisjax.analysis.spectrum import spectral_radius, warn_near_one
 from mpisjax.data import Split
+from mpisjax.jacobian import spectral_radius, warn_near_one
 from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from mpisjax.baselines.surrogates import SurrogateReading, check_surrogate
 from mpisjax.equilibrium import Equilibrium
 from mpisjax.errors import UserError
+from mpisjax.hoisting import detach, hoist
 from mpisjax.neurons import LIF, RateReading, population_shapes, resting_potentials
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS, sample_masks
 from mpisjax.residuals import relative_residual, worst
 from mpisjax.simulate import SpikeForward, weighted_mean_frame
-from mpisjax.tracing import detach, hoist
 
 Array = jax.Array
 READOUTS = ("rate", "membrane")

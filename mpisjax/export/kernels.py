@@ -7,7 +7,7 @@ convolution, nearest upsampling) commutes with shifts of the grid, and so is a p
 Nothing is approximated. An image whose side is no multiple of P has, in the last row or column of the grid, phases
 that lie outside it; whoever uses the kernels must keep those silent.
 
-Kernels are HWIO here and images NHWC, as in `mpisjax.nn.ops`; channel `(a * P + b) * C + c` of the grid is channel c
+Kernels are HWIO here and images NHWC, as in `mpisjax.nn.convolution`; channel `(a * P + b) * C + c` of the grid is channel c
 of phase (a, b).
 """
 

@@ -29,8 +29,8 @@ from mpisjax.export import kernels
 from mpisjax.export.kernels import Folded, Size
 from mpisjax.export.nir_nodes import Nodes
 from mpisjax.neurons import LIF
+from mpisjax.nn.convolution import halved
 from mpisjax.nn.mpis import MPIS
-from mpisjax.nn.ops import halved
 
 NEURONS = ("exact", "lif")
 

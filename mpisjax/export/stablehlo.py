@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from mpisjax import configuration, native
+from mpisjax import configuration, cpu
 from mpisjax.nn import model
 from mpisjax.pretrained import Pretrained
 from mpisjax.training.step import prepare_images
@@ -71,6 +71,6 @@ def to_stablehlo(
     """
     batch = export.symbolic_shape("batch")[0] if batch_size is None else batch_size
     images = jax.ShapeDtypeStruct((batch, *trained.inputs.shape), jnp.uint8)
-    with native.disabled():  # the file is to run on other machines
+    with cpu.disabled():  # the file is to run on other machines
         exported = export.export(jax.jit(inference(trained, num_steps)), platforms=tuple(platforms))(images)
     return exported.serialize()

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mpisjax.nn.convolution import conv2d, conv_transpose2d
 from mpisjax.nn.normalize import EPSILON, batch_normalize
-from mpisjax.nn.ops import conv2d, conv_transpose2d
 
 Array = jax.Array
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from mpisjax.errors import UserError
 from mpisjax.neurons import Fire, dbrelu
+from mpisjax.nn.convolution import halved, upsample
 from mpisjax.nn.layers import ConvNorm
-from mpisjax.nn.ops import halved, upsample
 from mpisjax.nn.spectral import SpectralConvTranspose
 
 Array = jax.Array

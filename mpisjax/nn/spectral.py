@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mpisjax.nn.ops import conv2d, conv_transpose2d, halved
+from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved
 
 Array = jax.Array
 ITERATIONS, FIRST_ITERATIONS = 3, 40

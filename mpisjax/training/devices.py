@@ -1,4 +1,4 @@
-"""How a batch, and a training state, lie on the devices; `mpisjax.training.cores` settles which a CPU is split into."""
+"""How a batch, and a training state, lie on the devices; `mpisjax.cpu.cores` settles which a CPU is split into."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from mpisjax.cpu.cores import jax_setting
 from mpisjax.data.feed import put
 from mpisjax.errors import UserError
-from mpisjax.training.cores import jax_setting
 
 
 def mesh_of(config: Any, batch_size: int) -> jax.sharding.Mesh:
@@ -170,6 +170,6 @@ def compilation_cache(folder: str | None = None) -> str:
         return ""
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    # A pointer, in the text of a program that calls `mpisjax.native`, is another one each time.
+    # A pointer, in the text of a program that calls `mpisjax.cpu`, is another one each time.
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     return folder

@@ -15,15 +15,15 @@ import ml_collections
 import numpy as np
 
 from mpisjax import configuration
-from mpisjax.analysis.spectrum import spectral_radius
+from mpisjax.cpu import cores, library
 from mpisjax.data import Batch, DataSet, Feed, load, summary
 from mpisjax.errors import UserError
-from mpisjax.native import library
+from mpisjax.jacobian import spectral_radius
 from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training import checkpoints, cores, devices, processes, record, start, storage
+from mpisjax.training import checkpoints, devices, processes, record, start, storage
 from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, fit

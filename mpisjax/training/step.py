@@ -11,10 +11,10 @@ import ml_collections
 import optax
 
 from mpisjax import configuration
-from mpisjax.analysis.spectrum import jacobian_penalty
 from mpisjax.baselines import bptt
 from mpisjax.data import Batch, augment, mixup, normalize
 from mpisjax.equilibrium import adjoint_probe
+from mpisjax.jacobian import jacobian_penalty
 from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS

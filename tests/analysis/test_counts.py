@@ -92,12 +92,12 @@ def test_synops_are_the_events_that_arrive(settings):
             stream = link.name.split("/")[0]
             size, channels = simulation.spike_counts[f"{stream}/layer1"].shape[1:3], net.layers[0]
             kernel = jnp.ones((3, 3, channels, counts.shape[-1]))
-            arrived = nn.ops.conv_transpose2d(counts, kernel, 2 if net.stride_layer else 1, size)
+            arrived = nn.convolution.conv_transpose2d(counts, kernel, 2 if net.stride_layer else 1, size)
         else:
             target = {"inject": "stream1/layer1"}.get(link.name, link.name.replace("conv", "layer"))
             shape = simulation.spike_counts[target].shape
             kernel = jnp.ones((3, 3, counts.shape[-1], shape[-1]))
-            arrived = nn.ops.conv2d(counts, kernel, 2 if shape[1] < counts.shape[1] else 1)
+            arrived = nn.convolution.conv2d(counts, kernel, 2 if shape[1] < counts.shape[1] else 1)
         np.testing.assert_allclose(found[link.name], arrived.sum((1, 2, 3)), rtol=1e-5)
 
 

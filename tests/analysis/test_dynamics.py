@@ -8,7 +8,7 @@ import pytest
 import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.analysis.convergence import convergence
-from mpisjax.analysis.spectrum import jacobian_penalty, spectral_radius, warn_near_one
+from mpisjax.jacobian import jacobian_penalty, spectral_radius, warn_near_one
 from mpisjax.training import state, step
 
 

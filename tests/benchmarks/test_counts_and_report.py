@@ -10,7 +10,8 @@ from jax import lax
 from benchmarks import __main__ as command
 from benchmarks import nets, report, sections
 from mpisjax.analysis import flops
-from mpisjax.nn import ops, winograd
+from mpisjax.cpu import winograd
+from mpisjax.nn import convolution
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -30,10 +31,10 @@ def test_counts_convolutions_and_products():
 
 def test_what_counts_is_the_plain_form_whichever_a_platform_takes():
     x, w = jnp.zeros((2, 8, 8, 32)), jnp.zeros((3, 3, 32, 32))
-    assert "platform_index" in str(jax.make_jaxpr(ops.conv2d)(x, w))
+    assert "platform_index" in str(jax.make_jaxpr(convolution.conv2d)(x, w))
     # Beside the convolution only the transformation of its kernel, 6x6 from 3x3.
     kernels = flops.count(winograd.kernels, w)
-    assert flops.count(ops.conv2d, x, w) - kernels == flops.count(convolve, x, w)
+    assert flops.count(convolution.conv2d, x, w) - kernels == flops.count(convolve, x, w)
 
 
 def test_zeros_inserted_by_a_strided_transposition_are_not_counted():

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from mpisjax.native import library
+from mpisjax.cpu import library
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import json, os, sys
 import jax
 from configs import fashion_mnist
-from mpisjax.native import library
-from mpisjax.training import cores
+from mpisjax.cpu import library
+from mpisjax.cpu import cores
 
 def found(case):
     config = fashion_mnist.get_config()

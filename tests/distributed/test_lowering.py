@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from mpisjax import cli, configuration, native
+from mpisjax import cli, configuration, cpu
 from mpisjax.data import Batch
 from mpisjax.nn import model
 from mpisjax.training.evaluation import make_eval_step
@@ -106,7 +106,7 @@ def lower(config: Any) -> None:
     dataset, net, state, batch = shapes_of(config)
     mesh = AbstractMesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    with native.disabled():  # as where the first platform is no CPU
+    with cpu.disabled():  # as where the first platform is no CPU
         check(make_train_step(config, net, dataset, 100, mesh), state, batch)
         check(make_eval_step(config, net, dataset, mesh), variables, batch)
 

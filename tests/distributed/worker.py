@@ -102,8 +102,9 @@ def main() -> None:
 
     import jax
 
+    from mpisjax.cpu import cores
     from mpisjax.data import load
-    from mpisjax.training import checkpoints, cores, processes, upkeep
+    from mpisjax.training import checkpoints, processes, upkeep
 
     jax.config.update("jax_disable_most_optimizations", True)
     cores.prepare()

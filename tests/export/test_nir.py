@@ -16,7 +16,7 @@ from mpisjax import nn
 from mpisjax.errors import UserError
 from mpisjax.export import kernels, nir_graph, nir_nodes
 from mpisjax.neurons import SpikeReading, population_shapes, resting_potentials
-from mpisjax.nn.ops import conv2d, conv_transpose2d, halved, upsample
+from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved, upsample
 
 nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
 STEPS = 12

@@ -7,9 +7,9 @@ import pytest
 
 import mpisjax
 from mpisjax import configuration, nn
-from mpisjax.nn.ops import conv_transpose2d
+from mpisjax.hoisting import hoist
+from mpisjax.nn.convolution import conv_transpose2d
 from mpisjax.nn.spectral import SpectralConvTranspose, operator_norm
-from mpisjax.tracing import hoist
 
 
 def dense(kernel, stride, small, size):

@@ -90,7 +90,8 @@ def test_two_devices_take_the_steps_that_one_takes():
         """
         import jax
         import numpy as np
-        from mpisjax.training import cores, devices
+        from mpisjax.cpu import cores
+        from mpisjax.training import devices
         jax.config.update("jax_num_cpu_devices", 2)
         jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
         cores.prepare()

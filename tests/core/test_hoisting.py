@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mpisjax
-from mpisjax.tracing import detach, hoist
+from mpisjax.hoisting import detach, hoist
 
 
 def primitives(jaxpr) -> list[str]:

@@ -1,4 +1,4 @@
-// Stride-1 convolutions with fewer multiplications, as mpisjax/nn/winograd.py has them and says why: `A [(G g) * (B d)]`
+// Stride-1 convolutions with fewer multiplications, as mpisjax/cpu/winograd.py has them and says why: `A [(G g) * (B d)]`
 // in both directions, for 4 x 4 outputs at a time. Here the three stages meet in the cache of one core: a few rows of
 // tiles are brought to their points, multiplied, and brought back, before the next.
 

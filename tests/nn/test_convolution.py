@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpisjax import native
-from mpisjax.nn.ops import conv2d, conv_transpose2d, halved, upsample
+from mpisjax import cpu
+from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved, upsample
 
 
 def places(size, kernel, stride, offset):
@@ -106,20 +106,20 @@ def test_each_platform_gets_its_own_form(stride):
     )
 
     def text(platform):
-        with native.disabled():  # XLA's own forms
+        with cpu.disabled():  # XLA's own forms
             return lowered(platform)
 
     def lowered(platform):
         traced = jax.jit(lambda x, w, y: jax.vjp(lambda x: conv2d(x, w, stride), x)[1](y)).trace(x, w, y)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
-    cpu, others = text("cpu"), {text("cuda"), text("tpu")}
+    own, others = text("cpu"), {text("cuda"), text("tpu")}
     for other in others:
         assert other.count("stablehlo.convolution") == 1
-    assert cpu.count("stablehlo.convolution") == (0 if stride == 1 else 4)
-    assert ("stablehlo.dot_general" in cpu) == (stride == 1)
-    assert "mpisjax" not in cpu
-    if native.enabled():
+    assert own.count("stablehlo.convolution") == (0 if stride == 1 else 4)
+    assert ("stablehlo.dot_general" in own) == (stride == 1)
+    assert "mpisjax" not in own
+    if cpu.enabled():
         compiled = lowered("cpu")
         assert compiled.count("stablehlo.convolution") == 0
         assert ("mpisjax_filter" in compiled) == (stride == 1)
@@ -136,7 +136,7 @@ def test_gradients_inside_a_loop_keep_the_layout_of_the_fast_path(layer):
     def through_time(x, w):
         return jax.lax.scan(lambda c, _: (c + jnp.sum(layer(x + c, w, 2) ** 2), None), 0.0, None, length=5)[0]
 
-    with native.disabled():
+    with cpu.disabled():
         compiled = jax.jit(jax.grad(through_time, (0, 1))).lower(jnp.ones((4, 14, 14, 8)), w).compile()
     labels = set(re.findall(r"dim_labels=(\S+?)[,\s]", compiled.as_text()))
     assert labels == {"b01f_01io->b01f"}

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpisjax import native
-from mpisjax.native import convolutions
-from mpisjax.nn import ops, winograd
+from mpisjax import cpu
+from mpisjax.cpu import convolutions, winograd
+from mpisjax.nn import convolution
 
 compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 wanted = os.environ.get("MPISJAX_NATIVE", "1") != "0" and jax.default_backend() == "cpu"
@@ -68,15 +68,19 @@ def test_convolution_and_its_gradients_are_those_of_float64(
     small = tuple(-(-n // stride) for n in size)
     x = thinned(drawn(seed, batch, *size, ins), density, seed)
     g = thinned(drawn(seed + 2, batch, *small, outs), density, seed)
-    low = tuple(ops._same_padding(n, kernel, stride)[0] for n in size)
+    low = tuple(convolution._same_padding(n, kernel, stride)[0] for n in size)
     x32, w32, g32 = (jnp.asarray(a, jnp.float32) for a in (x, w, g))
     assert convolutions.supports(x32, w.shape)
 
-    exact = in_float64(lambda x, w: ops._conv(x, w, stride), x, w)
+    exact = in_float64(lambda x, w: convolution._conv(x, w, stride), x, w)
     assert far(convolutions.convolve(x32, w32, stride, 1, low, small), exact) < 1e-5
-    gradient = in_float64(lambda x, g, w: jax.vjp(lambda w: ops._conv(x, w, stride), w)[1](g)[0], x, g, w)
+    gradient = in_float64(
+        lambda x, g, w: jax.vjp(lambda w: convolution._conv(x, w, stride), w)[1](g)[0], x, g, w
+    )
     assert far(convolutions.kernel_gradient(x32, g32, (kernel, kernel), stride, low), gradient) < 1e-5
-    exact = in_float64(lambda x, g, w: jax.vjp(lambda x: ops._conv(x, w, stride), x)[1](g)[0], x, g, w)
+    exact = in_float64(
+        lambda x, g, w: jax.vjp(lambda x: convolution._conv(x, w, stride), x)[1](g)[0], x, g, w
+    )
     flipped = jnp.flip(w32, (0, 1)).swapaxes(2, 3)
     reach = tuple(kernel - 1 - n for n in low)
     assert far(convolutions.convolve(g32, flipped, 1, stride, reach, size), exact) < 1e-5
@@ -117,7 +121,7 @@ def test_filtering_is_the_convolution_of_float64(batch, size, kernel, channels, 
     kernels = winograd.kernels(jnp.asarray(w, jnp.float32))
     found = convolutions.filtered(jnp.asarray(x, jnp.float32), kernels, kernel)
     # Its rounding is up to three times that of a plain sum, and grows with the channels.
-    assert far(found, in_float64(lambda x, w: ops._conv(x, w, 1), x, w)) < 5e-5
+    assert far(found, in_float64(lambda x, w: convolution._conv(x, w, 1), x, w)) < 5e-5
 
 
 @needed
@@ -125,7 +129,7 @@ def test_filtering_is_the_convolution_of_float64(batch, size, kernel, channels, 
 def test_derivatives_of_both_orders_and_directions(stride):
     x, w = drawn(0, 2, 7, 7, 16), drawn(1, 3, 3, 16, 32)
     small = (-(-7 // stride),) * 2
-    low = (ops._same_padding(7, 3, stride)[0],) * 2
+    low = (convolution._same_padding(7, 3, stride)[0],) * 2
 
     def ours(x, w):
         return convolutions.convolve(x, w, stride, 1, low, small)
@@ -134,14 +138,14 @@ def test_derivatives_of_both_orders_and_directions(stride):
         return convolutions.kernel_gradient(x, g, (3, 3), stride, low)
 
     def plain_gradient(x, g):
-        return jax.vjp(lambda w: ops._conv(x, w, stride), jnp.zeros_like(w, x.dtype))[1](g)[0]
+        return jax.vjp(lambda w: convolution._conv(x, w, stride), jnp.zeros_like(w, x.dtype))[1](g)[0]
 
     def by_filters(x, w):
         return convolutions.filtered(x, winograd.kernels(w), 3)
 
     g = drawn(2, 2, *small, 32)
     pairs = [
-        (ours, lambda x, w: ops._conv(x, w, stride), (x, w)),
+        (ours, lambda x, w: convolution._conv(x, w, stride), (x, w)),
         (of_gradient, plain_gradient, (x, g)),
     ]
     if stride == 1:
@@ -199,10 +203,10 @@ def test_the_ops_of_a_network_use_it_on_a_cpu_and_not_when_told(name):
     g = jnp.asarray(drawn(2, 2, 7, 7, 48), jnp.float32)
 
     def conv(x, w):
-        return jnp.sum(ops.conv2d(x, w, 2) ** 2)
+        return jnp.sum(convolution.conv2d(x, w, 2) ** 2)
 
     def transposed(g, w):
-        return jnp.sum(ops.conv_transpose2d(g, w, 2, (14, 14)) ** 2)
+        return jnp.sum(convolution.conv_transpose2d(g, w, 2, (14, 14)) ** 2)
 
     loss, a = (conv, x) if name == "conv2d" else (transposed, g)
 
@@ -210,7 +214,7 @@ def test_the_ops_of_a_network_use_it_on_a_cpu_and_not_when_told(name):
     both = jax.jit(jax.grad(loss, (0, 1)))
     ours = both(a, w)
     assert custom_calls(jax.grad(loss, (0, 1)), a, w) == 3
-    with native.disabled():
+    with cpu.disabled():
         plain = both(a, w)
         assert both.lower(a, w).compile().as_text().count('custom_call_target="mpisjax') == 0
     for one, other in zip(ours, plain, strict=True):
@@ -231,10 +235,11 @@ PROGRAM = """
 import logging, sys
 logging.basicConfig(format="%(levelname)s %(message)s")
 import jax, jax.numpy as jnp
-from mpisjax import native
-from mpisjax.nn import ops, winograd
+from mpisjax import cpu
+from mpisjax.cpu import winograd
+from mpisjax.nn import convolution
 x = jnp.ones((2, 9, 9, 16)); w = jnp.ones((3, 3, 16, 16))
-print(native.enabled(), float(jax.jit(ops.conv2d)(x, w).sum()))
+print(cpu.enabled(), float(jax.jit(convolution.conv2d)(x, w).sum()))
 """
 SUM = 2 * 16 * 16 * (7 * 7 * 9 + 4 * 7 * 6 + 4 * 4)
 
@@ -279,13 +284,14 @@ def test_devices_share_a_batch_and_add_up_their_gradients():
 import jax; jax.config.update("jax_num_cpu_devices", 2)
 import jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mpisjax.nn import ops, winograd
+from mpisjax.cpu import winograd
+from mpisjax.nn import convolution
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 r = np.random.default_rng(0)
 x, w = (jnp.asarray(r.normal(size=s), jnp.float32) for s in ((4, 8, 8, 16), (3, 3, 16, 32)))
 def loss(x, w):  # in a loop, as a solve is
-    y = jax.lax.fori_loop(0, 2, lambda i, y: jnp.tanh(ops.conv2d(x, w, 2) + y), jnp.zeros((4, 4, 4, 32)))
-    return jnp.sum(y * ops.conv2d(x, w, 2))
+    y = jax.lax.fori_loop(0, 2, lambda i, y: jnp.tanh(convolution.conv2d(x, w, 2) + y), jnp.zeros((4, 4, 4, 32)))
+    return jnp.sum(y * convolution.conv2d(x, w, 2))
 step = jax.jit(jax.value_and_grad(loss, 1))
 alone = step(x, w)
 shared = (jax.device_put(x, NamedSharding(mesh, P("data"))), jax.device_put(w, NamedSharding(mesh, P())))
@@ -307,8 +313,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rsplit("/", 1)[1]))
 import jax.numpy as jnp, numpy as np
-from mpisjax.native import convolutions
-from mpisjax.nn import ops
+from mpisjax.cpu import convolutions
+from mpisjax.nn import convolution
 x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 16)), jnp.float32)
 w = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 16, 16)), jnp.float32)
 assert convolutions.supports(x, w.shape)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mpisjax.nn import winograd
+from mpisjax.cpu import winograd
 
 
 def plain(x, w):

@@ -6,8 +6,8 @@ held behind an optimisation barrier; and the transposed convolution *is* that gr
 is a plain convolution. The weight gradient, which a loop computes when one differentiates through time or accumulates over
 parts of a batch, has its transpositions held back in the same way (measured: 75 times slower without). On accelerators the barrier is a copy of the kernel and nothing else.
 
-On a CPU wide stride-1 convolutions have fewer multiplications (`mpisjax.nn.winograd`); these and most others are compiled
-for the processor (`mpisjax.native`), and where that is not to be had large strided transposed ones go by their phases.
+On a CPU wide stride-1 convolutions have fewer multiplications (`mpisjax.cpu.winograd`); these and most others are compiled
+for the processor (`mpisjax.cpu`), and where that is not to be had large strided transposed ones go by their phases.
 The choice is made when a program is lowered for a platform, so that an export for several holds the right form for each.
 
 Layouts are NHWC for activity and HWIO for kernels.
@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mpisjax.native import convolutions as native
-from mpisjax.nn import winograd
+from mpisjax.cpu import convolutions as native
+from mpisjax.cpu import winograd
 
 Array = jax.Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")

@@ -1,7 +1,7 @@
 """How the cores of a CPU share a batch; to be settled before JAX looks for its devices.
 
 XLA:CPU runs a convolution of its own on one core. There are two ways round that. Where this machine's compiled
-convolutions serve the whole network (`mpisjax.native`), one host device does: they share a batch among the threads of
+convolutions serve the whole network (`mpisjax.cpu`), one host device does: they share a batch among the threads of
 XLA's pool, as XLA does for all that is elementwise. Elsewhere there is one host device a core, the batch split over them.
 The first way is faster (docs/speed.md): no device waits for another, and there are no more threads than cores.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 
-from mpisjax.native import library
-from mpisjax.native.convolutions import serves
+from mpisjax.cpu import library
+from mpisjax.cpu.convolutions import serves
 
 
 def jax_setting(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 They can be differentiated and mapped over by `vmap`, and are split over devices by batch.
 
-Derivatives of these are taken of the same map in XLA's own operations (`mpisjax.nn.ops` has derivatives of its own for what
+Derivatives of these are taken of the same map in XLA's own operations (`mpisjax.nn.convolution` has derivatives of its own for what
 training needs; this serves second ones).
 """
 
@@ -19,8 +19,8 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mpisjax.native.library import CONVOLVE, FILTER, KERNEL_GRADIENT, available, enabled, fingerprint, threads
-from mpisjax.nn import winograd
+from mpisjax.cpu import winograd
+from mpisjax.cpu.library import CONVOLVE, FILTER, KERNEL_GRADIENT, available, enabled, fingerprint, threads
 
 Array = jax.Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
