@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -23,28 +21,6 @@ from typing import Any
 import launch
 
 SECTIONS = ("peaks", "steps", "memory", "adjoint", "scaling", "solvers", "profile", "loader")
-
-
-def machine(dtype: str, quick: bool) -> dict[str, Any]:
-    """What the figures hold for."""
-    import jax
-
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    device = jax.devices()[0]
-    return {
-        "processor": name,
-        "cores": os.cpu_count(),
-        "devices": f"{len(jax.devices())} x {device.device_kind if device.platform != 'cpu' else 'host device'}",
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "dtype": dtype,
-        "load at start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "quick": quick,
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -83,7 +59,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     cores.prepare(all_cores=not flags.one_core)
 
-    from benchmarks import peaks, report, sections
+    from benchmarks import arrangements, peaks, report, sections
+    from benchmarks.machine import machine
 
     scope = sections.Scope(
         quick=flags.quick,
@@ -91,7 +68,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         budget=2.0 if flags.quick else 8.0,
         dtype=flags.dtype,
     )
-    results: dict[str, Any] = {"machine": machine(flags.dtype, flags.quick)}
+    today = datetime.date.today().isoformat()
+    about = {**machine(), "dtype": flags.dtype, "quick": flags.quick, "date": today}
+    results: dict[str, Any] = {"machine": about}
     began = time.perf_counter()
 
     def done(name: str, rows: Any) -> None:
@@ -116,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if "adjoint" in wanted:
         done("adjoint", sections.measure_adjoint(scope))
     if "scaling" in wanted:
-        done("scaling", sections.measure_scaling(scope))
+        done("scaling", sections.measure_scaling(scope) + arrangements.measure(scope))
     if "solvers" in wanted:
         done("solvers", sections.measure_solvers(scope))
     if "profile" in wanted:

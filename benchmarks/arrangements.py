@@ -15,18 +15,20 @@ from typing import Any
 
 import jax
 
+from benchmarks.sections import Scope, scaled
+
 ARRANGEMENTS = ("one core", "all, one device", "all, a device each")
 _FORCE = "--xla_force_host_platform_device_count"
 
 
-def measure(scope: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def measure(scope: Scope) -> list[dict[str, Any]]:
     """A row for each network and arrangement; none on accelerators, and none where the user forced a count."""
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.default_backend() != "cpu" or _FORCE in flags:
         return []
     clean = {key: value for key, value in os.environ.items() if key != "PJRT_NPROC"}
     rows = []
-    for name in names:
+    for name in scope.cases:
         for arrangement in ARRANGEMENTS:
             environment = {**clean, "JAX_PLATFORMS": "cpu"}
             if arrangement == ARRANGEMENTS[2]:
@@ -51,7 +53,5 @@ if __name__ == "__main__":
 
     cores.prepare(all_cores=sys.argv[2] != ARRANGEMENTS[0])
 
-    from benchmarks import sections
-
-    found = sections.scaled(sections.Scope(**json.loads(sys.argv[3])), "cores", sys.argv[1], sys.argv[2])
+    found = scaled(Scope(**json.loads(sys.argv[3])), "cores", sys.argv[1], sys.argv[2])
     print(json.dumps(found))

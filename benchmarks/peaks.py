@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.timing import measure
-from mpisjax.analysis.flops import count
 from mpisjax.cpu import convolutions
+from mpisjax.nn.flops import count
 from mpisjax.training.devices import batch_sharding, replicated
 
 # (title, kernel side, channels in and out, image side, samples a device): shapes at which a convolution does well,

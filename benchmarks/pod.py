@@ -107,8 +107,8 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
     import jax.numpy as jnp
 
     from mpisjax import configuration
-    from mpisjax.analysis.flops import count
     from mpisjax.data import Batch
+    from mpisjax.nn.flops import count
     from mpisjax.training import devices, start
     from mpisjax.training.state import init_state, optimizer_of
     from mpisjax.training.step import make_train_step

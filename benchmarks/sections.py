@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import arrangements, peaks, profile
+from benchmarks import peaks, profile
 from benchmarks.nets import Subject, case
 from benchmarks.timing import Compiled, Timing, compiled, measure
-from mpisjax.analysis import flops
+from mpisjax.nn import flops
 from mpisjax.training.devices import data_mesh
 
 Rows = list[dict[str, Any]]
@@ -205,7 +205,7 @@ def measure_scaling(scope: Scope) -> Rows:
     rows += [scaled(scope, "streams", "fashion", n, num_streams=n) for n in streams]
     for name in scope.cases if len(jax.devices()) > 1 else ():
         rows += [scaled(scope, "devices", name, n, n) for n in (1, len(jax.devices()))]
-    return rows + arrangements.measure(scope, scope.cases)
+    return rows
 
 
 def measure_solvers(scope: Scope) -> Rows:

@@ -51,6 +51,8 @@ class Rows:
         self._asked[key] = None
         if found is None or found["settings"] != digest:
             _log.info("%s: %s", self.content["experiment"], key)
+            from benchmarks.machine import machine
+
             result = compute()
             date = datetime.date.today().isoformat()
             found = {"settings": digest, "date": date, "machine": machine(), "result": result}
@@ -73,16 +75,6 @@ class Rows:
 
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, (json.dumps(self.content, indent=1) + "\n").encode())
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    from benchmarks.__main__ import machine as described
-
-    found = described("float32", False)
-    load = found["load at start"]
-    kept = {k: found[k] for k in ("processor", "cores", "devices", "jax", "python")}
-    return {**kept, "load": None if load is None else round(load, 1)}
 
 
 class Trained(NamedTuple):

@@ -48,7 +48,7 @@ def count(study: Study, net: Net, seed: int) -> dict[str, Any]:
 
 def render(content: dict[str, Any]) -> str:
     """A row a layer, a column a network."""
-    from mpisjax.analysis.operations import CONSTANTS
+    from mpisjax.nn.operations import CONSTANTS
 
     runs = [(net, of_seeds(content, net["name"])) for net in content["nets"]]
     layers = dict.fromkeys(layer for _, found in runs for r in found for layer in r["firing_rates"])

@@ -11,11 +11,11 @@ import ml_collections
 import numpy as np
 
 from mpisjax import configuration
-from mpisjax.analysis.operations import Cost, additions_per_step, cost, synapses, synops
 from mpisjax.baselines import bptt
 from mpisjax.data import Batch, Split, eval_batches
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
+from mpisjax.nn.operations import Cost, additions_per_step, cost, synapses, synops
 from mpisjax.simulate import SpikeForward
 from mpisjax.training.step import prepare_images
 

@@ -20,13 +20,13 @@ from mpisjax import configuration
 from mpisjax.analysis import figures
 from mpisjax.analysis.convergence import Curves, convergence
 from mpisjax.analysis.measure import Measurement, first_examples, measure
-from mpisjax.analysis.operations import CONSTANTS, Cost, dense_cost, synapses
 from mpisjax.analysis.raster import raster
 from mpisjax.data import Split
 from mpisjax.jacobian import spectral_radius, warn_near_one
 from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
+from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training.durable import write_atomically
 from mpisjax.training.plots import save_curves

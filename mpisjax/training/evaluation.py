@@ -11,11 +11,11 @@ import ml_collections
 import optax
 
 from mpisjax import configuration
-from mpisjax.analysis.operations import synapses, synops
 from mpisjax.baselines import bptt
 from mpisjax.data import Batch, eval_batches
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
+from mpisjax.nn.operations import synapses, synops
 from mpisjax.training.devices import batch_sharding, mesh_of, move, replicated, spread, state_sharding
 from mpisjax.training.step import prepare_images
 
@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
       residual: by stream, mean relative residual.
       firing_rates: by population, mean leak-weighted rate (of spikes, or of the solved rates).
       synops: mean synaptic operations a sample, over all steps and layers that spikes drive
-        (`mpisjax.analysis.operations`); None where the rates were solved for.
+        (`mpisjax.nn.operations`); None where the rates were solved for.
       num_steps: mean time steps (or solver steps) a sample.
       num_examples: examples.
     """

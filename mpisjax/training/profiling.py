@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from mpisjax.analysis.flops import Counter
+from mpisjax.nn.flops import Counter
 
 FOLDER = "profile"
 SKIPPED, TRACED = 10, 5  # steps of this process before the trace (compiling is over by then), and in it

@@ -9,9 +9,9 @@ import pytest
 
 import mpisjax
 from mpisjax import configuration, data, nn
-from mpisjax.analysis import operations
 from mpisjax.analysis.audit import audit_solves, gradient_audit
 from mpisjax.analysis.measure import against_steps, first_examples, measure
+from mpisjax.nn import operations
 from mpisjax.training import evaluation
 
 

@@ -9,9 +9,9 @@ from jax import lax
 
 from benchmarks import __main__ as command
 from benchmarks import nets, report, sections
-from mpisjax.analysis import flops
+from benchmarks.machine import machine
 from mpisjax.cpu import winograd
-from mpisjax.nn import convolution
+from mpisjax.nn import convolution, flops
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -75,7 +75,7 @@ def test_measures_a_small_network_and_writes_it_down(tmp_path, monkeypatch):
     monkeypatch.setattr(sections.Scope, "modes", (3, "rates"))
     scope = sections.Scope(quick=True, repeats=2, budget=0.0, dtype="float32")
     results = {
-        "machine": command.machine("float32", True),
+        "machine": machine(),
         "steps": sections.measure_steps(scope, peak=100.0),
     }
     report.write(results, tmp_path)
