@@ -185,9 +185,12 @@ class Study:
 
     def settings(self, net: Net, seed: int = 0, **more: Any) -> dict[str, Any]:
         """What a row of a network depends on."""
+        from flax.traverse_util import flatten_dict
+
+        from mpisjax import configuration
         from mpisjax.training import record
 
-        flat = record.flatten(record.plain(net.load(seed)))
+        flat = flatten_dict(configuration.to_plain(net.load(seed)), sep=".")
         return {**{k: v for k, v in flat.items() if k not in record.FREE_KEYS}, **more}
 
     def workdir(self, net: Net, seed: int) -> Path:

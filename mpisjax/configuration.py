@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +139,23 @@ def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     with config.unlocked():
         fill(settings, config)
     return config
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config as JSON gives it back: plain dicts, and lists for tuples."""
+    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    return json.loads(json.dumps(tree))
+
+
+def from_plain(tree: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The config that `to_plain` was given: lists become tuples again."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(item) for key, item in value.items()}
+        return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(tree))
 
 
 def with_variant(

@@ -97,11 +97,10 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
         UserError: There is no such network, or its files are damaged.
     """
     from mpisjax import configuration
-    from mpisjax.training import record
 
     where = FOLDER if folder is None else Path(folder)
     weights, card = read_files(where, name)
-    config = configuration.completed(record.revive(card["config"]))
+    config = configuration.completed(configuration.from_plain(card["config"]))
     inputs = inputs_of(card["inputs"])
     return assembled(name, config, inputs, weights, card)
 

@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 from mpisjax import cli, configuration
 from mpisjax.data import DataSet, load
@@ -63,7 +64,7 @@ def of_run(workdir: str | Path, config: ml_collections.ConfigDict | None = None)
     workdir = Path(workdir)
     chosen = record.best(workdir)
     if config is None:
-        config = configuration.completed(record.revive(chosen.content["config"]))
+        config = configuration.completed(configuration.from_plain(chosen.content["config"]))
     dataset = load(config.data)
     if dataset.checksum != chosen.content["data_checksum"]:
         raise UserError(
@@ -75,7 +76,7 @@ def of_run(workdir: str | Path, config: ml_collections.ConfigDict | None = None)
     progress = record.progress_of(checkpoint_of_the_end(workdir))
     batches = len(dataset.train.labels) // config.train.batch_size
     card = {
-        "config": record.plain(config),
+        "config": configuration.to_plain(config),
         "inputs": inputs._asdict(),
         "training": {
             "seed": config.seed,
@@ -178,7 +179,7 @@ def training_command(config: ml_collections.ConfigDict, root: Path | None = None
     The config file is `configs/<data set>.py`, with the variant that leaves the fewest settings to override.
     """
     root = Path.cwd() if root is None else root
-    ours = record.flatten(record.plain(config))
+    ours = flatten_dict(configuration.to_plain(config), sep=".")
     ours["train.init_from"] = _elsewhere(ours["train.init_from"])
     file = root / "configs" / f"{config.data.name}.py"
     if not file.is_file():
@@ -186,7 +187,9 @@ def training_command(config: ml_collections.ConfigDict, root: Path | None = None
     best: tuple[str, dict[str, Any]] | None = None
     for variant in ("", *_variants(file)):
         name = f"configs/{file.name}" + (f":{variant}" if variant else "")
-        theirs = record.flatten(record.plain(cli.load_config(f"{file}:{variant}" if variant else str(file))))
+        theirs = flatten_dict(
+            configuration.to_plain(cli.load_config(f"{file}:{variant}" if variant else str(file))), sep="."
+        )
         differing = {
             key: value
             for key, value in ours.items()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
+from flax.traverse_util import flatten_dict
 
 from mpisjax import configuration
 from mpisjax.errors import UserError
@@ -65,32 +64,6 @@ class Progress(NamedTuple):
     test: dict[str, Any] | None = None
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """A config as JSON would give it back: plain dicts, and lists for tuples."""
-    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    return json.loads(json.dumps(tree))
-
-
-def revive(tree: dict[str, Any]) -> ml_collections.ConfigDict:
-    """The config that `plain` was given: lists become tuples again."""
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tuples(item) for key, item in value.items()}
-        return tuple(tuples(item) for item in value) if isinstance(value, list) else value
-
-    return ml_collections.ConfigDict(tuples(tree))
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return flat
-
-
 def environment() -> dict[str, Any]:
     """What bit-identical results depend on beside config and data."""
     devices, processes = jax.devices(), jax.process_count()
@@ -101,7 +74,7 @@ def environment() -> dict[str, Any]:
 def content(config: Any, data_checksum: str, progress: Progress) -> dict[str, Any]:
     """What to store with a checkpoint."""
     return {
-        "config": plain(config),
+        "config": configuration.to_plain(config),
         "data_checksum": data_checksum,
         "environment": environment(),
         "progress": progress._asdict(),
@@ -132,9 +105,9 @@ def check(checkpoint: Checkpoint, config: Any, data_checksum: str) -> None:
     Raises:
         UserError: It does not; the sentence lists the keys that differ.
     """
-    theirs, ours = flatten(checkpoint.content["config"]), flatten(plain(config))
+    theirs, ours = _flat(checkpoint.content["config"]), _flat(configuration.to_plain(config))
     # A setting that is newer than the checkpoint stood, then, at what is now its default.
-    defaults = flatten(plain(configuration.base()))
+    defaults = _flat(configuration.to_plain(configuration.base()))
     theirs = {**{key: value for key, value in defaults.items() if key in ours}, **theirs}
     differing = [
         f"{key} ({_show(theirs, key)} there, {_show(ours, key)} here)"
@@ -197,6 +170,10 @@ def _accuracy(checkpoint: Checkpoint) -> float:
     progress = progress_of(checkpoint)
     validated_here = progress.validated_step == checkpoint.step and progress.validation
     return progress.validation["accuracy"] if validated_here and progress.validation else -1.0
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    return flatten_dict(tree, sep=".")
 
 
 def _show(flat: dict[str, Any], key: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mpisjax import configuration
 from mpisjax.cpu import cores, library
@@ -130,7 +131,7 @@ def run(
             path = stack.enter_context(hold(workdir))
         with stopper.interruptible():
             parts = assemble(config)
-        processes.agree("config", json.dumps(record.plain(config)))
+        processes.agree("config", json.dumps(configuration.to_plain(config)))
         processes.agree("data set", parts.dataset.checksum)
         first_does(lambda: storage.pull(path))
         if config.train.init_from and not first_does(lambda: checkpoints.steps(path / record.FOLDER)):
@@ -210,7 +211,7 @@ def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
         f", {processes.count()} processes" if processes.count() > 1 else "",
         _threads_and_convolutions(config) if used[0].platform == "cpu" else "",
     )  # fmt: skip
-    _log.info("config: %s", json.dumps(record.flatten(record.plain(config))))
+    _log.info("config: %s", json.dumps(flatten_dict(configuration.to_plain(config), sep=".")))
 
 
 def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, result: FitResult) -> None:
@@ -301,7 +302,7 @@ def config_of(workdir: Path) -> ml_collections.ConfigDict:
     Raises:
         UserError: There is no sound checkpoint.
     """
-    return configuration.completed(record.revive(record.best(workdir).content["config"]))
+    return configuration.completed(configuration.from_plain(record.best(workdir).content["config"]))
 
 
 def evaluate_at(

@@ -78,7 +78,7 @@ def best_variables(workdir: Path, dataset: DataSet, place: Any) -> tuple[Variabl
         UserError: There is no sound checkpoint.
     """
     chosen = record.best(workdir)
-    config = configuration.completed(record.revive(chosen.content["config"]))
+    config = configuration.completed(configuration.from_plain(chosen.content["config"]))
     state = checkpoints.restore(chosen, abstract_state(config, dataset, place))
     return evaluated_variables(state), chosen.step
 

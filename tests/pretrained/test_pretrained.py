@@ -17,10 +17,9 @@ import pytest
 import safetensors.numpy
 
 import mpisjax
-from mpisjax import cli, data, pretrained
+from mpisjax import cli, configuration, data, pretrained
 from mpisjax.errors import UserError
 from mpisjax.pretrained import making, restoring
-from mpisjax.training import record
 from mpisjax.training.run import evaluate_at, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,13 +122,15 @@ def test_what_is_saved_is_what_is_loaded(digits, tmp_path):
     )
     again = mpisjax.load_pretrained("again", tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.variables, digits.variables)
-    assert again.inputs == digits.inputs and record.plain(again.config) == record.plain(digits.config)
+    assert again.inputs == digits.inputs and configuration.to_plain(again.config) == configuration.to_plain(
+        digits.config
+    )
     training = again.card["training"]
     assert (again.card["note"], training["commit"], training["machine"]) == ("n", "d", "m")
     assert path.with_suffix(".json").exists() and not list(tmp_path.glob("*.draft"))
     moved = digits.config.copy_and_resolve_references()
     moved.train.init_from, moved.data.dir = "/somewhere/else/first", "/somewhere"
-    card = {**digits.card, "config": record.plain(moved)}
+    card = {**digits.card, "config": configuration.to_plain(moved)}
     path = making.save(digits._replace(card=card, config=moved), "again", tmp_path)
     assert "somewhere" not in path.with_suffix(".json").read_text()
     assert "init_from=runs/first" in json.loads(path.with_suffix(".json").read_text())["training"]["command"]

@@ -15,7 +15,7 @@ import mpisjax
 from mpisjax import configuration, data
 from mpisjax.analysis.measure import measure
 from mpisjax.errors import UserError
-from mpisjax.training import record, start
+from mpisjax.training import start
 from mpisjax.training.metrics import read_rows
 from mpisjax.training.run import assemble, config_of, evaluate_at, restore_best, run, variables_of
 from mpisjax.training.state import init_state, optimizer_of
@@ -143,8 +143,8 @@ def test_a_run_starts_from_another_runs_averages(first, tmp_path):
     )
     assert result.state.ema == ()
     # Gone on with from its own checkpoint, it needs the other no longer.
-    moved = record.plain(config)
-    assert run(record.revive(moved), tmp_path / "second").step == result.step
+    moved = configuration.to_plain(config)
+    assert run(configuration.from_plain(moved), tmp_path / "second").step == result.step
 
 
 def test_a_run_starts_from_a_pretrained_network():
@@ -218,8 +218,8 @@ def test_evaluation_counts_synaptic_operations_as_the_analysis_does(first):
 
 def test_a_config_of_an_earlier_version_is_completed():
     config = tiny(train__ema=0.5)
-    old = record.plain(config)
+    old = configuration.to_plain(config)
     del old["train"]["test_at_end"], old["forward"]["returns"], old["data"]["augment"]
-    found = configuration.completed(record.revive(old))
+    found = configuration.completed(configuration.from_plain(old))
     assert found.train.test_at_end is True and found.forward.returns == "equivalent"
     assert found.train.ema == 0.5 and found.data.augment.shift == 0

@@ -14,6 +14,7 @@ import pytest
 import tiny
 from tensorboardX.proto import event_pb2
 
+from mpisjax import configuration
 from mpisjax.errors import UserError
 from mpisjax.training import record
 from mpisjax.training.health import Health
@@ -179,7 +180,7 @@ def test_curves_of_a_run_and_of_nothing(tmp_path):
 def test_a_config_survives_json():
     config = tiny.get_config()
     config.model = ml_collections.ConfigDict({"stem": (16, (3, 4)), "tol": None, "flag": True})
-    back = record.revive(json.loads(json.dumps(record.plain(config))))
+    back = configuration.from_plain(json.loads(json.dumps(configuration.to_plain(config))))
     assert back.to_dict() == config.to_dict() and back.model.stem == (16, (3, 4))
 
 
