@@ -81,7 +81,7 @@ def _evaluate(config, first: bool) -> None:
         origin = WORKDIR.value
         parts, state, step = restore_best(path_of(origin), config)
     else:
-        from mpisjax.pretrained.restoring import restore
+        from mpisjax.pretrained import restore
 
         origin = f"pretrained {PRETRAINED.value}"
         parts, state, step = restore(PRETRAINED.value, config)

@@ -142,6 +142,46 @@ def test_photographs_are_cropped_turned_dark_and_scaled(digits, tmp_path):
     assert np.mean(np.argmax(logits, -1) == test.labels[:20]) >= 0.8
 
 
+def deeper(image: np.ndarray, mode: str) -> Image.Image:
+    """A digit with dark ink on white paper, in pixels of more than 8 bits."""
+    paper = (255 - image[:, :, 0]).astype(np.float64) / 255
+    if mode == "16 bits":
+        return Image.fromarray(np.rint(65535 * paper).astype(np.uint16))
+    if mode == "12 of 16 bits":
+        return Image.fromarray(np.rint(4095 * paper).astype(np.uint16))
+    if mode == "32 bits":
+        return Image.fromarray(np.rint(1e6 * paper).astype(np.int32))
+    return Image.fromarray((paper if mode == "floats" else 900 * paper - 100).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("16 bits", "the range of 16 bits, 0 to 65535"),
+        ("12 of 16 bits", "its own range, 0 to 4095"),
+        ("32 bits", "its own range, 0 to 1e+06"),
+        ("floats", "the range of floats, 0 to 1"),
+        ("floats of any size", "its own range, -100 to 800"),
+    ],
+)
+def test_pixels_of_more_than_8_bits_are_scaled_by_their_range(digits, tmp_path, mode, said):
+    trained, test = digits
+    image = test.images[3].copy()
+    image[0, 0], image[0, 1] = 0, 255  # the whole range occurs
+    kind = "tiff" if mode in ("32 bits", "floats", "floats of any size") else "png"
+    deeper(image, mode).save(tmp_path / f"a.{kind}")
+    found, done = read_image(tmp_path / f"a.{kind}", trained.inputs)
+    assert done[0] == f"scaled to 8 bits from {said}"
+    np.testing.assert_allclose(found.astype(int), image, atol=1)
+    assert len(np.unique(found)) > 5  # nothing is clipped
+
+
+def test_pixels_that_are_no_numbers_are_told(digits, tmp_path):
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match="no finite numbers"):
+        read_image(tmp_path / "a.tiff", digits[0].inputs)
+
+
 def test_transparency_colour_and_empty_images(digits, tmp_path):
     trained, _ = digits
     ink = Image.new("RGBA", (50, 50), (0, 0, 0, 0))

@@ -10,7 +10,7 @@ CORE = ["equilibrium", "neurons", "simulate", "solvers", "hoisting", "jacobian",
 LAYERS = [
     ["launch", *(f"mpisjax.{name}" for name in CORE)],
     ["mpisjax.cpu"],
-    ["mpisjax.nn"],
+    ["mpisjax.nn", "mpisjax.weights"],
     ["mpisjax.baselines", "mpisjax.data", "mpisjax.training"],
     ["mpisjax.configuration", "mpisjax.training.run"],  # where settings become objects
     ["mpisjax.analysis", "mpisjax.pretrained", "mpisjax.export"],
@@ -20,11 +20,9 @@ LAYERS = [
 PACKAGES = {0: {"jax", "jaxopt", "numpy"}, 1: {"jax", "numpy"}}  # by layer, beside Python's own
 EXCEPTIONS = {
     ("experiments.docs", "experiments.__main__"),
-    ("mpisjax.pretrained.making", "mpisjax.cli"),
     ("mpisjax.training.evaluation", "mpisjax.configuration"),
     ("mpisjax.training.record", "mpisjax.configuration"),
     ("mpisjax.training.start", "mpisjax.configuration"),
-    ("mpisjax.training.start", "mpisjax.pretrained"),
     ("mpisjax.training.step", "mpisjax.configuration"),
 }  # importer, imported: to be removed one by one
 FOLDERS = ("mpisjax", "benchmarks", "experiments", "examples")

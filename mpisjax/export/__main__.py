@@ -57,16 +57,16 @@ def main() -> None:
 
 def _trained(given: argparse.Namespace) -> Any:
     if given.pretrained is not None:
-        import mpisjax
+        from mpisjax.pretrained import load_pretrained
 
-        return mpisjax.load_pretrained(given.pretrained)
-    from mpisjax.pretrained.making import of_run
+        return load_pretrained(given.pretrained)
+    from mpisjax.pretrained.save import from_run
     from mpisjax.training.run import config_of
 
     config = config_of(Path(given.workdir))
     if given.data_dir is not None:
         config.data.dir = given.data_dir
-    return of_run(given.workdir, config)
+    return from_run(given.workdir, config)
 
 
 def _write_nir(trained: Any, given: argparse.Namespace, out: Path) -> str:

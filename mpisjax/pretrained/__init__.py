@@ -1,17 +1,18 @@
-"""Trained networks that come with the package: weights, config, and a card that says how they were made.
+"""Trained networks that come with the package, ready to classify.
 
-A network is two files here: `NAME.safetensors` (arrays and nothing else: nothing in it can execute) and `NAME.json`,
-its card: config, training command, commit, machine, accuracies, and the SHA-256 of the weights, which is checked
-whenever they are read. `python -m mpisjax.pretrained` makes both from a run's folder.
+`load_pretrained("digits")` gives the network, its weights, its settings and its card, which says how it was trained and
+what it reaches. `python -m mpisjax.pretrained` makes such a network from a run's folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mpisjax.errors import UserError
 
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 
     from mpisjax.nn.model import Output
     from mpisjax.nn.mpis import MPIS
-
-FOLDER = Path(__file__).parent
-MAX_BYTES = 2_000_000  # of a weights file
-_SEPARATOR = "/"
+    from mpisjax.training.run import Parts
+    from mpisjax.training.state import TrainState
 
 
 class Inputs(NamedTuple):
@@ -54,18 +53,21 @@ class Pretrained(NamedTuple):
     Attributes:
         name: Its name.
         net: The network, as `mpisjax.nn` takes it.
-        apply: `apply(variables, images) -> mpisjax.nn.Output`: classifies uint8 images of `inputs.shape`, with a
-            batch axis in front, by the equivalent path of its spikes. Pure; may be `jit`-compiled and differentiated.
-        params: Its parameters.
+        apply: `apply(variables, images, value_range=None) -> mpisjax.nn.Output` classifies a batch of images,
+            [batch, *inputs.shape], by the equivalent path of the network's spikes. Images are uint8, or have any other
+            dtype and a `value_range`, the (black, white) of their pixels, such as (0, 1). Pure: it can be
+            `jit`-compiled (with `value_range` static) and differentiated. Anything else is a `UserError` when the call
+            is traced.
+        params: The parameters.
         batch_stats: The running statistics of batch normalisation.
-        config: Every setting it was trained with.
+        config: Every setting the network was trained with.
         inputs: What it reads.
         card: How it was made and what it reaches, as JSON.
     """
 
     name: str
     net: MPIS
-    apply: Callable[[dict[str, Any], Any], Output]
+    apply: Callable[..., Output]
     params: Any
     batch_stats: Any
     config: ml_collections.ConfigDict
@@ -80,7 +82,9 @@ class Pretrained(NamedTuple):
 
 def available() -> list[str]:
     """The names of the networks that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    from mpisjax import weights
+
+    return weights.available()
 
 
 def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
@@ -88,7 +92,7 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
 
     Args:
         name: One of `mpisjax.pretrained.available()`.
-        folder: Where its two files lie, if not in the package.
+        folder: Where its two files are; None: in the package.
 
     Returns:
         The network, its arrays on the default device.
@@ -96,72 +100,35 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
     Raises:
         UserError: There is no such network, or its files are damaged.
     """
-    from mpisjax import configuration
+    from mpisjax import configuration, weights
 
-    where = FOLDER if folder is None else Path(folder)
-    weights, card = read_files(where, name)
+    variables, card = weights.read(name, weights.FOLDER if folder is None else Path(folder))
     config = configuration.completed(configuration.from_plain(card["config"]))
-    inputs = inputs_of(card["inputs"])
-    return assembled(name, config, inputs, weights, card)
+    tuples = ("classes", "shape", "mean", "std")
+    inputs = Inputs(**{k: tuple(v) if k in tuples else v for k, v in card["inputs"].items()})
+    return from_variables(name, config, inputs, variables, card)
 
 
-def read_files(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads and verifies the two files of a network.
-
-    Returns:
-        Its variables (NumPy arrays) and its card.
-
-    Raises:
-        UserError: A file is missing or not what its card says.
-    """
-    import safetensors
-    import safetensors.numpy
-
-    path = folder / f"{name}.safetensors"
-    try:
-        data = path.read_bytes()
-        card = json.loads(path.with_suffix(".json").read_bytes())
-        promised = card["sha256"]
-    except FileNotFoundError as error:
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
-        raise UserError(
-            f"there is no pretrained network {name!r} ({error.filename} is missing); there are: {known}"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path.with_suffix('.json')} is not a card; install the package again") from error
-    if hashlib.sha256(data).hexdigest() != promised:
-        raise UserError(
-            f"{path} does not have the SHA-256 that its card promises: it has been cut short or altered; install the "
-            "package again"
-        )
-    try:
-        return nested(safetensors.numpy.load(data)), card
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} holds no safetensors ({error}); make it again") from error
-
-
-def assembled(
+def from_variables(
     name: str, config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, card: dict[str, Any]
 ) -> Pretrained:
-    """Puts a network together, and makes sure that the weights are its own.
+    """Makes a `Pretrained` from its settings and its weights.
 
     Raises:
-        UserError: They are another network's.
+        UserError: The weights are another network's.
     """
-    import jax
-    import jax.numpy as jnp
-
-    from mpisjax import configuration
+    from mpisjax import configuration, weights
     from mpisjax.nn import model
-    from mpisjax.training.start import check_fits
     from mpisjax.training.step import prepare_images
 
     readable: Any = inputs  # stands in for the data set it describes
     net, neuron = configuration.net_of(config, readable), configuration.neuron_of(config)
     forward = configuration.spikes_of(config, inputs.temporal)
 
-    def apply(variables: dict[str, Any], images: Any) -> Output:
-        x = prepare_images(images, inputs)
+    def apply(
+        variables: dict[str, Any], images: Any, value_range: tuple[float, float] | None = None
+    ) -> Output:
+        x = prepare_images(as_pixels(images, inputs, value_range), inputs)
         return model.apply(net, variables, x, neuron=neuron, forward=forward)
 
     def initial() -> Any:
@@ -169,33 +136,75 @@ def assembled(
         return model.init_variables(net, jax.random.key(0), x, neuron)
 
     variables = jax.tree.map(jnp.asarray, variables)
-    check_fits(variables, jax.eval_shape(initial), f"pretrained network {name!r}")
+    with jax.enable_x64(False):  # the weights are float32, whatever the program's own precision
+        weights.check_fit(variables, jax.eval_shape(initial), f"pretrained network {name!r}")
     return Pretrained(name, net, apply, variables["params"], variables["batch_stats"], config, inputs, card)
 
 
-def inputs_of(stored: dict[str, Any]) -> Inputs:
-    """`Inputs` back from JSON."""
-    lists = ("classes", "shape", "mean", "std")
-    fields: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in stored.items()}
-    return Inputs(**fields)
+def as_pixels(images: Any, inputs: Inputs, value_range: tuple[float, float] | None = None) -> jax.Array:
+    """A batch of images in the 0..255 that networks are trained on.
+
+    Args:
+        images: [batch, *inputs.shape]: uint8, or any real dtype or bool with `value_range`.
+        inputs: What the network reads.
+        value_range: The pixel values of black and of white. None: 0 and 255, of uint8 alone.
+
+    Returns:
+        uint8 as it was, or float32 scaled to 0..255; nothing is clipped.
+
+    Raises:
+        UserError: The shape is another, the dtype leaves the range open, or the range is empty.
+    """
+    images = images if hasattr(images, "dtype") else np.asarray(images)
+    wanted = ", ".join(map(str, inputs.shape))
+    if images.shape[1:] != inputs.shape:
+        one = images.shape == inputs.shape
+        raise UserError(
+            f"this network reads images of shape [batch, {wanted}] and was given {list(images.shape)}; "
+            + ("add a batch axis, as in images[None]" if one else "bring them to that shape")
+        )
+    if value_range is None:
+        if images.dtype != np.uint8:
+            raise UserError(
+                f"this network reads uint8 pixels and was given {images.dtype}; say which values are black and white, "
+                "as in value_range=(0, 1)"
+            )
+        return jnp.asarray(images)
+    low, high = value_range
+    if not -np.inf < low < high < np.inf:
+        raise UserError(f"value_range is {value_range!r}: give two finite numbers, black before white")
+    return (jnp.asarray(images).astype(jnp.float32) - low) * (255 / (high - low))
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with keys such as params/inject/kernel."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        found.update(flat(value, f"{name}{_SEPARATOR}") if isinstance(value, dict) else {name: value})
-    return found
+def restore(name: str, config: ml_collections.ConfigDict) -> tuple[Parts, TrainState, int]:
+    """A pretrained network in the place of a run's best state, as `mpisjax.training.run.restore_best` gives it.
 
+    Args:
+        name: The network's name.
+        config: Its config, perhaps with other settings of data and evaluation.
 
-def nested(arrays: dict[str, Any]) -> dict[str, Any]:
-    """`flat`, undone."""
-    tree: dict[str, Any] = {}
-    for name, value in arrays.items():
-        here = tree
-        *folders, last = name.split(_SEPARATOR)
-        for part in folders:
-            here = here.setdefault(part, {})
-        here[last] = value
-    return tree
+    Returns:
+        The parts that the config stands for, the state with the network's weights, and the step they are from.
+
+    Raises:
+        UserError: There is no such network, it is damaged, or the data are missing or of another kind.
+    """
+    import logging
+
+    from mpisjax import weights
+    from mpisjax.training.run import assemble
+
+    found, parts = load_pretrained(name), assemble(config)
+    state = parts.state
+    weights.check_fit(
+        found.variables,
+        {"params": state.params, "batch_stats": state.batch_stats},
+        f"pretrained network {name!r}",
+    )
+    if parts.dataset.checksum != found.card["data"]["checksum"]:
+        logging.getLogger(__name__).warning(
+            "the data here are not those that the card of %r was made with: figures may differ", name
+        )
+    variables = jax.device_put(found.variables, jax.tree.leaves(state.params)[0].sharding)
+    state = state._replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=())
+    return parts, state, int(found.card["training"]["steps"])

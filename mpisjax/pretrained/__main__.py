@@ -1,16 +1,24 @@
 """Makes a pretrained network from a run's folder.
 
-    python -m mpisjax.pretrained --workdir runs/digits --name digits
+    python -m mpisjax.pretrained --workdir runs/digits --name digits --out networks
 
-The training command is read off the run's config; give --command where it took more than one.
+writes networks/digits.safetensors and networks/digits.json, which `load_pretrained("digits", "networks")` reads. The
+training command is found from the run's config; give --command where training took more than one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+import runpy
+import shlex
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from mpisjax import cli
-from mpisjax.pretrained import FOLDER
 
 
 def main() -> None:
@@ -18,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mpisjax.pretrained", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--name", required=True, help="what load_pretrained is to call it")
-    parser.add_argument("--folder", default=str(FOLDER), help="where to write; the package by default")
+    parser.add_argument(
+        "--out", required=True, help="folder to write to; a name that exists there is refused"
+    )
     parser.add_argument("--data_dir", help="folder with the original files, if not the run's")
     for name, what in (
         ("command", "how it was trained, if not by one train.py"),
@@ -30,20 +40,80 @@ def main() -> None:
     parser.add_argument("--note", default="", help="anything else worth knowing")
     given = parser.parse_args()
     with cli.sentences():
-        from pathlib import Path
-
-        from mpisjax.pretrained import making
+        from mpisjax.pretrained import save
         from mpisjax.training.run import config_of
 
         config = config_of(Path(given.workdir))
         if given.data_dir is not None:
             config.data.dir = given.data_dir
-        trained = making.of_run(given.workdir, config)
-        path = making.save(
-            trained, given.name, given.folder, command=given.command, commit=given.commit, machine=given.machine,
-            date=given.date, note=given.note,
-        )  # fmt: skip
+        path = save.save(
+            save.from_run(given.workdir, config),
+            given.name,
+            given.out,
+            command=given.command or training_command(config),
+            commit=given.commit or current_commit(),
+            machine=given.machine or describe_machine(),
+            date=given.date or datetime.now(UTC).date().isoformat(),
+            note=given.note,
+        )
         print(f"{path}: {path.stat().st_size:,} bytes; its card is {path.with_suffix('.json').name}")
+
+
+def training_command(config: Any, root: Path | None = None) -> str:
+    """The `train.py` command line whose config this is, without the folders of whoever ran it.
+
+    The config file is `configs/<data set>.py`, with the variant that leaves the fewest settings to override.
+    """
+    from flax.traverse_util import flatten_dict
+
+    from mpisjax.configuration import to_plain
+    from mpisjax.pretrained.save import without_folders
+
+    file = (Path.cwd() if root is None else root) / "configs" / f"{config.data.name}.py"
+    if not file.is_file():
+        return f"train.py with the settings of this card (there is no {file})"
+    ours = flatten_dict(without_folders(to_plain(config)), sep=".")
+    candidates = []
+    for variant in ("", *runpy.run_path(str(file)).get("VARIANTS", {})):
+        other = cli.load_config(f"{file}:{variant}" if variant else str(file))
+        theirs = flatten_dict(to_plain(other), sep=".")
+        changed = {
+            key: value
+            for key, value in ours.items()
+            if theirs.get(key) != value and key not in ("data.dir", "data.cache_dir", "name")
+        }
+        candidates.append((f"configs/{file.name}" + (f":{variant}" if variant else ""), changed))
+    name, changed = min(candidates, key=lambda candidate: len(candidate[1]))
+    config_flag = [] if name == "configs/digits.py" else ["--config", name]
+    overrides = [f"--config.{key}={_as_argument(value)}" for key, value in changed.items()]
+    return shlex.join(["python", "train.py", *config_flag, *overrides])
+
+
+def _as_argument(value: Any) -> str:
+    return str(tuple(value)).replace(" ", "") if isinstance(value, list) else str(value)
+
+
+def current_commit() -> str:
+    """The commit of the working tree that Python runs in, "unknown" outside one."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def describe_machine() -> str:
+    """Processor, cores and JAX's devices, in words."""
+    import jax
+
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    device = jax.devices()[0]
+    return f"{os.cpu_count()}-core {model}; jax {jax.__version__} on {device.platform} ({device.device_kind})"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An image file as a network wants it: its size, its channels, a dark background."""
+"""An image file as a network reads it: size, channels, 8 bits a channel, a dark background."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from mpisjax.pretrained import Inputs
 
 # Empty pixels on each side of MNIST's digits, which fill 20 of 28; the other sets fill their images.
 MARGINS = {"mnist": 4 / 28}
-CONTENT = (
-    0.15  # a pixel belongs to the object if it stands out from the background by this share of the contrast
-)
+# A pixel belongs to the object if it stands out from the background by this share of the contrast.
+CONTENT = 0.15
+# A file of 16 bits whose values need fewer than 13 holds those of a camera or a scan of 10 or 12 bits.
+LARGEST_OF_12_BITS, LARGEST_OF_16_BITS = 4095, 65535
 
 
 def read_image(path: str | Path, inputs: Inputs, crop: bool = True) -> tuple[np.ndarray, list[str]]:
     """Reads a PNG, JPEG or whatever else Pillow knows, and fits it to a network.
 
-    A file of the right size is taken as it is, apart from colour and a light background. Any other is, for sets of grey
-    images, cropped to what stands out, put on a black square and scaled; for coloured ones, cropped to the square in
-    its middle and scaled.
+    A file of the right size is taken as it is, apart from colour, depth and a light background. For data sets of grey
+    images any other is cropped to what stands out, put on a black square and scaled. For coloured ones it is cropped to
+    the square in its middle and scaled. Pixels of more than 8 bits are scaled by the range of their mode: 16 bits by
+    65535 (by their own maximum where that is 4095 or less), floats within [0, 1] by 1, all others by their own range.
 
     Args:
         path: The file.
@@ -40,7 +42,7 @@ def read_image(path: str | Path, inputs: Inputs, crop: bool = True) -> tuple[np.
             f"a network for {inputs.name} reads event frames, not images; choose another --pretrained"
         )
     height, width, channels = inputs.shape
-    image, done = _open(path), []
+    image, done = _in_8_bits(_open(path), path)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         done.append("put on white where it was transparent")
@@ -79,6 +81,26 @@ def _open(path: str | Path) -> Image.Image:
         raise UserError(f"there is no image {path}; name a PNG or JPEG file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}); name a PNG or JPEG file") from error
+
+
+def _in_8_bits(image: Image.Image, path: str | Path) -> tuple[Image.Image, list[str]]:
+    """Grey values of more than 8 bits, which Pillow would clip at 255, scaled to 0..255."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image, []
+    pixels = np.asarray(image, np.float64)
+    low, high = float(pixels.min()), float(pixels.max())
+    if not np.isfinite([low, high]).all():
+        raise UserError(f"{path} has pixels that are no finite numbers; write it again without them")
+    if image.mode == "F" and low >= 0 and high <= 1:
+        low, high, kind = 0.0, 1.0, "the range of floats"
+    elif image.mode != "F" and low >= 0 and LARGEST_OF_12_BITS < high <= LARGEST_OF_16_BITS:
+        low, high, kind = 0.0, float(LARGEST_OF_16_BITS), "the range of 16 bits"
+    else:
+        low, kind = min(low, 0.0), "its own range"
+    scaled = 255 * (pixels - low) / ((high - low) or 1.0)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8)), [
+        f"scaled to 8 bits from {kind}, {low:g} to {high:g}"
+    ]
 
 
 def _border(image: Image.Image) -> int:

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mpisjax import configuration, pretrained
+from mpisjax import configuration, weights
 from mpisjax.data import DataSet
-from mpisjax.errors import UserError
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.training import checkpoints, record
@@ -59,7 +58,7 @@ def started_from(config: ml_collections.ConfigDict, dataset: DataSet, state: Tra
         UserError: The folder holds no sound checkpoint, or its network is another.
     """
     found, origin = _find(config.train.init_from, dataset, jax.tree.leaves(state.params)[0].sharding)
-    check_fits(found, {"params": state.params, "batch_stats": state.batch_stats}, origin)
+    weights.check_fit(found, {"params": state.params, "batch_stats": state.batch_stats}, origin)
     _log.info("weights from %s", origin)
     # Copies each, since a training step is given its state's buffers for good.
     averages = jax.tree.map(jnp.copy, found) if config.train.ema else ()
@@ -83,29 +82,9 @@ def best_variables(workdir: Path, dataset: DataSet, place: Any) -> tuple[Variabl
     return evaluated_variables(state), chosen.step
 
 
-def check_fits(found: Variables, wanted: Variables, origin: str) -> None:
-    """Refuses the weights of another network.
-
-    Raises:
-        UserError: `found` (from `origin`) has other arrays or shapes than `wanted`.
-    """
-
-    def layout(tree: Variables) -> dict[str, str]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(place): f"{leaf.dtype}{list(leaf.shape)}" for place, leaf in leaves}
-
-    theirs, ours = layout(found), layout(wanted)
-    for place in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(place) != ours.get(place):
-            raise UserError(
-                f"the weights from {origin} are of another network: {place} is {theirs.get(place, 'absent')} there and "
-                f"{ours.get(place, 'absent')} here; use its model settings and its kind of data"
-            )
-
-
 def _find(name: str, dataset: DataSet, place: Any) -> tuple[Variables, str]:
-    if name in pretrained.available() and not Path(name).exists():
-        found = pretrained.load_pretrained(name)
-        return jax.device_put(found.variables, place), f"the pretrained network {name!r}"
+    if name in weights.available() and not Path(name).exists():
+        variables, _ = weights.read(name)
+        return jax.device_put(variables, place), f"the pretrained network {name!r}"
     variables, step = best_variables(path_of(name), dataset, place)
     return variables, f"{name}, step {step}"

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import jax
@@ -17,9 +16,10 @@ import pytest
 import safetensors.numpy
 
 import mpisjax
-from mpisjax import cli, configuration, data, pretrained
+from mpisjax import cli, configuration, data, pretrained, weights
 from mpisjax.errors import UserError
-from mpisjax.pretrained import making, restoring
+from mpisjax.pretrained import save
+from mpisjax.pretrained.__main__ import training_command
 from mpisjax.training.run import evaluate_at, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +33,8 @@ def digits():
 @pytest.mark.parametrize("name", pretrained.available())
 def test_every_network_is_whole_small_and_documented(name):
     found = mpisjax.load_pretrained(name)
-    path = pretrained.FOLDER / f"{name}.safetensors"
-    assert path.stat().st_size == found.card["bytes"] <= pretrained.MAX_BYTES
+    path = weights.FOLDER / f"{name}.safetensors"
+    assert path.stat().st_size == found.card["bytes"] <= save.MAX_BYTES
     assert found.card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     training = found.card["training"]
     assert training["command"].startswith("python train.py") and len(training["commit"]) == 40
@@ -47,16 +47,68 @@ def test_every_network_is_whole_small_and_documented(name):
     assert not re.search(r'["\s=]/', text)  # no absolute path: nobody else has the maker's folders
 
 
-def test_apply_classifies_bytes(digits):
+def accuracy(found, images, labels, **how):
+    return np.mean(np.argmax(found.apply(found.variables, images, **how).logits, -1) == labels)
+
+
+def test_apply_classifies_bytes_and_any_stated_range(digits):
     test = data.load(digits.config.data).test
-    logits = digits.apply(digits.variables, test.images[:50]).logits
-    assert np.mean(np.argmax(logits, -1) == test.labels[:50]) >= 0.94
+    images, labels = np.asarray(test.images[:50]), test.labels[:50]
+    assert accuracy(digits, images, labels) >= 0.94
+    for given, value_range in (
+        (images, (0, 255)),
+        (images / 255, (0, 1)),
+        ((images / 255 * 16).round().astype(np.int8), (0, 16)),
+        (images / 127.5 - 1, (-1, 1)),
+    ):
+        assert accuracy(digits, given, labels, value_range=value_range) >= 0.94
+    light = accuracy(digits, images > 127, labels, value_range=(0, 1))
+    assert light > 0.6  # black and white alone lose something
+
+
+@pytest.mark.parametrize(
+    ("images", "value_range", "words"),
+    [
+        (np.zeros((2, 8, 8, 1), np.float32), None, "reads uint8 pixels and was given float32"),
+        (np.zeros((2, 8, 8, 1), bool), None, "given bool"),
+        (np.zeros((2, 8, 8, 1), np.int8), None, "given int8"),
+        (np.zeros((2, 8, 8), np.uint8), None, r"shape \[batch, 8, 8, 1\] and was given \[2, 8, 8\]"),
+        (np.zeros((8, 8, 1), np.uint8), None, r"images\[None\]"),
+        (np.zeros((2, 28, 28, 1), np.uint8), None, r"was given \[2, 28, 28, 1\]"),
+        (np.zeros((2, 8, 8, 1)), (1, 0), r"value_range is \(1, 0\)"),
+        (np.zeros((2, 8, 8, 1)), (0, np.inf), "two finite numbers"),
+    ],
+)
+def test_what_the_network_cannot_read_is_refused_when_it_is_traced(digits, images, value_range, words):
+    with pytest.raises(UserError, match=words):
+        jax.eval_shape(lambda x: digits.apply(digits.variables, x, value_range), images)
+
+
+X64 = """
+import jax, mpisjax, numpy as np
+from mpisjax import data
+found = mpisjax.load_pretrained("digits")
+test = data.load(found.config.data).test
+logits = jax.jit(found.apply)(found.variables, test.images[:100]).logits
+assert jax.config.jax_enable_x64
+assert {leaf.dtype.name for leaf in jax.tree.leaves(found.variables)} == {"float32"}
+print(np.mean(np.argmax(logits, -1) == test.labels[:100]))
+"""
+
+
+def test_networks_are_loaded_and_used_in_double_precision_programs():
+    environment = {**os.environ, "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", X64], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= 0.94
 
 
 @pytest.mark.optimized
 def test_the_digits_network_reaches_what_its_card_says(digits):
     """On the test split, by the evaluation that wrote the card."""
-    parts, state, step = restoring.restore("digits", digits.config)
+    parts, state, step = pretrained.restore("digits", digits.config)
     score = evaluate_at(digits.config, parts, state, parts.dataset.test, None)
     assert step == digits.card["training"]["steps"]
     assert score.accuracy == pytest.approx(digits.card["test"]["accuracy"], abs=1.5 / 360)
@@ -64,15 +116,9 @@ def test_the_digits_network_reaches_what_its_card_says(digits):
     assert score.synops == pytest.approx(digits.card["test"]["synops"], rel=1e-3)
 
 
-def test_the_package_includes_the_files():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert settings["tool"]["setuptools"]["package-data"]["mpisjax.pretrained"] == ["*.safetensors", "*.json"]
-    assert {"digits", "saccade_digits"} <= set(pretrained.available())
-
-
 def copy_of_digits(folder: Path) -> Path:
     for suffix in ("safetensors", "json"):
-        (folder / f"digits.{suffix}").write_bytes((pretrained.FOLDER / f"digits.{suffix}").read_bytes())
+        (folder / f"digits.{suffix}").write_bytes((weights.FOLDER / f"digits.{suffix}").read_bytes())
     return folder / "digits.safetensors"
 
 
@@ -116,36 +162,49 @@ def test_missing_and_foreign_networks_are_told(tmp_path):
         mpisjax.load_pretrained("digits", tmp_path)
 
 
+ABOUT = {"command": "c", "commit": "d", "machine": "m", "date": "2026-01-02"}
+
+
 def test_what_is_saved_is_what_is_loaded(digits, tmp_path):
-    path = making.save(
-        digits._replace(name="again"), "again", tmp_path, command="c", commit="d", machine="m", note="n"
-    )
-    again = mpisjax.load_pretrained("again", tmp_path)
+    path = save.save(digits._replace(name="again"), "again", tmp_path / "new", **ABOUT, note="n")
+    again = mpisjax.load_pretrained("again", tmp_path / "new")
     jax.tree.map(np.testing.assert_array_equal, again.variables, digits.variables)
     assert again.inputs == digits.inputs and configuration.to_plain(again.config) == configuration.to_plain(
         digits.config
     )
     training = again.card["training"]
-    assert (again.card["note"], training["commit"], training["machine"]) == ("n", "d", "m")
-    assert path.with_suffix(".json").exists() and not list(tmp_path.glob("*.draft"))
+    assert again.card["note"] == "n" and {key: training[key] for key in ABOUT} == ABOUT
+    assert path.with_suffix(".json").exists() and len(list(path.parent.iterdir())) == 2
+    large = digits._replace(params={**digits.params, "more": np.zeros(save.MAX_BYTES // 4, np.float32)})
+    with pytest.raises(UserError, match="more than the 2,000,000"):
+        save.save(large, "large", tmp_path, **ABOUT)
+    assert not (tmp_path / "large.safetensors").exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_name_that_exists_is_refused(digits, tmp_path, suffix):
+    taken = tmp_path / f"digits{suffix}"
+    taken.write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"digits{suffix} exists; choose another --name"):
+        save.save(digits, "digits", tmp_path, **ABOUT)
+    assert taken.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [taken]
+
+
+def test_a_card_has_no_folder_of_its_maker(digits, tmp_path):
     moved = digits.config.copy_and_resolve_references()
     moved.train.init_from, moved.data.dir = "/somewhere/else/first", "/somewhere"
     card = {**digits.card, "config": configuration.to_plain(moved)}
-    path = making.save(digits._replace(card=card, config=moved), "again", tmp_path)
+    path = save.save(digits._replace(card=card, config=moved), "again", tmp_path, **ABOUT)
     assert "somewhere" not in path.with_suffix(".json").read_text()
-    assert "init_from=runs/first" in json.loads(path.with_suffix(".json").read_text())["training"]["command"]
-    large = digits._replace(params={**digits.params, "more": np.zeros(pretrained.MAX_BYTES // 4, np.float32)})
-    with pytest.raises(UserError, match="more than the 2,000,000"):
-        making.save(large, "large", tmp_path)
-    assert not (tmp_path / "large.safetensors").exists()
+    assert "init_from=runs/first" in training_command(moved, ROOT)
 
 
 def test_the_training_command_leads_back_to_the_config():
     config = cli.load_config(str(ROOT / "configs" / "digits.py"))
-    assert making.training_command(config, ROOT) == "python train.py"
+    assert training_command(config, ROOT) == "python train.py"
     config = cli.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
     config.data.dir, config.train.epochs, config.model.layers = "/somewhere", 3, (8, 12)
-    command = making.training_command(config, ROOT).split(" ")
+    command = training_command(config, ROOT).split(" ")
     assert command[:4] == ["python", "train.py", "--config", "configs/fashion_mnist.py:t30"]
     again = cli.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
     overrides = [item.strip("'") for item in command[4:]]
@@ -160,15 +219,14 @@ def test_a_run_becomes_a_network(tmp_path):
     config.model.update(stem=(4,), layers=(4,), num_streams=1, fusion_layer=1, stride_layer=0)
     config.forward.num_steps, config.train.epochs, config.train.ema = 2, 1, 0.5
     result = run(config, tmp_path / "run")
-    making.save(making.of_run(tmp_path / "run"), "tiny", tmp_path)
+    save.save(save.from_run(tmp_path / "run"), "tiny", tmp_path, **ABOUT)
     found = mpisjax.load_pretrained("tiny", tmp_path)
     assert found.card["test"] == json.loads((tmp_path / "run" / "results.json").read_text())
-    assert found.card["training"]["command"] == making.training_command(config)
     assert found.config.model.layers == (4,) and found.inputs.shape == (8, 8, 1)
     averages = jax.device_get(result.state.ema)
     jax.tree.map(np.testing.assert_array_equal, found.variables, averages)  # what evaluation uses
     with pytest.raises(UserError, match="holds no checkpoint"):
-        making.of_run(tmp_path / "nothing")
+        save.from_run(tmp_path / "nothing")
 
 
 @pytest.mark.slow
@@ -186,7 +244,7 @@ def test_the_command_makes_a_network_and_evaluate_py_measures_it(tmp_path):
     trained = python("train.py", "--workdir", tmp_path / "run", *overrides)
     assert trained.returncode == 0, trained.stderr
     made = python(
-        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "run", "--name", "tiny", "--folder", tmp_path
+        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "run", "--name", "tiny", "--out", tmp_path
     )
     assert made.returncode == 0, made.stderr
     found = mpisjax.load_pretrained("tiny", tmp_path)
@@ -196,6 +254,6 @@ def test_the_command_makes_a_network_and_evaluate_py_measures_it(tmp_path):
     said = python("evaluate.py", "--pretrained", "absent")
     assert said.returncode == 1 and said.stderr.startswith("error: there is no pretrained network 'absent'")
     lost = python(
-        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "none", "--name", "x", "--folder", tmp_path
+        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "none", "--name", "x", "--out", tmp_path
     )
     assert lost.returncode == 1 and "holds no checkpoint" in lost.stderr and lost.stderr.count("\n") == 1
