@@ -105,7 +105,8 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
     variables, card = weights.read(name, weights.FOLDER if folder is None else Path(folder))
     config = configuration.completed(configuration.from_plain(card["config"]))
     tuples = ("classes", "shape", "mean", "std")
-    inputs = Inputs(**{k: tuple(v) if k in tuples else v for k, v in card["inputs"].items()})
+    fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in card["inputs"].items()}
+    inputs = Inputs(**fields)
     return from_variables(name, config, inputs, variables, card)
 
 

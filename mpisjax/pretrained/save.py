@@ -67,8 +67,8 @@ def from_run(workdir: str | Path, config: ml_collections.ConfigDict | None = Non
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     variables, step = start.best_variables(workdir, dataset, place)
     inputs = inputs_of(dataset)
-    # The newest checkpoint knows how the run ended.
-    progress = record.progress_of(upkeep.newest(workdir / record.FOLDER, set_aside=False))
+    newest: Any = upkeep.newest(workdir / record.FOLDER, set_aside=False)
+    progress = record.progress_of(newest)  # the newest checkpoint knows how the run ended
     source = dataset.source.replace(config.data.dir, "DIR") if config.data.dir else dataset.source
     card = {
         "config": configuration.to_plain(config),
