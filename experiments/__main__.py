@@ -14,20 +14,17 @@ leaves them out.
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import launch
+from experiments.catalog import EXPERIMENTS, document, plan
 from experiments.scales import NAMES, Scale, scale_of
 from mpisjax import cli
 from mpisjax.errors import UserError
 from mpisjax.training.preemption import SIGNALS, Preempted, watch
-
-EXPERIMENTS = ("table1", "table2", "table3", "fig3", "table4", "audit", "tolerance", "warm", "solves")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,7 +38,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         dest="experiment", required=True, metavar="|".join([*EXPERIMENTS, "all", "docs"])
     )
     for name in (*EXPERIMENTS, "all"):
-        help_text = "every experiment" if name == "all" else module(name).TITLE
+        help_text = "every experiment" if name == "all" else EXPERIMENTS[name].TITLE
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.add_argument("--scale", choices=NAMES, default="smoke")
         command.add_argument(
@@ -63,11 +60,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--check", action="store_true", help="change nothing; fail where a table is not as generated"
     )
     return parser.parse_args(argv)
-
-
-def module(name: str) -> Any:
-    """An experiment's module: `TITLE`, `nets`, `run`, `render`, `draw`."""
-    return importlib.import_module(f"experiments.{name}")
 
 
 def chosen_scale(flags: argparse.Namespace) -> Scale:
@@ -100,19 +92,6 @@ def _numbers(flag: str, text: str, least: int) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
-def plan(names: tuple[str, ...], scale: Scale) -> str:
-    """What would be trained: every run once, with its steps and the command that does the same."""
-    runs: dict[str, Any] = {}
-    for name in names:
-        runs |= {net.name: net for net in module(name).nets(scale)}
-    lines = []
-    for net in runs.values():
-        for seed in scale.seeds:
-            lines.append(f"{net.training_steps():>9,} steps  {net.name}, seed {seed}: {net.command(seed)}")
-    total = len(scale.seeds) * sum(net.training_steps() for net in runs.values())
-    return "\n".join([*lines, f"{total:>9,} steps in all"])
-
-
 def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None:
     """Runs experiments and writes what they gave."""
     with watch() as stopper:
@@ -124,7 +103,7 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
         devices.compilation_cache()
 
         from experiments.study import Study
-        from experiments.write import save_figures
+        from experiments.tables import save_figures
         from mpisjax.training.durable import write_atomically
 
         out = flags.out or Path("runs") / "experiments" / scale.name
@@ -132,7 +111,7 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
             scale, out, flags.data_dir, stopper, timing=not flags.no_timing, flags=shown_flags(flags)
         )
         for name in names:
-            experiment = module(name)
+            experiment = EXPERIMENTS[name]
             content = experiment.run(study)
             page = document(experiment, content)
             save_figures(experiment.draw(content), study.folder(name))
@@ -147,13 +126,6 @@ def shown_flags(flags: argparse.Namespace) -> str:
         f" --{k} {getattr(flags, k)}" for k in ("seeds", "epochs", "steps") if getattr(flags, k) is not None
     )
     return data + given + (" --no-timing" if flags.no_timing else "")
-
-
-def document(experiment: Any, content: dict[str, Any]) -> str:
-    """An experiment's Markdown: title, command, table, provenance."""
-    from experiments.write import provenance
-
-    return f"# {experiment.TITLE}\n\n    {content['command']}\n\n{experiment.render(content)}\n\n{provenance(content)}\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -172,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 
             return pages.main(flags.take, flags.check)
         scale = chosen_scale(flags)
-        names = EXPERIMENTS if flags.experiment == "all" else (flags.experiment,)
+        names = tuple(EXPERIMENTS) if flags.experiment == "all" else (flags.experiment,)
         if flags.dry_run:
             print(plan(names, scale))
             return 0

@@ -13,7 +13,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from experiments.scales import NAMES, ROOT, scale_of
+from benchmarks import report
+from experiments.catalog import EXPERIMENTS, plan
+from experiments.nets import ROOT
+from experiments.scales import NAMES, scale_of
+from experiments.tables import provenance
 from mpisjax.errors import UserError
 
 DOCS = ROOT / "docs"
@@ -30,22 +34,19 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 def generated(scale: str, name: str, docs: Path = DOCS) -> str:
     """What stands between a block's marks: command, table, provenance, figures."""
-    from experiments.__main__ import EXPERIMENTS, module, plan
-
     if scale == "benchmarks":
         return benchmark(name, docs)
     if scale not in NAMES or name not in EXPERIMENTS:
         raise UserError(
             f"a page has the mark 'generated: {scale}/{name}', which names no scale and experiment."
         )
-    experiment = module(name)
+    experiment = EXPERIMENTS[name]
     source = docs / "results" / scale / f"{name}.json"
     if not source.is_file():
         steps = plan((name,), scale_of(scale)).splitlines()[-1].split(" steps")[0].strip()
         flags = "" if scale == "smoke" else " --data-dir DIR"
         command = f"`python -m experiments {name} --scale {scale}{flags}`"
         return f"Not run here. Command: {command} ({steps} training steps).\n"
-    from experiments.write import provenance
 
     content = json.loads(source.read_text())
     images = "".join(
@@ -57,8 +58,6 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
 
 def benchmark(name: str, docs: Path = DOCS) -> str:
     """What stands between the marks of a section of `python -m benchmarks`."""
-    from benchmarks import report
-
     content = json.loads((docs / "results" / "benchmarks.json").read_text())
     if name not in content:
         raise UserError(f"a page has the mark 'generated: benchmarks/{name}', which was not measured.")
@@ -71,8 +70,6 @@ def benchmark(name: str, docs: Path = DOCS) -> str:
 
 def joined(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Results of a benchmark run beside those that are kept; the run with the training steps is the main one."""
-    from benchmarks import report
-
     sections = [k for k in report.TITLES if k != "targets"]
     runs = {k: kept.get("other_runs", {}).get(k, kept["machine"]) for k in sections if k in kept}
     runs |= {k: new["machine"] for k in sections if k in new}

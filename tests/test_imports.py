@@ -19,7 +19,6 @@ LAYERS = [
 ]
 PACKAGES = {0: {"jax", "jaxopt", "numpy"}, 1: {"jax", "numpy"}}  # by layer, beside Python's own
 EXCEPTIONS = {
-    ("experiments.docs", "experiments.__main__"),
     ("mpisjax.training.evaluation", "mpisjax.configuration"),
     ("mpisjax.training.record", "mpisjax.configuration"),
     ("mpisjax.training.start", "mpisjax.configuration"),

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from experiments import docs
-from experiments.scales import ROOT
+from experiments.nets import ROOT
 
 
 def test_no_table_was_edited_by_hand(capsys):

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as program
-from experiments import paper, table1, write
-from experiments.scales import NAMES, Pair, scale_of
-from experiments.study import Rows, Study, described
+from experiments import tables
+from experiments.catalog import EXPERIMENTS, document
+from experiments.nets import Pair
+from experiments.paper import reported, table1
+from experiments.rows import Rows
+from experiments.scales import NAMES, scale_of
+from experiments.study import Study, described
 from mpisjax import cli
 from mpisjax.training.preemption import Stopper
 
@@ -21,7 +25,7 @@ def tiny(net, **more):
 
 
 def every_net(scale):
-    nets = {net.name: net for name in program.EXPERIMENTS for net in program.module(name).nets(scale)}
+    nets = {net.name: net for name in EXPERIMENTS for net in EXPERIMENTS[name].nets(scale)}
     return list(nets.values())
 
 
@@ -48,8 +52,8 @@ def test_compared_networks_are_of_equal_size(name):
 def test_names_of_runs_are_unique():
     for name in NAMES:
         settings = {}
-        for experiment in program.EXPERIMENTS:
-            for net in program.module(experiment).nets(scale_of(name)):
+        for experiment in EXPERIMENTS:
+            for net in EXPERIMENTS[experiment].nets(scale_of(name)):
                 assert settings.setdefault(net.name, net.settings) == net.settings
 
 
@@ -109,17 +113,17 @@ def test_memory_through_time_grows_linearly_and_ours_does_not(tmp_path):
 def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
     net = tiny(scale_of("smoke").firing[0], **{"forward.num_steps": 3})._replace(steps=3)
     scale = scale_of("smoke")._replace(firing=(net,), examples=50)
-    table2 = program.module("table2")
+    table2 = EXPERIMENTS["table2"]
     content = table2.run(study_of(tmp_path, scale))
-    page = program.document(table2, content)
+    page = document(table2, content)
     assert (
         "| stream2/layer2 | no row | " in page and "50 test examples" in page and "epochs: 1, seed 0" in page
     )
     assert "    python -m experiments table2 --scale smoke\n" in page
-    found = write.of_seeds(content, net.name)[0]
+    found = tables.of_seeds(content, net.name)[0]
     assert found["num_steps"] == 3 and found["num_examples"] == 50
     assert any(rate > 0 for rate in found["firing_rates"].values())
-    write.save_figures(table2.draw(content), tmp_path / "figures")
+    tables.save_figures(table2.draw(content), tmp_path / "figures")
     assert {p.suffix for p in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
     # Nothing is trained or measured twice.
     monkeypatch.setattr(Study, "train", None)
@@ -131,37 +135,35 @@ def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
     scale = scale_of("paper")
     content = {"experiment": name, "scale": "paper", "seeds": [0], "rows": {}, "memory_steps": [1, 2, 3]}
     content["pairs"] = [[described(net) for net in pair] for pair in scale.through_time]
-    content["nets"] = [described(net) for net in program.module(name).nets(scale)]
+    content["nets"] = [described(net) for net in EXPERIMENTS[name].nets(scale)]
     if name == "table3":
         content["pairs"] = [[described(net) for net in pair] for pair in scale.single_stream]
-    page = program.module(name).render(content)
-    assert write.MISSING in page
+    page = EXPERIMENTS[name].render(content)
+    assert tables.MISSING in page
     if name in ("table1", "table3", "table4"):
-        assert paper.UNKNOWN in page
-    assert not program.module(name).draw(content)
+        assert reported.UNKNOWN in page
+    assert not EXPERIMENTS[name].draw(content)
 
 
 @pytest.mark.slow
 def test_warm_starts_count_evaluations_of_a_known_solve(tmp_path):
     curve = [0.5**k for k in range(1, 61)]  # the residual halves: 0.3, 0.1 and 0.02 lie between two of them
-    assert program.module("warm").needed(curve, 0.25) == 2.0
-    assert program.module("warm").needed(curve, 0.3) == pytest.approx(np.log2(1 / 0.3))
-    assert (
-        program.module("warm").needed(curve, 0.6) == 1.0 and program.module("warm").needed(curve, 0.0) is None
-    )
+    assert EXPERIMENTS["warm"].needed(curve, 0.25) == 2.0
+    assert EXPERIMENTS["warm"].needed(curve, 0.3) == pytest.approx(np.log2(1 / 0.3))
+    assert EXPERIMENTS["warm"].needed(curve, 0.6) == 1.0 and EXPERIMENTS["warm"].needed(curve, 0.0) is None
     net = tiny(scale_of("smoke").audited, **{"forward.num_steps": 3})._replace(steps=3)
     scale = scale_of("smoke")._replace(audited=net, followed=8)
-    content = program.module("warm").run(study_of(tmp_path, scale))
-    curves = write.of_seeds(content, net.name)[0]["curves"]
+    content = EXPERIMENTS["warm"].run(study_of(tmp_path, scale))
+    curves = tables.of_seeds(content, net.name)[0]["curves"]
     assert curves["zeros"][0] == pytest.approx(1.0)  # ||f(0) - 0|| / ||f(0)||
     assert curves["mean"][0] < 0.9 and curves["zeros"][-1] < 1e-3 and curves["mean"][-1] < 1e-3
-    page = program.document(program.module("warm"), content)
+    page = document(EXPERIMENTS["warm"], content)
     assert "The warm start saves" in page and "evaluations to 0.1" in page
-    assert set(program.module("warm").draw(content)) == {"residual"}
+    assert set(EXPERIMENTS["warm"].draw(content)) == {"residual"}
 
 
 def test_solves_are_measured_once_and_shown_with_their_settings(tmp_path, monkeypatch):
-    solves, asked = program.module("solves"), []
+    solves, asked = EXPERIMENTS["solves"], []
 
     def measure(study, name, samples, pairs):
         asked.append((name, samples))
@@ -171,23 +173,23 @@ def test_solves_are_measured_once_and_shown_with_their_settings(tmp_path, monkey
     for _ in range(2):
         content = solves.run(study_of(tmp_path, scale_of("smoke")._replace(followed=8)))
     assert asked == [("digits", 32)]
-    page = program.document(solves, content)
+    page = document(solves, content)
     second = "| picard, 4 | 0 | neumann, 4 | 0 | 0.100 | 0.500 | 1.25 |"
     assert second in page and "32 training images" in page and "nothing trained" in page
     assert set(solves.draw(content)) == {"cosine"}
 
 
 def test_paper_s_values_are_those_of_the_issue_and_no_others():
-    assert paper.accuracy("Fashion-MNIST", "MPIS, implicit", 30) == "93.14"
-    assert paper.accuracy("Fashion-MNIST", "the same network, BPTT", 30) == paper.UNKNOWN
-    assert paper.accuracy("digits", "MPIS, implicit", 30) == paper.NO_ROW
+    assert reported.accuracy("Fashion-MNIST", "MPIS, implicit", 30) == "93.14"
+    assert reported.accuracy("Fashion-MNIST", "the same network, BPTT", 30) == reported.UNKNOWN
+    assert reported.accuracy("digits", "MPIS, implicit", 30) == reported.NO_ROW
 
 
 def test_seeds_are_summarised():
-    assert write.across_seeds([0.91, 0.93], factor=100) == "92.00 ± 1.41"
-    assert write.across_seeds([0.5]) == "0.50"
-    assert write.across_seeds([]) == write.MISSING
-    assert write.across_seeds([0.5, None]) == "not finite"
+    assert tables.across_seeds([0.91, 0.93], factor=100) == "92.00 ± 1.41"
+    assert tables.across_seeds([0.5]) == "0.50"
+    assert tables.across_seeds([]) == tables.MISSING
+    assert tables.across_seeds([0.5, None]) == "not finite"
 
 
 def test_plan_counts_the_steps(capsys):

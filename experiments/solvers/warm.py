@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.scales import Net, Scale
+from experiments.nets import Net
+from experiments.scales import Scale
 from experiments.study import Study, described
-from experiments.write import MISSING, of_seeds, table
+from experiments.tables import MISSING, of_seeds, table
 
 TITLE = "Warm starts of the rate solver"
 STARTS = {"zeros": "zeros", "mean": "the mean equilibrium of other examples"}

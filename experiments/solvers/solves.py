@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from experiments.scales import Net, Scale
+from experiments.nets import Net
+from experiments.scales import Scale
 from experiments.study import Study
-from experiments.write import MISSING, table
+from experiments.tables import MISSING, table
 
 TITLE = "Solver steps and the gradient"
 Pair = tuple[str, int, float, str, int, float]

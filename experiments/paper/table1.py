@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import paper
-from experiments.scales import Net, Scale
+from experiments.nets import Net
+from experiments.paper import reported
+from experiments.scales import Scale
 from experiments.study import Study, described
-from experiments.write import MISSING, across_seeds, mean, of_seeds, table, verdict
+from experiments.tables import MISSING, across_seeds, mean, of_seeds, table, verdict
 
 TITLE = "Table 1: the implicit method against backpropagation through time"
 KINDS = ("ours", "other")
@@ -108,7 +109,7 @@ def render(content: dict[str, Any]) -> str:
                     net["title"],
                     str(net["steps"]),
                     f"{runs[0]['parameters']:,}" if runs else MISSING,
-                    paper.accuracy(net["data"], net["title"], net["steps"]),
+                    reported.accuracy(net["data"], net["title"], net["steps"]),
                     across_seeds([r["accuracy"] for r in runs], factor=100),
                     across_seeds([r["accuracy_spikes"] for r in runs], factor=100),
                     f"{1000 * time['result']['seconds']:.0f}" if time else "not timed",

@@ -7,9 +7,10 @@ import math
 from functools import partial
 from typing import Any
 
-from experiments.scales import Net, Scale
+from experiments.nets import Net
+from experiments.scales import Scale
 from experiments.study import Study, described
-from experiments.write import MISSING, across_seeds, mean, of_seeds, table
+from experiments.tables import MISSING, across_seeds, mean, of_seeds, table
 
 TITLE = "Solver tolerance: accuracy and time"
 

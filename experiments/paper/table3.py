@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments import paper
-from experiments.scales import Net, Scale
+from experiments.nets import Net
+from experiments.paper import reported
+from experiments.scales import Scale
 from experiments.study import Study, described
-from experiments.write import across_seeds, mean, of_seeds, table, verdict
+from experiments.tables import across_seeds, mean, of_seeds, table, verdict
 
 TITLE = "Table 3: MPIS against IDE-Net at equal size"
 
@@ -38,7 +39,7 @@ def render(content: dict[str, Any]) -> str:
             worst = [max(r["residual"].values()) for r in runs]
             lines.append(
                 [
-                    *paper.beside(net, runs),
+                    *reported.beside(net, runs),
                     across_seeds(worst, 3),
                 ]
             )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments import paper
-from experiments.scales import Net, Scale
+from experiments.nets import Net
+from experiments.paper import reported
+from experiments.scales import Scale
 from experiments.study import Study, described
-from experiments.write import mean, of_seeds, table
+from experiments.tables import mean, of_seeds, table
 
 TITLE = "Table 4: few time steps"
 
@@ -30,7 +31,7 @@ def render(content: dict[str, Any]) -> str:
     lines = []
     for net in content["nets"]:
         runs = of_seeds(content, net["name"])
-        lines.append(paper.beside(net, runs))
+        lines.append(reported.beside(net, runs))
     header = [
         "data",
         "network",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from experiments import paper
-from experiments.scales import Net, Scale
+from experiments.nets import Net
+from experiments.paper import reported
+from experiments.scales import Scale
 from experiments.study import Study, described
-from experiments.write import MISSING, across_seeds, of_seeds, table
+from experiments.tables import MISSING, across_seeds, of_seeds, table
 
 TITLE = "Table 2: firing rates"
 
@@ -53,7 +54,7 @@ def render(content: dict[str, Any]) -> str:
     runs = [(net, of_seeds(content, net["name"])) for net in content["nets"]]
     layers = dict.fromkeys(layer for _, found in runs for r in found for layer in r["firing_rates"])
     header = ["layer", "paper", *(f"ours, {net['data']}, T = {net['steps']}" for net, _ in runs)]
-    unknown = paper.NO_ROW if all(net["data"] == "digits" for net, _ in runs) else paper.UNKNOWN
+    unknown = reported.NO_ROW if all(net["data"] == "digits" for net, _ in runs) else reported.UNKNOWN
     lines = []
     for layer in layers:
         values = [
@@ -70,14 +71,14 @@ def render(content: dict[str, Any]) -> str:
         values = [
             across_seeds([r[key] for r in found], digits, factor) if found else MISSING for _, found in runs
         ]
-        lines.append([what, paper.NO_ROW, *values])
+        lines.append([what, reported.NO_ROW, *values])
     counted = sorted({r["num_examples"] for _, found in runs for r in found})
     number = ", ".join(f"{n:,}" for n in counted) or "no"
     return "\n\n".join(
         [
             table(header, lines),
             f"Spikes a neuron and time step: true counts over all T steps, mean over neurons and {number} test examples. "
-            f"The paper's Table 2 has {paper.FIRING_RATES}; which of its layers is which of ours is not known here. Its "
+            f"The paper's Table 2 has {reported.FIRING_RATES}; which of its layers is which of ours is not known here. Its "
             "public code does not accumulate spikes over the steps (see the page on it), which would make them smaller. "
             f"Energies are estimates, not measurements. {CONSTANTS}",
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments import write
+from experiments import tables
 
 UNKNOWN, NO_ROW = "not known here", "no row"
 
@@ -44,10 +44,10 @@ def beside(net: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
         net["title"],
         str(net["steps"]),
         parameters(net["data"], net["title"]),
-        f"{runs[0]['parameters']:,}" if runs else write.MISSING,
+        f"{runs[0]['parameters']:,}" if runs else tables.MISSING,
         accuracy(net["data"], net["title"], net["steps"]),
         *(
-            write.across_seeds([r[kind] for r in runs], factor=100)
+            tables.across_seeds([r[kind] for r in runs], factor=100)
             for kind in ("accuracy", "accuracy_spikes")
         ),
     ]

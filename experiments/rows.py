@@ -1,0 +1,66 @@
+"""Finished rows of an experiment, in a JSON file: what was computed with the same settings is not computed again."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from mpisjax.training.durable import write_atomically
+from mpisjax.training.preemption import Preempted, Stopper
+
+_log = logging.getLogger("experiments")
+
+
+class Rows:
+    """The rows of one file.
+
+    Args:
+      path: the file; made, with its folder, when the first row is finished.
+      header: what the file says beside its rows.
+      stopper: who is asked whether to stop; a row is saved whole in any case.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], stopper: Stopper) -> None:
+        self._path, self._stopper, self._asked = path, stopper, dict[str, None]()
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        self.content = {**header, "rows": found.get("rows", {})}
+
+    def row(self, key: str, settings: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row `key`, computed and saved unless a row of the same settings is there.
+
+        Args:
+          key: of the row.
+          settings: anything JSON that the result depends on.
+          compute: gives the result, which JSON can hold.
+        """
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        found = self.content["rows"].get(key)
+        self._asked[key] = None
+        if found is None or found["settings"] != digest:
+            _log.info("%s: %s", self.content["experiment"], key)
+            result = compute()
+            date = datetime.date.today().isoformat()
+            found = {"settings": digest, "date": date, "machine": machine(), "result": result}
+            with self._stopper.deferred():
+                self.content["rows"][key] = found
+                self._save()
+            if self._stopper.requested is not None:
+                raise Preempted(self._stopper.requested)
+        return found["result"]
+
+    def finish(self) -> dict[str, Any]:
+        """Drops rows that were not asked for this time, saves, and gives the file's content."""
+        self.content["rows"] = {k: self.content["rows"][k] for k in self._asked}
+        with self._stopper.deferred():
+            self._save()
+        return self.content
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, (json.dumps(self.content, indent=1) + "\n").encode())

@@ -1,0 +1,1 @@
+"""What the solvers need and give: gradients, tolerances, warm starts."""
