@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import json
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jinja2
 import ml_collections
 import numpy as np
 
@@ -34,17 +34,6 @@ from mpisjax.training.step import prepare_images
 
 STEPS = (1, 2, 5, 10, 20, 30)
 EXAMPLES, FOLLOWED, CONVERGENCE_STEPS = 1000, 16, 100
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 75ch; } .quiet { color: #666; } .warning { background: #fdf1d8; padding: .5rem .8rem; }
-img { max-width: 100%; height: auto; display: block; } .pair { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
-.pair > div { flex: 1 1 460px; min-width: 0; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: .5rem 0; } th, td { padding: .25rem .8rem .25rem 0; text-align: left; }
-th { border-bottom: 1px solid #bbb; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-tr + tr td { border-top: 1px solid #eee; } details pre { font-size: 12px; white-space: pre-wrap; }
-"""
 
 
 def write_report(
@@ -84,31 +73,36 @@ def write_report(
 
     height, width, channels = part.images.shape[-3:]
     links = synapses(net, (height, width, channels))
-    body = [
-        _heading(config, net, variables, dataset, part, split, usual, radius),
-        _training_curves(Path(workdir), config, dataset),
-        "<div class=pair><div><h2>Confusion matrix</h2>",
-        _image(figures.confusion(usual.confusion), "confusion matrix"),
-        "</div><div><h2>Firing rates</h2>",
-        f"<p class=quiet>True spike counts over all {usual.num_steps} steps, mean over neurons and examples.</p>",
-        _image(figures.firing_rates(usual.firing_rates), "firing rate of every layer"),
-        "</div></div><h2>Convergence</h2>",
-        "<p>Left, how much the firing rates move in a step: averages over t steps move by about 1/t whatever they "
-        "tend to. Right, how far they are from the fixed point of the equivalent map, which is what counts.</p>",
-        _image(figures.convergence(curves), "convergence of the rates"),
-        f"<h2>Spikes of one example</h2><p class=quiet>Class {int(few.labels[0])}.</p>",
-        _image(figures.raster(spikes), "raster of spikes"),
-        _latency(compared),
-        _energy(usual, dense_cost(links, config.forward.max_steps), config.forward.max_steps),
-        f"<h2>Settings</h2><details><summary>all settings</summary><pre>{_escape(_settings(config))}</pre></details>",
-    ]
-    title = f"{config.name}: report"
-    page = (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{_escape(title)}</title>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    page = _template().render(
+        name=config.name,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        facts=_facts(config, net, variables, dataset, part, split, usual, radius),
+        warning=warn_near_one(radius),
+        training=_training_curves(Path(workdir), config, dataset),
+        usual=usual,
+        confusion=figures.as_uri(figures.confusion(usual.confusion)),
+        firing_rates=figures.as_uri(figures.firing_rates(usual.firing_rates)),
+        convergence=figures.as_uri(figures.convergence(curves)),
+        raster=figures.as_uri(figures.raster(spikes)),
+        raster_class=int(few.labels[0]),
+        compared=[_latency_row(m) for m in compared],
+        latency=figures.as_uri(figures.against_steps(compared)) if compared else None,
+        layers=_layer_rows(usual.cost),
+        dense=dense_cost(links, config.forward.max_steps),
+        evaluations=config.forward.max_steps,
+        constants=CONSTANTS,
+        settings=json.dumps(config.to_dict(), indent=1),
+        millions=_millions,
     )
     write_atomically(Path(path), page.encode())
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("mpisjax.analysis", ".")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.jinja")
 
 
 def _dynamics(
@@ -142,7 +136,7 @@ def _dynamics(
     return curves, np.asarray(radius)
 
 
-def _heading(
+def _facts(
     config: ml_collections.ConfigDict,
     net: MPIS,
     variables: dict[str, Any],
@@ -151,11 +145,12 @@ def _heading(
     split: Split,
     usual: Measurement,
     radius: np.ndarray,
-) -> str:
+) -> list[tuple[str, str]]:
+    """What the page says first: a name and a value each."""
     device = jax.devices()[0]
     number, whole = len(part.labels), len(split.labels)
     measured = f"all {whole:,}" if number == whole else f"the first {number:,} of {whole:,}"
-    facts = [
+    return [
         ("data", dataset.source),
         ("network", f"{net.num_streams} streams, {model.parameter_count(variables):,} parameters"),
         ("method", config.train.method),
@@ -172,78 +167,38 @@ def _heading(
             f"{device.device_kind} ({len(jax.devices())}), {platform.machine()}, JAX {jax.__version__}",
         ),
     ]
-    rows = "".join(f"<tr><td class=quiet>{_escape(k)}</td><td>{_escape(v)}</td></tr>" for k, v in facts)
-    warning = warn_near_one(radius)
-    note = f"<p class=warning>{_escape(warning)}</p>" if warning else ""
-    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"<h1>{_escape(config.name)}</h1><p class=quiet>{date}</p><div class=scroll><table>{rows}</table></div>{note}"
 
 
-def _training_curves(workdir: Path, config: ml_collections.ConfigDict, dataset: Any) -> str:
+def _training_curves(workdir: Path, config: ml_collections.ConfigDict, dataset: Any) -> str | None:
+    """The curves of the run as a data URI; None without its log."""
     source = workdir / "metrics.jsonl"
     if not source.is_file():
-        return ""
+        return None
     rows = [json.loads(line) for line in source.read_text().splitlines() if line.strip()]
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "curves.png"
-        steps_per_epoch = len(dataset.train.labels) // config.train.batch_size
-        save_curves(rows, image, config.name, steps_per_epoch)
-        uri = figures.uri_of(image.read_bytes())
-    return f"<h2>Training</h2><img alt='training curves' src='{uri}'>"
+        save_curves(rows, image, config.name, len(dataset.train.labels) // config.train.batch_size)
+        return figures.uri_of(image.read_bytes())
 
 
-def _latency(measurements: list[Measurement]) -> str:
-    if not measurements:
-        return ""
-    rows = [
-        (
-            str(m.num_steps),
-            f"{100 * m.accuracy:.2f}%",
-            f"{100 * m.accuracy_spikes:.2f}%",
-            f"{max(m.residual.values()):.3f}",
-            f"{sum(m.cost.synops.values()) / 1e6:.3f}",
-            f"{m.cost.compute_uj:,.1f}",
-            f"{m.cost.memory_uj:,.0f}",
-        )
-        for m in measurements
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.3f}"
+
+
+def _latency_row(m: Measurement) -> list[str]:
+    return [
+        str(m.num_steps),
+        f"{100 * m.accuracy:.2f}%",
+        f"{100 * m.accuracy_spikes:.2f}%",
+        f"{max(m.residual.values()):.3f}",
+        _millions(sum(m.cost.synops.values())),
+        f"{m.cost.compute_uj:,.1f}",
+        f"{m.cost.memory_uj:,.0f}",
     ]
-    header = ("T", "as trained", "spikes alone", "residual", "million SynOps", "arithmetic, µJ", "memory, µJ")
-    drawn = _image(figures.against_steps(measurements), "accuracy against time steps and synaptic operations")
-    return f"<h2>Accuracy against time steps and work</h2>{drawn}{_table(header, rows, 0)}"
 
 
-def _energy(measurement: Measurement, dense: Cost, evaluations: int) -> str:
-    c = measurement.cost
-    layers = [(name, f"{value / 1e6:.3f}", "") for name, value in c.synops.items()]
-    layers += [(name, "", f"{value / 1e6:.3f}") for name, value in c.macs.items()]
-    layers.append(("sum", f"{sum(c.synops.values()) / 1e6:.3f}", f"{sum(c.macs.values()) / 1e6:.3f}"))
-    table = _table(("layer", "million SynOps", "million MACs"), layers, 1)
-    other = f"{c.additions / 1e6:.3f} million additions of currents and {c.updates / 1e6:.3f} million neuron updates"
-    return (
-        f"<h2>Operations and energy of a sample, T = {measurement.num_steps}</h2>{table}"
-        f"<p>Besides, {other}. In all an estimated {c.compute_uj:,.1f} µJ of arithmetic and {c.memory_uj:,.0f} µJ of "
-        f"memory traffic. The same network solved as rates by {evaluations} dense evaluations: "
-        f"{dense.compute_uj:,.1f} and {dense.memory_uj:,.0f} µJ.</p>"
-        f"<p class=quiet>An estimate, not a measurement. {_escape(CONSTANTS)}</p>"
-    )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], first_number: int) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = [" class=n" if i >= first_number else "" for i in range(len(cells))]
-        return "".join(f"<{tag}{k}>{_escape(c)}</{tag}>" for k, c in zip(kinds, cells, strict=True))
-
-    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return f"<div class=scroll><table><tr>{line('th', header)}</tr>{body}</table></div>"
-
-
-def _image(figure: Any, description: str) -> str:
-    return f"<img alt='{_escape(description)}' src='{figures.as_uri(figure)}'>"
-
-
-def _settings(config: ml_collections.ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=1)
-
-
-def _escape(text: str) -> str:
-    return html.escape(text, quote=True)
+def _layer_rows(cost: Cost) -> list[list[str]]:
+    """Synaptic operations and multiply-accumulates of every layer, and their sums."""
+    rows = [[name, _millions(value), ""] for name, value in cost.synops.items()]
+    rows += [[name, "", _millions(value)] for name, value in cost.macs.items()]
+    return [*rows, ["sum", _millions(sum(cost.synops.values())), _millions(sum(cost.macs.values()))]]
