@@ -60,8 +60,3 @@ def measure_peaks(mesh: jax.sharding.Mesh, dtype: Any = jnp.float32, repeats: in
     b = jax.random.normal(keys[1], (MATRICES, MATRICES), dtype)
     peaks.append(rate(f"matrix product, {MATRICES}", jnp.matmul, a, b))
     return peaks
-
-
-def convolution_peak(peaks: list[Peak]) -> float:
-    """The best convolution, in GFLOP/s."""
-    return max(p.gflops for p in peaks if p.title.startswith("conv"))

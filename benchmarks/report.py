@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mpisjax.analysis.figures import new_figure
 
 TITLES = {
     "peaks": "What the machine can do",
@@ -89,91 +95,96 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _lines(results: dict[str, Any], folder: Path) -> None:
-    import matplotlib
+def _with_steps(rows: list[dict[str, Any]], **chosen: Any) -> list[dict[str, Any]]:
+    """Rows that have the chosen values and a number of time steps."""
+    return [r for r in rows if isinstance(r["forward"], int) and all(r[k] == v for k, v in chosen.items())]
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
 
-    def save(figure: Any, name: str) -> None:
-        figure.tight_layout()
-        figure.savefig(folder / name, dpi=120)
-        plt.close(figure)
+def _plot_steps(rows: list[dict[str, Any]]) -> Figure:
+    figure = new_figure(10, 4)
+    times, shares = figure.subplots(1, 2)
+    for net, what in dict.fromkeys((r["net"], r["what"]) for r in rows):
+        over_time = _with_steps(rows, net=net, what=what)
+        xs = [r["forward"] for r in over_time]
+        (line,) = times.loglog(xs, [r["seconds"] for r in over_time], "o-", label=f"{net}, {what}")
+        shares.semilogx(xs, [r["of_peak"] for r in over_time], "o-", color=line.get_color())
+        for r in rows:
+            if (r["net"], r["what"], r["forward"]) == (net, what, "rates"):
+                times.axhline(r["seconds"], color=line.get_color(), ls=":", lw=1)
+                shares.axhline(r["of_peak"], color=line.get_color(), ls=":", lw=1)
+    x = "time steps T (dotted: rates)"
+    times.set(xlabel=x, ylabel="seconds")
+    shares.set(xlabel=x, ylabel="share of the convolution peak", ylim=(0, None))
+    times.legend(fontsize=7)
+    return figure
 
-    def numbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [r for r in rows if isinstance(r["forward"], int)]
 
-    if steps := results.get("steps"):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-        for net in dict.fromkeys(r["net"] for r in steps):
-            for what in ("training step", "inference"):
-                rows = [r for r in steps if r["net"] == net and r["what"] == what]
-                xs = [r["forward"] for r in numbered(rows)]
-                (line,) = axes[0].loglog(
-                    xs, [r["seconds"] for r in numbered(rows)], "o-", label=f"{net}, {what}"
-                )
-                axes[1].semilogx(xs, [r["of_peak"] for r in numbered(rows)], "o-", color=line.get_color())
-                for r in rows:
-                    if r["forward"] == "rates":
-                        axes[0].axhline(r["seconds"], color=line.get_color(), ls=":", lw=1)
-                        axes[1].axhline(r["of_peak"], color=line.get_color(), ls=":", lw=1)
-        axes[0].set(xlabel="time steps T (dotted: rates)", ylabel="seconds")
-        axes[1].set(
-            xlabel="time steps T (dotted: rates)", ylabel="share of the convolution peak", ylim=(0, None)
+def _plot_memory(rows: list[dict[str, Any]]) -> Figure:
+    figure = new_figure(5, 4)
+    axis = figure.subplots()
+    for net in dict.fromkeys(r["net"] for r in rows):
+        over_time = _with_steps(rows, net=net)
+        axis.semilogx(
+            [r["forward"] for r in over_time], [r["temporary_MiB"] for r in over_time], "o-", label=net
         )
-        axes[0].legend(fontsize=7)
-        save(figure, "steps.png")
-    if memory := results.get("memory"):
-        figure, axis = plt.subplots(figsize=(5, 4))
-        for net in dict.fromkeys(r["net"] for r in memory):
-            rows = numbered([r for r in memory if r["net"] == net])
-            axis.semilogx([r["forward"] for r in rows], [r["temporary_MiB"] for r in rows], "o-", label=net)
-        axis.set(xlabel="time steps T", ylabel="temporary memory of a training step, MiB", ylim=(0, None))
-        axis.legend()
-        save(figure, "memory.png")
-    if scaling := results.get("scaling"):
-        names = list(dict.fromkeys(r["axis"] for r in scaling))
-        figure, axes = plt.subplots(1, len(names), figsize=(3.5 * len(names), 3.5), squeeze=False)
-        for axis, name in zip(axes[0], names, strict=True):
-            for net in dict.fromkeys(r["net"] for r in scaling if r["axis"] == name):
-                rows = [r for r in scaling if r["axis"] == name and r["net"] == net]
-                axis.plot([r["value"] for r in rows], [r["seconds"] for r in rows], "o-", label=net)
-            highest = max(r["seconds"] for r in scaling if r["axis"] == name)
-            axis.set(xlabel=name, ylabel="seconds a step", ylim=(0, 1.08 * highest))
-            if not any(isinstance(r["value"], str) for r in scaling if r["axis"] == name):
-                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axis.legend(fontsize=7)
-        save(figure, "scaling.png")
-    if peer := results.get("peer"):
-        figure, axis = plt.subplots(figsize=(7, 4))
-        labels = [
-            f"{r['who']}, {'rates' if r['forward'] == 'rates' else 'T = ' + str(r['forward'])}\n{r['backward']}"
-            for r in peer
-        ]
-        colours = ["tab:blue" if r["who"] == "mpisjax" else "tab:orange" for r in peer]
-        axis.barh(labels, [r["seconds"] for r in peer], color=colours)
-        axis.invert_yaxis()
-        axis.tick_params(axis="y", labelsize=7)
-        axis.set(xlabel="seconds a training step (F64C5, batch 64)")
-        save(figure, "peer.png")
-    if profile := results.get("profile"):
-        kinds = ("arithmetic", "other", "copy", "all-reduce")
-        figure, axis = plt.subplots(figsize=(7, 3.5))
-        left = [0.0] * len(profile)
-        for kind in kinds:
-            width = [
-                sum(r["ms"] for r in rows if r["operation"] == f"all: {kind}") for rows in profile.values()
-            ]
-            total = [
-                sum(r["ms"] for r in rows if r["operation"].startswith("all: ")) for rows in profile.values()
-            ]
-            width = [w / t if t else 0.0 for w, t in zip(width, total, strict=True)]
-            axis.barh(list(profile), width, left=left, label=kind)
-            left = [a + b for a, b in zip(left, width, strict=True)]
-        axis.set(xlabel="share of a training step's time", xlim=(0, 1))
-        axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(kinds), frameon=False)
-        save(figure, "profile.png")
+    axis.set(xlabel="time steps T", ylabel="temporary memory of a training step, MiB", ylim=(0, None))
+    axis.legend()
+    return figure
+
+
+def _plot_scaling(rows: list[dict[str, Any]]) -> Figure:
+    names = list(dict.fromkeys(r["axis"] for r in rows))
+    figure = new_figure(3.5 * len(names), 3.5)
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        shown = [r for r in rows if r["axis"] == name]
+        for net in dict.fromkeys(r["net"] for r in shown):
+            points = [(r["value"], r["seconds"]) for r in shown if r["net"] == net]
+            axis.plot(*zip(*points, strict=True), "o-", label=net)
+        axis.set(xlabel=name, ylabel="seconds a step", ylim=(0, 1.08 * max(r["seconds"] for r in shown)))
+        if not any(isinstance(r["value"], str) for r in shown):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(fontsize=7)
+    return figure
+
+
+def _plot_peer(rows: list[dict[str, Any]]) -> Figure:
+    figure = new_figure(7, 4)
+    axis = figure.subplots()
+    forwards = ["rates" if r["forward"] == "rates" else f"T = {r['forward']}" for r in rows]
+    labels = [f"{r['who']}, {forward}\n{r['backward']}" for r, forward in zip(rows, forwards, strict=True)]
+    colors = ["tab:blue" if r["who"] == "mpisjax" else "tab:orange" for r in rows]
+    axis.barh(labels, [r["seconds"] for r in rows], color=colors)
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=7)
+    axis.set(xlabel="seconds a training step (F64C5, batch 64)")
+    return figure
+
+
+def _plot_profile(profile: dict[str, list[dict[str, Any]]]) -> Figure:
+    kinds = ("arithmetic", "other", "copy", "all-reduce")
+    figure = new_figure(7, 3.5)
+    axis = figure.subplots()
+    ms = {
+        title: [sum(r["ms"] for r in rows if r["operation"] == f"all: {kind}") for kind in kinds]
+        for title, rows in profile.items()
+    }
+    left = [0.0] * len(profile)
+    for number, kind in enumerate(kinds):
+        width = [of_title[number] / (sum(of_title) or 1.0) for of_title in ms.values()]
+        axis.barh(list(profile), width, left=left, label=kind)
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    axis.set(xlabel="share of a training step's time", xlim=(0, 1))
+    axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(kinds), frameon=False)
+    return figure
+
+
+PLOTS: dict[str, Callable[[Any], Figure]] = {
+    "steps": _plot_steps,
+    "memory": _plot_memory,
+    "scaling": _plot_scaling,
+    "peer": _plot_peer,
+    "profile": _plot_profile,
+}
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
@@ -182,4 +193,6 @@ def write(results: dict[str, Any], folder: Path) -> None:
     results["targets"] = targets(results)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "results.md").write_text(markdown(results))
-    _lines(results, folder)
+    for name, plot in PLOTS.items():
+        if rows := results.get(name):
+            plot(rows).savefig(folder / f"{name}.png")

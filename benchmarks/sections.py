@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from benchmarks import peaks, profile
@@ -14,7 +14,6 @@ from mpisjax.nn import flops
 from mpisjax.training.devices import data_mesh
 
 Rows = list[dict[str, Any]]
-EPOCH_STEPS = 468  # of Fashion-MNIST's 60,000 images at batch 128
 
 
 class Scope(NamedTuple):
@@ -40,17 +39,17 @@ class Scope(NamedTuple):
     @property
     def modes(self) -> tuple[int | str, ...]:
         """Forwards: numbers of spiking time steps, and rates."""
-        return (1, 5, "rates") if self.quick else (1, 5, 30, 100, 300, "rates")
+        return (5, "rates") if self.quick else (1, 5, 30, 100, 300, "rates")
 
     def spend(self, share: float = 1.0) -> dict[str, Any]:
         """Arguments of `measure`."""
         return {"repeats": self.repeats, "budget": share * self.budget, "least": 2 if self.quick else 3}
 
 
-def subject(scope: Scope, name: str, num_devices: int | None = None, **settings: Any) -> Subject:
-    """A network in the state it is measured in."""
-    c = case(name, dtype=scope.dtype, **settings)
-    return Subject(c, num_devices=num_devices, warmup=3 if scope.quick else 10)
+@functools.cache
+def subject(scope: Scope, name: str) -> Subject:
+    """A network in the state it is measured in; sections share it, since making it compiles and runs a few steps."""
+    return Subject(case(name, dtype=scope.dtype), warmup=3 if scope.quick else 10)
 
 
 def trips(mode: int | str, forward_steps: float, adjoint_steps: float) -> list[float]:
@@ -63,6 +62,11 @@ def measure_peaks(scope: Scope) -> Rows:
     mesh = data_mesh(64)
     found = peaks.measure_peaks(mesh, jnp.dtype(scope.dtype), repeats=3 if scope.quick else 9)
     return [{"what": p.title, "GFLOP/s": p.gflops, "devices": mesh.size} for p in found]
+
+
+def convolution_peak(rows: Rows) -> float:
+    """The fastest convolution of `measure_peaks`, in GFLOP/s."""
+    return max(row["GFLOP/s"] for row in rows if row["what"].startswith("conv"))
 
 
 def _step_row(
@@ -115,11 +119,11 @@ def measure_steps(scope: Scope, peak: float) -> Rows:
 def measure_memory(scope: Scope) -> Rows:
     """Compiled memory of a training step against time steps and against the solvers' history; nothing is run."""
     rows = []
-    lengths = (1, 30, 1000) if scope.quick else (1, 5, 30, 100, 300, 1000)
-    histories = (2, 5) if scope.quick else (2, 5, 10)
+    lengths = (1, 1000) if scope.quick else (1, 5, 30, 100, 300, 1000)
+    histories = (5,) if scope.quick else (2, 5, 10)
     anderson = {"forward.solver": "anderson", "adjoint.solver": "anderson"}
     for name in scope.cases[:1] if scope.quick else scope.cases:
-        s = Subject(case(name, dtype=scope.dtype), warmup=0)
+        s = subject(scope, name)
         points: list[tuple[int | str, str, dict[str, Any]]] = [(t, "neumann", {}) for t in lengths]
         points.append(("rates", "picard, neumann", {}))
         for h in histories:
@@ -139,7 +143,8 @@ def measure_memory(scope: Scope) -> Rows:
     return rows
 
 
-def _fixed_step(s: Subject, forward: int, adjoint: int, mode: int | str = "rates") -> Any:
+def fixed_step(s: Subject, forward: int, adjoint: int, mode: int | str = "rates") -> Any:
+    """A training step whose solves take all the steps that they are allowed."""
     settings = {
         "forward.max_steps": forward,
         "forward.tol": 0.0,
@@ -155,11 +160,11 @@ def measure_adjoint(scope: Scope) -> Rows:
     Both are slopes: of the whole step's time from 4 to 12 iterations, each solve taking all it is allowed.
     """
     rows, (few, many) = [], (4, 12)
-    for name in scope.cases:
+    for name in scope.cases[:1] if scope.quick else scope.cases:
         s = subject(scope, name)
-        base = measure(_fixed_step(s, few, few), s.step_arguments, **scope.spend())
-        forward = measure(_fixed_step(s, many, few), s.step_arguments, **scope.spend())
-        adjoint = measure(_fixed_step(s, few, many), s.step_arguments, **scope.spend())
+        base = measure(fixed_step(s, few, few), s.step_arguments, **scope.spend())
+        forward = measure(fixed_step(s, many, few), s.step_arguments, **scope.spend())
+        adjoint = measure(fixed_step(s, few, many), s.step_arguments, **scope.spend())
 
         def slope(other: Any, kind: str, base: Any = base) -> float:
             return (getattr(other, kind) - getattr(base, kind)) / (many - few)
@@ -173,38 +178,6 @@ def measure_adjoint(scope: Scope) -> Rows:
                 "cpu_ratio": slope(adjoint, "cpu") / slope(forward, "cpu"),
             }
         )
-    return rows
-
-
-def scaled(
-    scope: Scope, axis: str, name: str, value: Any, num_devices: int | None = None, **settings: Any
-) -> dict[str, Any]:
-    """Cost of a rate-mode step of 4 evaluations and 4 adjoint iterations."""
-    s = Subject(case(name, dtype=scope.dtype, **settings), num_devices=num_devices, warmup=1)
-    step = _fixed_step(s, 4, 4)
-    timing = measure(step, s.step_arguments, **scope.spend(0.4))
-    work = flops.count(step, *s.step_arguments(), trips=[4, 4])
-    return {
-        "axis": axis,
-        "net": s.case.title,
-        "value": value,
-        "seconds": timing.seconds,
-        "cpu_seconds": timing.cpu,
-        "ms_a_sample": 1e3 * timing.seconds / s.case.config.train.batch_size,
-        "GFLOP/s": work / timing.seconds / 1e9,
-    }
-
-
-def measure_scaling(scope: Scope) -> Rows:
-    """What a step costs against size, devices, and on a CPU how its cores are used."""
-    batches, widths, streams = (
-        ((32, 64), (32, 64), (1, 2)) if scope.quick else ((16, 64, 256), (16, 32, 64, 128), (1, 2, 3))
-    )
-    rows = [scaled(scope, "batch size", "fashion", n, batch_size=n) for n in batches]
-    rows += [scaled(scope, "width", "f64c5", n, layers=(n,)) for n in widths]
-    rows += [scaled(scope, "streams", "fashion", n, num_streams=n) for n in streams]
-    for name in scope.cases if len(jax.devices()) > 1 else ():
-        rows += [scaled(scope, "devices", name, n, n) for n in (1, len(jax.devices()))]
     return rows
 
 
@@ -256,11 +229,3 @@ def measure_profile(scope: Scope) -> dict[str, Rows]:
                 )
             found[f"{s.case.title}, {'rates' if mode == 'rates' else f'T = {mode}'}"] = rows
     return found
-
-
-def fashion_epoch(steps: Rows) -> float | None:
-    """Seconds of a Fashion-MNIST epoch in rate mode, from the step's time."""
-    for row in steps:
-        if row["net"].startswith("Fashion") and row["what"] == "training step" and row["forward"] == "rates":
-            return EPOCH_STEPS * row["seconds"]
-    return None
