@@ -37,7 +37,10 @@ sys.addaudithook(stay_at_home)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "optimized: compiled as users' programs are, not quickly")
+    config.addinivalue_line("markers", "optimized: compiled as users' programs are (the default)")
+    config.addinivalue_line(
+        "markers", "unoptimized: compiled quickly, since compiling is most of what it costs"
+    )
     config.addinivalue_line("filterwarnings", r"error::DeprecationWarning:mpisjax(\..*)?")
 
 
@@ -48,24 +51,23 @@ def x64():
         yield
 
 
-# Not those of training: they compare with other processes, bit for bit.
-COMPILED_QUICKLY = (
-    "core",
-    "nn",
-    "analysis",
-    "baselines",
-    "configs",
-    "export",
-    "experiments",
-    "pretrained",
-    "tests",
-)
+def _optimize_little(node: pytest.Item | pytest.Collector) -> None:
+    """Sets how XLA compiles from the nearest of a test's, its class's and its module's markers."""
+    nearest = next(
+        (m.name for m in node.iter_markers() if m.name in ("optimized", "unoptimized")), "optimized"
+    )
+    jax.config.update("jax_disable_most_optimizations", nearest == "unoptimized")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_mode_of_the_module(request):
+    """For the fixtures of a module, which are made before those of a test."""
+    _optimize_little(request.node)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)  # the default
 
 
 @pytest.fixture(autouse=True)
-def compile_quickly(request):
-    """Compiling is most of what these folders cost: XLA is asked to optimise little, unless a test says otherwise."""
-    folder, optimized = request.path.parent.name, request.node.get_closest_marker("optimized")
-    jax.config.update("jax_disable_most_optimizations", folder in COMPILED_QUICKLY and not optimized)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)  # the default
+def compile_mode(request, compile_mode_of_the_module):
+    """For one test."""
+    _optimize_little(request.node)

@@ -23,6 +23,8 @@ from mpisjax.pretrained.trace import running_rates, trace
 from mpisjax.training import devices
 from mpisjax.training.step import prepare_images
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -14,6 +14,8 @@ from mpisjax.analysis.measure import against_steps, first_examples, measure
 from mpisjax.nn import operations
 from mpisjax.training import evaluation
 
+pytestmark = pytest.mark.unoptimized
+
 
 def net_and_variables(temporal=False, **settings):
     settings = {"stem": (4,), "stem_strides": (1,), "layers": (5, 6), "temporal": temporal, **settings}

@@ -11,6 +11,8 @@ from mpisjax.analysis.convergence import convergence
 from mpisjax.jacobian import jacobian_penalty, spectral_radius, warn_near_one
 from mpisjax.training import state, step
 
+pytestmark = pytest.mark.unoptimized
+
 
 def transition(p, z, x, fire):
     return {"a": fire("a", x + z["a"] @ p["aa"] + z["b"] @ p["ba"]), "b": fire("b", 0.3 + z["a"] @ p["ab"])}

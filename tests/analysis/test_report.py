@@ -17,6 +17,8 @@ from mpisjax.analysis import figures
 from mpisjax.analysis.raster import raster
 from mpisjax.analysis.report import write_report
 
+pytestmark = pytest.mark.unoptimized
+
 
 @pytest.fixture(scope="module")
 def run():

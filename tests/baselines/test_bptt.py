@@ -15,6 +15,8 @@ from mpisjax.baselines.bptt import BPTT
 from mpisjax.baselines.surrogates import SURROGATES, spike
 from mpisjax.training import report, state, step
 
+pytestmark = pytest.mark.unoptimized
+
 # The functions whose derivatives the surrogates should be.
 ANTIDERIVATIVES = {
     "rectangular": lambda v: jnp.clip(v, -0.5, 0.5),

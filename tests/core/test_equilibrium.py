@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 import mpisjax
 from mpisjax import Adjoint, RateForward, SpikeForward
 
+pytestmark = pytest.mark.unoptimized
+
 TIGHT = {
     "neumann": Adjoint("neumann", 400, 1e-13),
     "anderson": Adjoint("anderson", 400, 1e-13),

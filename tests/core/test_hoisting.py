@@ -8,6 +8,8 @@ import pytest
 import mpisjax
 from mpisjax.hoisting import detach, hoist
 
+pytestmark = pytest.mark.unoptimized
+
 
 def primitives(jaxpr) -> list[str]:
     """The names of all primitives in a jaxpr, the nested ones' too."""

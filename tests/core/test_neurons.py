@@ -8,6 +8,8 @@ import pytest
 import mpisjax
 from mpisjax.neurons import RateReading, SpikeReading, dbrelu, population_shapes, resting_potentials
 
+pytestmark = pytest.mark.unoptimized
+
 
 @pytest.mark.parametrize("leak", [1.0, 0.5, 0.9])
 @pytest.mark.parametrize("threshold", [1.0, 0.75])

@@ -12,6 +12,8 @@ from mpisjax import SpikeForward, simulate
 from mpisjax.neurons import resting_potentials
 from mpisjax.simulate import _before_reset, weighted_mean_frame
 
+pytestmark = pytest.mark.unoptimized
+
 
 def transition(p, z, x, fire):
     hidden = fire("hidden", x @ p["in"] + z["out"] @ p["back"])

@@ -16,6 +16,8 @@ import mpisjax
 from mpisjax import Adjoint, RateForward, SpikeForward
 from mpisjax.solvers import solve_adjoint, solve_rates
 
+pytestmark = pytest.mark.unoptimized
+
 WIDTH, STEPS = 64, 200
 TOL = {np.float32: 1e-4, np.float64: 1e-8}
 SCALES = {"zero": 0.0, "denormal": 1e-41, "tiny": 1e-30, "plain": 1.0, "saturating": 50.0, "huge": 1e30}

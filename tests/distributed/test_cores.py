@@ -12,6 +12,8 @@ import pytest
 
 from mpisjax.cpu import library
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import json, os, sys

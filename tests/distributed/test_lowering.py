@@ -24,6 +24,8 @@ from mpisjax.training.evaluation import make_eval_step
 from mpisjax.training.state import TrainState, init_state, optimizer_of
 from mpisjax.training.step import make_train_step, prepare_images
 
+pytestmark = pytest.mark.unoptimized
+
 PLATFORMS = ("tpu", "cuda", "cpu")
 DEVICES = 8
 FOLDER = Path(__file__).resolve().parents[2] / "configs"

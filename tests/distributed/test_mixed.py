@@ -22,6 +22,8 @@ from mpisjax.training.step import make_train_step, prepare_images
 sys.path.insert(0, str(Path(__file__).parent))
 from worker import settings
 
+pytestmark = pytest.mark.unoptimized
+
 ROWS = 24
 
 

@@ -14,6 +14,8 @@ from mpisjax import configuration
 from mpisjax.training import profiling
 from mpisjax.training.profiling import Meter, Tracer, loops_of
 
+pytestmark = pytest.mark.unoptimized
+
 SIDE = 64
 
 

@@ -17,6 +17,8 @@ from experiments.study import Study, described
 from mpisjax import cli
 from mpisjax.training.preemption import Stopper
 
+pytestmark = pytest.mark.unoptimized
+
 
 def tiny(net, **more):
     """A network small enough for a test; most digits held out, so that an epoch is one step."""

@@ -18,6 +18,8 @@ from mpisjax.export import kernels, nir_graph, nir_nodes
 from mpisjax.neurons import SpikeReading, population_shapes, resting_potentials
 from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved, upsample
 
+pytestmark = pytest.mark.unoptimized
+
 nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
 STEPS = 12
 

@@ -18,6 +18,8 @@ from mpisjax import configuration, data, nn
 from mpisjax.export.__main__ import main
 from mpisjax.training.step import prepare_images
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
     import sys

@@ -11,6 +11,8 @@ import pytest
 from mpisjax import cpu
 from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved, upsample
 
+pytestmark = pytest.mark.unoptimized
+
 
 def places(size, kernel, stride, offset):
     """(output positions, input positions) that a kernel entry joins, with "same" padding."""

@@ -13,6 +13,8 @@ import mpisjax
 from mpisjax import nn
 from mpisjax.neurons import RateReading
 
+pytestmark = pytest.mark.unoptimized
+
 
 def shapes(net, *images):
     """(rates' shapes, logits' shape) of one pass, without computing it."""

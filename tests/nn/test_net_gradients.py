@@ -15,6 +15,8 @@ from mpisjax import Adjoint, RateForward, nn
 from mpisjax.neurons import RateReading
 from mpisjax.nn import mpis
 
+pytestmark = pytest.mark.unoptimized
+
 NEURON = mpisjax.IF(threshold=0.9)
 SOLVED = RateForward("picard", 300, 1e-15)
 SOLVERS = {

@@ -11,6 +11,8 @@ from mpisjax.hoisting import hoist
 from mpisjax.nn.convolution import conv_transpose2d
 from mpisjax.nn.spectral import SpectralConvTranspose, operator_norm
 
+pytestmark = pytest.mark.unoptimized
+
 
 def dense(kernel, stride, small, size):
     """The transposed convolution as a matrix: [outputs, inputs]."""

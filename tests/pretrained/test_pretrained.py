@@ -22,6 +22,8 @@ from mpisjax.pretrained import save
 from mpisjax.pretrained.__main__ import training_command
 from mpisjax.training.run import evaluate_at, run
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
