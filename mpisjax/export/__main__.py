@@ -70,14 +70,13 @@ def _trained(given: argparse.Namespace) -> Any:
 
 
 def _write_nir(trained: Any, given: argparse.Namespace, out: Path) -> str:
-    from mpisjax import configuration
     from mpisjax.export import nir_graph, nir_nodes
 
     inputs = trained.inputs
     about = {"name": trained.name, "inputs": inputs._asdict(), "num_steps": trained.config.forward.num_steps}
     height, width, channels = inputs.shape[-3:]
     graph = nir_graph.to_nir(
-        trained.net, trained.variables, configuration.neuron_of(trained.config), (height, width, channels),
+        trained.net, trained.variables, trained.neuron, (height, width, channels),
         neurons=given.neurons, about=about,
     )  # fmt: skip
     draft = out.with_name(f"{out.name}.draft")

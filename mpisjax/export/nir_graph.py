@@ -25,9 +25,10 @@ import jax
 import numpy as np
 
 from mpisjax.errors import UserError
-from mpisjax.export import kernels
-from mpisjax.export.kernels import Folded, Size
+from mpisjax.export import polyphase
+from mpisjax.export.nir_host import LayerCall, fold_layer, head_weights
 from mpisjax.export.nir_nodes import Nodes
+from mpisjax.export.polyphase import Folded, Size
 from mpisjax.neurons import LIF
 from mpisjax.nn.convolution import halved
 from mpisjax.nn.mpis import MPIS
@@ -58,7 +59,7 @@ def to_nir(
 
     Returns:
         A `nir.NIRGraph`. Its input, channels first, is the stem's output (input over time: a frame), its outputs the
-        spikes of each stream's last layer. Populations lie on one grid, phases as channels (`mpisjax.export.kernels`);
+        spikes of each stream's last layer. Populations lie on one grid, phases as channels (`mpisjax.export.polyphase`);
         `metadata["populations"]` has phases and true size of each.
 
     Raises:
@@ -82,7 +83,7 @@ def to_nir(
 
 
 class _Writer(Nodes):
-    """The graph of a network in the making."""
+    """Writes the graph of one network."""
 
     def __init__(
         self,
@@ -100,9 +101,8 @@ class _Writer(Nodes):
         dtype = np.asarray(jax.tree.leaves(variables["params"])[0]).dtype
         super().__init__(neuron, neurons, halved(self.base, self.halvings), dtype)
 
-    # Levels: how often a population's resolution is halved after the stem.
-
     def level(self, stream: int, layer: int) -> int:
+        """How often the resolution is halved between the stem and a layer."""
         return stream + (1 if self.net.stride_layer and layer >= self.net.stride_layer else 0)
 
     def phases(self, level: int) -> int:
@@ -111,67 +111,29 @@ class _Writer(Nodes):
     def size(self, level: int) -> Size:
         return (halved(self.base, level),) * 2
 
-    # Layers of the network, as they compute in evaluation.
-
-    def folded(self, call: Any, kernel: int, stride: int, channels: int) -> Folded:
-        side = 4 * kernel
-        return kernels.folded(lambda x: self.apply(call, x), kernel, stride, channels, (side, side))
-
-    def apply(self, call: Any, x: Any) -> Any:
-        return self.net.apply(self.variables, x, method=call)
-
-    # The network.
+    def fold(self, call: LayerCall, kernel: int, stride: int, channels: int) -> Folded:
+        return fold_layer(self.net, self.variables, call, kernel, stride, channels)
 
     def graph(self, about: dict[str, Any]) -> Any:
-        """The whole of it."""
-        net, k = self.net, self.net.kernel_size
-        depth, n = len(net.layers), net.num_streams
-        channels, side = self.image_shape[2], self.image_shape[0]
-        stem: dict[str, Any] = {}
-        if net.temporal:
-            source = self.add("input", self.nir.Input(input_type=np.array([channels, side, side])))
-        native, phases = True, self.phases(0) * int(np.prod(net.stem_strides, dtype=int))
-        for number, (features, stride) in enumerate(zip(net.stem, net.stem_strides, strict=True), 1):
-            layer = self.folded(lambda m, x, i=number - 1: m.stem_layers[i](x, False), k, stride, channels)
-            phases //= stride
-            if net.temporal:
-                into, name = f"stem_conv{number}", f"stem_layer{number}"
-                current = (
-                    self.entry(into, layer, stride, side, phases, source)
-                    if native
-                    else self.layer(into, layer, stride, (side, side), phases, source)
-                )
-                native, side = False, -(-side // stride)
-                source = self.fire(name, features, phases, (side, side), current)
-            else:
-                stem[f"layer{number}"] = {**layer._asdict(), "stride": stride}
-                side = -(-side // stride)
-            channels = features
-        if not net.temporal:
-            source = self.add("input", self.nir.Input(input_type=np.array([channels, side, side])))
-        layer = self.folded(lambda m, x: m.inject(x, False), k, 1, channels)
-        injected = (
-            self.entry("inject", layer, 1, side, self.phases(0), source)
-            if native
-            else self.layer("inject", layer, 1, (side, side), self.phases(0), source)
-        )
-        currents = [[self.trans(i)] + ([injected] if i == 0 else []) for i in range(n)]
-        for layer_number in range(1, depth + 1):
-            if layer_number == net.fusion_layer and n > 1:
+        """The whole graph."""
+        depth, streams = len(self.net.layers), range(self.net.num_streams)
+        stem, injected = self.stem_and_injection()
+        currents = [[self.trans(i)] + ([injected] if i == 0 else []) for i in streams]
+        for number in range(1, depth + 1):
+            if number == self.net.fusion_layer and len(streams) > 1:
                 currents = self.fuse(currents)
             spikes = []
-            for i in range(n):
-                level = self.level(i, layer_number)
-                name = f"stream{i + 1}_layer{layer_number}"
-                features = net.layers[layer_number - 1]
+            for i in streams:
+                level, features = self.level(i, number), self.net.layers[number - 1]
+                name = f"stream{i + 1}_layer{number}"
                 spikes.append(self.fire(name, features, self.phases(level), self.size(level), *currents[i]))
-            if layer_number < depth:
-                currents = [[self.feb(i, layer_number + 1, spikes[i])] for i in range(n)]
+            if number < depth:
+                currents = [[self.conv(i, number + 1, spikes[i])] for i in streams]
         for i, name in enumerate(spikes):
             shape = self.nodes[name].output_type["output"]
             self.add(f"output_stream{i + 1}", self.nir.Output(output_type=np.array(shape)), name)
-            self.before(f"stream{i + 1}_layer{depth}")
-            self.edges.append((f"stream{i + 1}_layer{depth}_before", f"stream{i + 1}_trans"))
+            feedback = self.delayed(f"stream{i + 1}_layer{depth}")
+            self.edges.append((feedback, f"stream{i + 1}_trans"))
         metadata = {
             "about": json.dumps(about),
             "neurons": self.neurons,
@@ -179,12 +141,51 @@ class _Writer(Nodes):
             "leak": float(self.neuron.leak),
             "initial_potential": float(self.neuron.initial_potential),
             "populations": self.populations,
-            "head": self.head(),
+            "head": head_weights(self.net, self.variables),
         }
         return self.nir.NIRGraph(self.nodes, self.edges, {**metadata, **({"stem": stem} if stem else {})})
 
+    def stem_and_injection(self) -> tuple[dict[str, Any], str]:
+        """The stem and the injection into stream 1.
+
+        Frames drive the stem's neurons in every step, so that its layers are nodes. The stem of a constant image is
+        not spiking: its weights go to the host, and the graph begins with the injection.
+
+        Returns:
+            The weights of the host's stem by layer, and the node of the injected current.
+        """
+        net, k = self.net, self.net.kernel_size
+        channels, side = self.image_shape[2], self.image_shape[0]
+        stem: dict[str, Any] = {}
+        source, on_grid = self.input(channels, side) if net.temporal else "", False
+        phases = self.phases(0) * int(np.prod(net.stem_strides, dtype=int))
+
+        def project(name: str, layer: Folded, stride: int) -> str:
+            if on_grid:
+                return self.layer(name, layer, stride, (side, side), phases // stride, source)
+            return self.from_image(name, layer, stride, side, phases // stride, source)
+
+        for number, (features, stride) in enumerate(zip(net.stem, net.stem_strides, strict=True), 1):
+            layer = self.fold(lambda m, x, i=number - 1: m.stem_layers[i](x, False), k, stride, channels)
+            if net.temporal:
+                current = project(f"stem_conv{number}", layer, stride)
+            else:
+                stem[f"layer{number}"] = {**layer._asdict(), "stride": stride}
+            side, phases, channels = -(-side // stride), phases // stride, features
+            if net.temporal:
+                source = self.fire(f"stem_layer{number}", features, phases, (side, side), current)
+                on_grid = True
+        if not net.temporal:
+            source = self.input(channels, side)
+        layer = self.fold(lambda m, x: m.inject(x, False), k, 1, channels)
+        return stem, project("inject", layer, 1)
+
+    def input(self, channels: int, side: int) -> str:
+        """The graph's input."""
+        return self.add("input", self.nir.Input(input_type=np.array([channels, side, side])))
+
     def trans(self, i: int) -> str:
-        """Feedback; its edge from the last layer is drawn when that is there."""
+        """The feedback; its edge from the last layer is added once that layer exists."""
         net, k = self.net, self.net.kernel_size
         depth, stride = len(net.layers), 2 if net.stride_layer else 1
         first, last = self.level(i, 1), self.level(i, depth)
@@ -193,69 +194,56 @@ class _Writer(Nodes):
         def call(module: Any, x: Any) -> Any:
             return module.trans[i](x, False, size)
 
-        # At its true size: a bounded operator norm belongs to a size.
-        layer = kernels.folded_transpose(lambda x: self.apply(call, x), k, stride, net.layers[-1], size)
+        # At its true size, because a bounded operator norm holds for one size.
+        layer = polyphase.fold_transposed(
+            lambda x: self.net.apply(self.variables, x, method=call), k, stride, net.layers[-1], size
+        )
         phases = self.phases(last)
-        self.reserve((k, k, phases**2 * net.layers[-1], (stride * phases) ** 2 * net.layers[0]))
-        kernel = kernels.transpose_on_grid(layer.kernel, stride, size, phases)
+        self.count_weights((k, k, phases**2 * net.layers[-1], (stride * phases) ** 2 * net.layers[0]))
+        kernel = polyphase.transposed_kernel(layer.kernel, stride, size, phases)
         return self.convolution(f"stream{i + 1}_trans", kernel, layer.bias, self.phases(first))
 
-    def feb(self, i: int, number: int, source: str) -> str:
+    def conv(self, i: int, number: int, source: str) -> str:
         """The convolution into layer `number`, from 2 on."""
         net, stride = self.net, 2 if number == self.net.stride_layer else 1
-        layer = self.folded(
+        layer = self.fold(
             lambda m, x: m.feb[i][number - 2](x, False), net.kernel_size, stride, net.layers[number - 2]
         )
         size, phases = self.size(self.level(i, number - 1)), self.phases(self.level(i, number))
         return self.layer(f"stream{i + 1}_conv{number}", layer, stride, size, phases, source)
 
     def fuse(self, currents: list[list[str]]) -> list[list[str]]:
-        """Currents as they are, gathered in a Scale that is 0 outside the image, and what others add to them."""
+        """The fusion (Eq. 6): to each stream's current are added those of all others, before any was fused.
+
+        A Scale of ones sums the sources of a current; it is 0 outside the image.
+        """
         net, layer_number = self.net, self.net.fusion_layer
         width = net.layers[layer_number - 1]
         levels = [self.level(i, layer_number) for i in range(net.num_streams)]
 
-        def gathered(name: str, level: int, *sources: str) -> str:
+        def summed(name: str, level: int, *sources: str) -> str:
             scale = self.mask(width, self.phases(level), self.size(level))
             return self.add(name, self.nir.Scale(scale=scale), *sources)
 
-        own = [gathered(f"stream{i + 1}_current", levels[i], *sources) for i, sources in enumerate(currents)]
+        own = [summed(f"stream{i + 1}_current", levels[i], *sources) for i, sources in enumerate(currents)]
         fused = [[name] for name in own]
         for i in range(net.num_streams):
             for d in range(i):
                 source = own[d]
                 for hop in range(i - d):
-                    layer = self.folded(
+                    layer = self.fold(
                         lambda m, x, i=i, d=d, hop=hop: m.down[i][d][hop](x, False), net.kernel_size, 2, width
                     )
                     level, name = levels[d] + hop, f"stream{d + 1}_to_stream{i + 1}_conv{hop + 1}"
                     source = self.layer(name, layer, 2, self.size(level), self.phases(level + 1), source)
                     if hop < i - d - 1:
-                        source = gathered(f"{name}_inside", level + 1, source)
+                        source = summed(f"{name}_inside", level + 1, source)
                 fused[i].append(source)
             for u in range(i + 1, net.num_streams):
                 phases = self.phases(levels[u])
-                kernel = kernels.upsample_on_grid(width, 2 ** (u - i), phases).astype(self.dtype)
-                self.reserve(kernel.shape)
+                kernel = polyphase.upsampling_kernel(width, 2 ** (u - i), phases).astype(self.dtype)
+                self.count_weights(kernel.shape)
                 out = self.phases(levels[i])
                 name = f"stream{u + 1}_to_stream{i + 1}"
                 fused[i].append(self.convolution(name, kernel, np.zeros(width, self.dtype), out, own[u]))
         return fused
-
-    def head(self) -> dict[str, Any]:
-        """The classifier's weights, for the host."""
-        net, found = self.net, dict[str, Any]()
-        if net.head == "fused":
-            for i in range(net.num_streams - 1):
-                for hop in range(net.num_streams - 1 - i):
-                    layer = self.folded(
-                        lambda m, x, i=i, hop=hop: m.head_down[i][hop](x, False),
-                        net.kernel_size,
-                        2,
-                        net.layers[-1],
-                    )
-                    found[f"stream{i + 1}_conv{hop + 1}"] = layer._asdict()
-            found["mix"] = self.folded(lambda m, x: m.mix(x, False), 1, 1, net.layers[-1])._asdict()
-        dense = self.variables["params"]["classifier"]
-        found["classifier"] = {name: np.asarray(dense[name]) for name in ("kernel", "bias")}
-        return found

@@ -1,4 +1,4 @@
-"""NIR nodes for layers and populations that lie on one grid (`mpisjax.export.kernels`)."""
+"""NIR nodes for layers and populations that lie on one grid (`mpisjax.export.polyphase`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from mpisjax.errors import UserError
-from mpisjax.export import kernels
-from mpisjax.export.kernels import Folded, Size
+from mpisjax.export import polyphase
+from mpisjax.export.polyphase import Folded, Size
 from mpisjax.neurons import LIF
 
 MAX_WEIGHTS = 2**26  # of a whole graph: 256 MiB of float32
@@ -28,7 +28,7 @@ def package() -> Any:
 
 
 class Nodes:
-    """Nodes and edges in the making. Populations and currents are known by the name of the node that gives them.
+    """The nodes and edges written so far. The name of a population or a current is that of the node that gives it.
 
     Args:
         neuron: The neurons' constants.
@@ -46,6 +46,7 @@ class Nodes:
         self.weights = 0
 
     def add(self, name: str, node: Any, *sources: str) -> str:
+        """Adds a node with edges from its sources; gives its name."""
         self.nodes[name] = node
         self.edges += [(source, name) for source in sources]
         return name
@@ -53,9 +54,10 @@ class Nodes:
     def mask(self, channels: int, phases: int, size: Size) -> np.ndarray:
         """1 where the grid is image, [channels of the grid, side, side]."""
         ones = np.ones((*size, channels), self.dtype)
-        return np.moveaxis(kernels.to_grid(ones, phases, (self.side, self.side)), -1, 0)
+        return np.moveaxis(polyphase.space_to_depth(ones, phases, (self.side, self.side)), -1, 0)
 
-    def reserve(self, shape: tuple[int, ...]) -> None:
+    def count_weights(self, shape: tuple[int, ...]) -> None:
+        """Refuses a graph of more than `MAX_WEIGHTS` weights."""
         self.weights += int(np.prod(shape, dtype=np.int64))
         if self.weights > MAX_WEIGHTS:
             raise UserError(
@@ -75,16 +77,16 @@ class Nodes:
     def layer(self, name: str, layer: Folded, stride: int, size: Size, phases: int, source: str) -> str:
         """A layer whose input and output lie on the grid; `size` is the input's, `phases` the output's."""
         k, _, c_in, c_out = layer.kernel.shape
-        self.reserve((k, k, (stride * phases) ** 2 * c_in, phases**2 * c_out))
+        self.count_weights((k, k, (stride * phases) ** 2 * c_in, phases**2 * c_out))
         return self.convolution(
-            name, kernels.on_grid(layer.kernel, stride, size, phases), layer.bias, phases, source
+            name, polyphase.conv_kernel(layer.kernel, stride, size, phases), layer.bias, phases, source
         )
 
-    def entry(self, name: str, layer: Folded, stride: int, size: int, phases: int, source: str) -> str:
-        """A layer from the input image to the grid."""
+    def from_image(self, name: str, layer: Folded, stride: int, size: int, phases: int, source: str) -> str:
+        """A layer from the input image, as it is, to the grid."""
         k, _, c_in, c_out = layer.kernel.shape
-        self.reserve((stride * phases + k, stride * phases + k, c_in, phases**2 * c_out))
-        found = kernels.entry(layer.kernel, stride, size, self.side, phases)
+        self.count_weights((stride * phases + k, stride * phases + k, c_in, phases**2 * c_out))
+        found = polyphase.input_kernel(layer.kernel, stride, size, self.side, phases)
         node = self.nir.Conv2d(
             input_shape=(size, size), weight=np.ascontiguousarray(found.kernel.transpose(3, 2, 0, 1)),
             stride=found.stride, padding=found.padding, dilation=1, groups=1, bias=np.tile(layer.bias, phases**2),
@@ -92,7 +94,7 @@ class Nodes:
         return self.add(name, node, source)
 
     def fire(self, name: str, channels: int, phases: int, size: Size, *currents: str) -> str:
-        """A population of neurons; those of the grid that lie outside the image never fire."""
+        """A population of neurons; those that lie outside the image never fire."""
         inside = self.mask(channels, phases, size)
         threshold, leak = self.dtype.type(self.neuron.threshold), self.neuron.leak
         shift = self.dtype.type(self.neuron.initial_potential * self.neuron.threshold / leak)
@@ -117,13 +119,13 @@ class Nodes:
             potential = self.nir.LI(tau=tau, r=tau, v_leak=-shift * ones)
         self.add(f"{name}_potential", potential, *currents)
         spikes = self.add(f"{name}_spikes", self.nir.Threshold(threshold=limits), f"{name}_potential")
-        before = self.before(name)
+        before = self.delayed(name)
         reset = self.add(f"{name}_reset", self.nir.Scale(scale=-leak * threshold * ones), before)
         self.edges.append((reset, f"{name}_potential"))
         return spikes
 
-    def before(self, name: str) -> str:
-        """A population's spikes of the step before."""
+    def delayed(self, name: str) -> str:
+        """A population's spikes of the previous step."""
         if f"{name}_before" not in self.nodes:
             shape = self.nodes[f"{name}_spikes"].output_type["output"]
             self.add(f"{name}_before", self.nir.Delay(delay=np.ones(shape, self.dtype)), f"{name}_spikes")

@@ -6,6 +6,7 @@ batch size. `jax.export.deserialize(data).call(images)` runs it; see docs/export
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from mpisjax import configuration, cpu
+from mpisjax import cpu
 from mpisjax.nn import model
 from mpisjax.pretrained import Pretrained
 from mpisjax.training.step import prepare_images
@@ -27,16 +28,16 @@ def inference(trained: Pretrained, num_steps: int | None = None) -> Any:
 
     Args:
         trained: The network.
-        num_steps: Time steps; None as its config says. Input over time has as many as frames.
+        num_steps: Time steps; None: as trained. Input over time has as many as frames.
 
     Returns:
         `infer(images)`: uint8 [batch, *inputs.shape] -> a dict of `scores`, float32 [batch, classes], the softmax of the
         classifier on the spikes' own rates; `spike_counts`, int32 [batch] by population; and `num_steps`, int32 [batch].
     """
-    config, net, inputs = trained.config, trained.net, trained.inputs
-    neuron = configuration.neuron_of(config)
-    forward = configuration.spikes_of(config, inputs.temporal, num_steps)
-    variables = trained.variables
+    net, neuron, inputs, variables = trained.net, trained.neuron, trained.inputs, trained.variables
+    forward = trained.forward
+    if num_steps is not None:
+        forward = dataclasses.replace(forward, num_steps=num_steps)
 
     def infer(images: Array) -> dict[str, Any]:
         x = prepare_images(images, inputs)
@@ -62,12 +63,12 @@ def to_stablehlo(
 
     Args:
         trained: The network; its weights become constants of the program.
-        num_steps: Time steps; None as its config says.
-        batch_size: Of the images; None leaves it open.
+        num_steps: Time steps; None: as trained.
+        batch_size: Of the images; None: any.
         platforms: Where the program is to run.
 
     Returns:
-        What `jax.export.deserialize` takes.
+        The bytes that `jax.export.deserialize` takes.
     """
     batch = export.symbolic_shape("batch")[0] if batch_size is None else batch_size
     images = jax.ShapeDtypeStruct((batch, *trained.inputs.shape), jnp.uint8)

@@ -19,8 +19,10 @@ from mpisjax.errors import UserError
 if TYPE_CHECKING:
     import ml_collections
 
+    from mpisjax.neurons import LIF
     from mpisjax.nn.model import Output
     from mpisjax.nn.mpis import MPIS
+    from mpisjax.simulate import SpikeForward
     from mpisjax.training.run import Parts
     from mpisjax.training.state import TrainState
 
@@ -53,6 +55,8 @@ class Pretrained(NamedTuple):
     Attributes:
         name: Its name.
         net: The network, as `mpisjax.nn` takes it.
+        neuron: Its neurons.
+        forward: Its simulation, with as many time steps as it was trained for.
         apply: `apply(variables, images, value_range=None) -> mpisjax.nn.Output` classifies a batch of images,
             [batch, *inputs.shape], by the equivalent path of the network's spikes. Images are uint8, or have any other
             dtype and a `value_range`, the (black, white) of their pixels, such as (0, 1). Pure: it can be
@@ -67,6 +71,8 @@ class Pretrained(NamedTuple):
 
     name: str
     net: MPIS
+    neuron: LIF
+    forward: SpikeForward
     apply: Callable[..., Output]
     params: Any
     batch_stats: Any
@@ -139,7 +145,18 @@ def from_variables(
     variables = jax.tree.map(jnp.asarray, variables)
     with jax.enable_x64(False):  # the weights are float32, whatever the program's own precision
         weights.check_fit(variables, jax.eval_shape(initial), f"pretrained network {name!r}")
-    return Pretrained(name, net, apply, variables["params"], variables["batch_stats"], config, inputs, card)
+    return Pretrained(
+        name=name,
+        net=net,
+        neuron=neuron,
+        forward=forward,
+        apply=apply,
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        config=config,
+        inputs=inputs,
+        card=card,
+    )
 
 
 def as_pixels(images: Any, inputs: Inputs, value_range: tuple[float, float] | None = None) -> jax.Array:

@@ -14,7 +14,7 @@ from small_nets import random_images, random_variables
 import mpisjax
 from mpisjax import nn
 from mpisjax.errors import UserError
-from mpisjax.export import kernels, nir_graph, nir_nodes
+from mpisjax.export import nir_graph, nir_nodes, polyphase
 from mpisjax.neurons import SpikeReading, population_shapes, resting_potentials
 from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved, upsample
 
@@ -47,17 +47,25 @@ def test_every_linear_map_is_a_convolution_on_the_grid(x64, size, kernel, phases
         grid = tuple(-(-n // (stride * phases)) for n in size)
         w = random(kernel, kernel, 3, 4)
         wanted = conv2d(jnp.asarray(image), jnp.asarray(w), stride)
-        found = on(kernels.on_grid(w, stride, size, phases), kernels.to_grid(image, stride * phases, grid))
-        np.testing.assert_allclose(kernels.from_grid(found, phases, coarse), wanted, atol=1e-12)
+        found = on(
+            polyphase.conv_kernel(w, stride, size, phases),
+            polyphase.space_to_depth(image, stride * phases, grid),
+        )
+        np.testing.assert_allclose(polyphase.depth_to_space(found, phases, coarse), wanted, atol=1e-12)
 
         small = random(2, *coarse, 4)
         wanted = conv_transpose2d(jnp.asarray(small), jnp.asarray(w), stride, size)
-        found = on(kernels.transpose_on_grid(w, stride, size, phases), kernels.to_grid(small, phases, grid))
-        np.testing.assert_allclose(kernels.from_grid(found, stride * phases, size), wanted, atol=1e-12)
+        found = on(
+            polyphase.transposed_kernel(w, stride, size, phases),
+            polyphase.space_to_depth(small, phases, grid),
+        )
+        np.testing.assert_allclose(polyphase.depth_to_space(found, stride * phases, size), wanted, atol=1e-12)
 
         wanted = upsample(jnp.asarray(small), stride, size)
-        found = on(kernels.upsample_on_grid(4, stride, phases), kernels.to_grid(small, phases, grid))
-        np.testing.assert_allclose(kernels.from_grid(found, stride * phases, size), wanted, atol=1e-12)
+        found = on(
+            polyphase.upsampling_kernel(4, stride, phases), polyphase.space_to_depth(small, phases, grid)
+        )
+        np.testing.assert_allclose(polyphase.depth_to_space(found, stride * phases, size), wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [8, 7, 5, 1])
@@ -67,7 +75,7 @@ def test_an_image_enters_the_grid(x64, size, stride, phases):
     image, w = random(2, size, size, 3), random(3, 3, 3, 4)
     out = -(-size // stride)
     grid = -(-out // phases)
-    found = kernels.entry(w, stride, size, grid, phases)
+    found = polyphase.input_kernel(w, stride, size, grid, phases)
     node = nir.Conv2d(
         input_shape=(size, size), weight=found.kernel.transpose(3, 2, 0, 1), stride=found.stride,
         padding=found.padding, dilation=1, groups=1, bias=np.zeros(found.kernel.shape[3]),
@@ -75,7 +83,7 @@ def test_an_image_enters_the_grid(x64, size, stride, phases):
     assert list(node.output_type["output"]) == [4 * phases**2, grid, grid]
     gridded = np.moveaxis(convolve(np.moveaxis(image, -1, 1), node), 1, -1)
     wanted = conv2d(jnp.asarray(image), jnp.asarray(w), stride)
-    np.testing.assert_allclose(kernels.from_grid(gridded, phases, (out, out)), wanted, atol=1e-12)
+    np.testing.assert_allclose(polyphase.depth_to_space(gridded, phases, (out, out)), wanted, atol=1e-12)
 
 
 def spikes_of(net, variables, images, neuron):
@@ -120,7 +128,7 @@ def check_round_trip(net, images, neuron, tmp_path, neurons="exact", seed=0):
             theirs = np.moveaxis(values[f"{name.replace('/', '_')}_spikes"], 1, -1)
             about = read.metadata["populations"][name.replace("/", "_")]
             phases, size = int(about["phases"]), (int(about["height"]), int(about["width"]))
-            image = kernels.from_grid(theirs, phases, size)
+            image = polyphase.depth_to_space(theirs, phases, size)
             np.testing.assert_array_equal(image, spikes, err_msg=f"{name}, step {t}")
             assert theirs.sum() == image.sum()  # nothing fires outside the image
             fired[name] += image.sum()
@@ -197,7 +205,7 @@ def test_the_host_classifies_with_what_the_file_holds(x64, tmp_path, head):
         mean = np.mean([step[f"output_stream{i}"] for step in outputs], axis=0)
         about = read.metadata["populations"][f"stream{i}_layer2"]
         size = (int(about["height"]), int(about["width"]))
-        rates.append(kernels.from_grid(np.moveaxis(mean, 1, -1), int(about["phases"]), size))
+        rates.append(polyphase.depth_to_space(np.moveaxis(mean, 1, -1), int(about["phases"]), size))
     features, layers = rates[1], read.metadata["head"]
     if head == "fused":
         features = np.clip(

@@ -1,13 +1,13 @@
-"""Convolutions between images of different resolutions, written as convolutions on one grid.
+"""Convolutions between images of different resolutions, written as convolutions of stride 1 on one grid.
 
-NIR has neither transposed convolution nor upsampling. But let the phases of an image be its sub-images: an image of
-side `P * G` is `P * P` images of side G, pixel (y, x) being pixel (y // P, x // P) of phase (y mod P, x mod P). Laid
-out so, as channels on the coarse grid, every linear map of the network (convolution of any stride, transposed
-convolution, nearest upsampling) commutes with shifts of the grid, and so is a plain stride-1 convolution there.
-Nothing is approximated. An image whose side is no multiple of P has, in the last row or column of the grid, phases
-that lie outside it; whoever uses the kernels must keep those silent.
+NIR has neither transposed convolution nor upsampling. The polyphase form needs neither: an image of side `P * G` is
+written as `P * P` phases, images of side G, where pixel (y, x) becomes pixel (y // P, x // P) of phase (y mod P, x mod P)
+(`space_to_depth`). With its phases as channels, every linear map of the network (convolution of any stride, transposed
+convolution, nearest upsampling) commutes with shifts of the grid, and so is a plain convolution of stride 1 on it. This
+is exact. If the side of an image is no multiple of P, the last row and column of the grid have phases that lie outside
+the image. Whoever uses the kernels must keep those silent.
 
-Kernels are HWIO here and images NHWC, as in `mpisjax.nn.convolution`; channel `(a * P + b) * C + c` of the grid is channel c
+Kernels are HWIO and images NHWC, as in `mpisjax.nn.convolution`. Channel `(a * P + b) * C + c` of the grid is channel c
 of phase (a, b).
 """
 
@@ -30,7 +30,7 @@ def zeros_before(size: int, kernel: int, stride: int) -> int:
 
 
 class Folded(NamedTuple):
-    """A layer as it computes in evaluation: a convolution with everything folded in.
+    """A layer in evaluation: one convolution, with weight norm and batch normalisation folded into it.
 
     Attributes:
         kernel: [k, k, in, out] of a convolution; [k, k, out, in] of a transposed one, as `conv_transpose2d` takes it.
@@ -41,25 +41,23 @@ class Folded(NamedTuple):
     bias: Array
 
 
-def folded(
-    layer: Callable[[jax.Array], jax.Array], kernel: int, stride: int, channels: int, size: Size
-) -> Folded:
-    """Reads the kernel and the bias off a layer, whatever it is made of, by differentiating it.
+def fold(layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: int, size: Size) -> Folded:
+    """Reads the kernel and the bias of an affine layer from its derivative, whatever the layer is made of.
 
     Args:
         layer: An affine map [1, h, w, channels] -> [1, h', w', out], a convolution with "same" padding.
         kernel: The side of its kernel.
         stride: Its stride.
         channels: Of its input.
-        size: The input's height and width: large enough for the whole kernel to be met somewhere.
+        size: The input's height and width, large enough for some output pixel to meet the whole kernel.
     """
     return _read(layer, kernel, stride, jnp.zeros((1, *size, channels)), size, transposed=False)
 
 
-def folded_transpose(
-    layer: Callable[[jax.Array], jax.Array], kernel: int, stride: int, channels: int, size: Size
+def fold_transposed(
+    layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: int, size: Size
 ) -> Folded:
-    """`folded` for a transposed convolution; `size` is its output's."""
+    """`fold` for a transposed convolution; `size` is its output's."""
     coarse = (-(-size[0] // stride), -(-size[1] // stride))
     return _read(layer, kernel, stride, jnp.zeros((1, *coarse, channels)), size, transposed=True)
 
@@ -71,44 +69,48 @@ def _read(layer: Any, kernel: int, stride: int, zeros: jax.Array, fine: Size, tr
     rows: dict[Size, Any] = {}
     for i in range(kernel):
         for j in range(kernel):
-            (fy, cy), (fx, cx) = (_meeting(n, kernel, stride, t) for n, t in zip(fine, (i, j), strict=True))
-            if min(fy, fx) < 0:
-                continue  # a part of the kernel that no pixel of so small an image ever meets
-            given, taken = ((cy, cx), (fy, fx)) if transposed else ((fy, fx), (cy, cx))
-            if taken not in rows:  # d out[taken] / d input, for every output channel
-                picked = jnp.eye(out.shape[-1], dtype=out.dtype)
+            (fine_y, coarse_y), (fine_x, coarse_x) = (
+                _pixels_of_tap(n, kernel, stride, tap) for n, tap in zip(fine, (i, j), strict=True)
+            )
+            if min(fine_y, fine_x) < 0:
+                continue  # in so small an image no pixel meets this part of the kernel
+            source, target = (fine_y, fine_x), (coarse_y, coarse_x)
+            if transposed:
+                source, target = target, source
+            if target not in rows:  # d out[target] / d input, for every output channel
+                one_hot = jnp.eye(out.shape[-1], dtype=out.dtype)
                 cotangents = jnp.zeros((out.shape[-1], *out.shape), out.dtype)
-                cotangents = cotangents.at[:, 0, taken[0], taken[1], :].set(picked)
-                rows[taken] = np.asarray(jax.vmap(lambda g: pull(g)[0])(cotangents))[:, 0]
-            found[i, j] = rows[taken][:, given[0], given[1], :].T
+                cotangents = cotangents.at[:, 0, target[0], target[1], :].set(one_hot)
+                rows[target] = np.asarray(jax.vmap(lambda g: pull(g)[0])(cotangents))[:, 0]
+            found[i, j] = rows[target][:, source[0], source[1], :].T
     return Folded(found.swapaxes(2, 3) if transposed else found, bias)
 
 
-def _meeting(fine: int, kernel: int, stride: int, tap: int) -> tuple[int, int]:
-    """A fine and a coarse place that tap `tap` of the kernel connects, far from the border; (-1, -1) if none."""
+def _pixels_of_tap(fine: int, kernel: int, stride: int, tap: int) -> tuple[int, int]:
+    """A fine and a coarse pixel that a tap of the kernel connects, far from the border; (-1, -1) if there are none."""
     low, coarse = zeros_before(fine, kernel, stride), -(-fine // stride)
-    places = [(stride * q + tap - low, q) for q in range(coarse) if 0 <= stride * q + tap - low < fine]
-    return min(places, key=lambda place: abs(place[1] - coarse // 2), default=(-1, -1))
+    pixels = [(stride * q + tap - low, q) for q in range(coarse) if 0 <= stride * q + tap - low < fine]
+    return min(pixels, key=lambda pair: abs(pair[1] - coarse // 2), default=(-1, -1))
 
 
-def _spread(
-    taps: list[tuple[int, int, int, int]],
-    taps_x: list[tuple[int, int, int, int]],
-    kernel: Array,
-    phases: Size,
-) -> Array:
-    """Places the taps (tap, phase out, phase in, shift of the grid) of both axes into one kernel on the grid."""
+Tap = tuple[
+    int, int, int, int
+]  # tap of the kernel, phase of the output, phase of the input, shift on the grid
+
+
+def _place_taps(taps_y: list[Tap], taps_x: list[Tap], kernel: Array, phases: Size) -> Array:
+    """One kernel on the grid from the taps along both axes; `phases` are those of output and input."""
     out_phases, in_phases = phases
-    reach = max((abs(t[3]) for t in (*taps, *taps_x)), default=0)
+    reach = max((abs(tap[3]) for tap in (*taps_y, *taps_x)), default=0)
     side, (c_in, c_out) = 2 * reach + 1, kernel.shape[2:]
     grid = np.zeros((side, side, in_phases, in_phases, c_in, out_phases, out_phases, c_out), kernel.dtype)
-    for i, a, b, dy in taps:
+    for i, a, b, dy in taps_y:
         for j, a_x, b_x, dx in taps_x:
             grid[dy + reach, dx + reach, b, b_x, :, a, a_x, :] = kernel[i, j]
     return grid.reshape(side, side, in_phases**2 * c_in, out_phases**2 * c_out)
 
 
-def on_grid(kernel: Array, stride: int, size: Size, out_phases: int) -> Array:
+def conv_kernel(kernel: Array, stride: int, size: Size, out_phases: int) -> Array:
     """A convolution of stride `stride` with "same" padding, on the grid.
 
     Args:
@@ -122,7 +124,7 @@ def on_grid(kernel: Array, stride: int, size: Size, out_phases: int) -> Array:
     """
     k, in_phases = kernel.shape[0], stride * out_phases
 
-    def taps(n: int) -> list[tuple[int, int, int, int]]:
+    def taps(n: int) -> list[Tap]:
         low = zeros_before(n, k, stride)
         found = []
         for a in range(out_phases):
@@ -131,10 +133,10 @@ def on_grid(kernel: Array, stride: int, size: Size, out_phases: int) -> Array:
                 found.append((tap, a, b, shift))
         return found
 
-    return _spread(taps(size[0]), taps(size[1]), kernel, (out_phases, in_phases))
+    return _place_taps(taps(size[0]), taps(size[1]), kernel, (out_phases, in_phases))
 
 
-def transpose_on_grid(kernel: Array, stride: int, size: Size, in_phases: int) -> Array:
+def transposed_kernel(kernel: Array, stride: int, size: Size, in_phases: int) -> Array:
     """A transposed convolution, on the grid.
 
     Args:
@@ -144,11 +146,11 @@ def transpose_on_grid(kernel: Array, stride: int, size: Size, in_phases: int) ->
         in_phases: P of the input; the output's is `stride` times that.
 
     Returns:
-        As `on_grid`.
+        As `conv_kernel`.
     """
     k, out_phases = kernel.shape[0], stride * in_phases
 
-    def taps(n: int) -> list[tuple[int, int, int, int]]:
+    def taps(n: int) -> list[Tap]:
         low = zeros_before(n, k, stride)
         found = []
         for b in range(in_phases):
@@ -157,18 +159,18 @@ def transpose_on_grid(kernel: Array, stride: int, size: Size, in_phases: int) ->
                 found.append((tap, a, b, -shift))
         return found
 
-    return _spread(taps(size[0]), taps(size[1]), kernel.swapaxes(2, 3), (out_phases, in_phases))
+    return _place_taps(taps(size[0]), taps(size[1]), kernel.swapaxes(2, 3), (out_phases, in_phases))
 
 
-def upsample_on_grid(channels: int, factor: int, in_phases: int) -> Array:
+def upsampling_kernel(channels: int, factor: int, in_phases: int) -> Array:
     """Nearest upsampling on the grid: [1, 1, in_phases^2 * channels, (factor * in_phases)^2 * channels]."""
     out_phases = factor * in_phases
     taps = [(0, a, a // factor, 0) for a in range(out_phases)]
-    return _spread(taps, taps, np.eye(channels)[None, None], (out_phases, in_phases))
+    return _place_taps(taps, taps, np.eye(channels)[None, None], (out_phases, in_phases))
 
 
-class Entry(NamedTuple):
-    """A convolution from an image as it is to the grid, in NIR's terms.
+class InputKernel(NamedTuple):
+    """A convolution from an ordinary image to the grid, in NIR's terms.
 
     Attributes:
         kernel: [k', k', in, out_phases^2 * out].
@@ -181,10 +183,10 @@ class Entry(NamedTuple):
     padding: int
 
 
-def entry(kernel: Array, stride: int, size: int, grid: int, out_phases: int) -> Entry:
-    """A convolution with "same" padding whose input is a square image and whose output lies on the grid.
+def input_kernel(kernel: Array, stride: int, size: int, grid: int, out_phases: int) -> InputKernel:
+    """A convolution with "same" padding from a square image to the grid.
 
-    NIR pads alike on both sides; where that is more than wanted in front, the kernel has zeros there.
+    NIR pads both sides alike. Where that is more than "same" padding puts in front, the kernel has zeros there.
 
     Args:
         kernel: [k, k, in, out].
@@ -205,10 +207,10 @@ def entry(kernel: Array, stride: int, size: int, grid: int, out_phases: int) -> 
         for b in range(out_phases):
             y, x = stride * a + front, stride * b + front
             found[y : y + k, x : x + k, :, a, b] = kernel
-    return Entry(found.reshape(*found.shape[:3], -1), step, padding)
+    return InputKernel(found.reshape(*found.shape[:3], -1), step, padding)
 
 
-def to_grid(image: Array, phases: int, grid: Size) -> Array:
+def space_to_depth(image: Array, phases: int, grid: Size) -> Array:
     """An image [..., h, w, c] on the grid: [..., grid h, grid w, phases^2 * c], zeros outside the image."""
     *batch, h, w, c = image.shape
     whole = np.zeros((*batch, grid[0] * phases, grid[1] * phases, c), image.dtype)
@@ -217,8 +219,8 @@ def to_grid(image: Array, phases: int, grid: Size) -> Array:
     return np.moveaxis(split, -4, -3).reshape(*batch, *grid, phases**2 * c)
 
 
-def from_grid(image: Array, phases: int, size: Size) -> Array:
-    """`to_grid`, undone."""
+def depth_to_space(image: Array, phases: int, size: Size) -> Array:
+    """The image [..., h, w, c] of that size from the grid; the inverse of `space_to_depth`."""
     *batch, g, f, channels = image.shape
     c = channels // phases**2
     split = image.reshape(*batch, g, f, phases, phases, c)
