@@ -59,8 +59,8 @@ def measure(data_dir: str = "", *, quick: bool = False) -> list[dict[str, Any]]:
     """A row a config: the loader, the loader with augmentation, the training step, and how often the loader is faster.
 
     Args:
-      data_dir: the data sets' files, or folders named after the sets; without it only the sets that come with their libraries.
-      quick: fewer batches and steps.
+        data_dir: The data sets' files, or folders named after the sets; without it only the sets that come with their libraries.
+        quick: Fewer batches and steps.
     """
     rows = []
     names = EMBEDDED[:1] if quick else EMBEDDED

@@ -35,10 +35,10 @@ class Case(NamedTuple):
     """A network to measure.
 
     Attributes:
-      title: for tables.
-      config: all settings.
-      dataset: normalisation.
-      net: the network.
+        title: Its name in tables.
+        config: All settings.
+        dataset: What a training step needs to know of the data.
+        net: The network.
     """
 
     title: str
@@ -51,11 +51,11 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     """A case by name.
 
     Args:
-      name: "f64c5": one stream, one 5x5 convolution of 64 channels, leak 0.95, batch 64; "fashion": the paper's
-        size for Fashion-MNIST, two streams, 128K parameters, IF neurons, batch 128.
-      batch_size: instead of the usual one.
-      dtype: of currents and rates.
-      **settings: of `config.model`, instead of the usual ones.
+        name: "f64c5": one stream, one 5x5 convolution of 64 channels, leak 0.95, batch 64; "fashion": the paper's
+          size for Fashion-MNIST, two streams, 128K parameters, IF neurons, batch 128.
+        batch_size: Instead of the usual one; 0 keeps that.
+        dtype: Of currents and rates.
+        **settings: Of `config.model`, instead of the usual ones.
     """
     config = configuration.base()
     if name == "f64c5":
@@ -116,10 +116,10 @@ class Subject:
     """A case on devices, ready to be timed.
 
     Attributes:
-      case: the case.
-      mesh: the devices.
-      batch: on them.
-      state: training state after `warmup` steps in rate mode.
+        case: What is measured.
+        mesh: The devices.
+        batch: The batch, on the devices.
+        state: The training state after `warmup` steps in rate mode.
     """
 
     def __init__(self, c: Case, *, num_devices: int | None = None, warmup: int = 10) -> None:

@@ -33,8 +33,8 @@ def agreement(num_steps: Iterable[int], samples: int = 8) -> list[dict[str, Any]
     the other, and feedback carries that on, so that equality is a question for float64.
 
     Args:
-      num_steps: of the simulations compared; the rate solution is compared too.
-      samples: images.
+        num_steps: Of the simulations compared; the rate solution is compared too.
+        samples: Images.
     """
     import torch
 
@@ -73,9 +73,9 @@ def compare(num_steps: Iterable[int], repeats: int, others: int) -> list[dict[st
     """Whole training steps, ours and the peer's.
 
     Args:
-      num_steps: of the spiking forward.
-      repeats: timed steps, of ours and of the peer with IDE-FSNN's backward.
-      others: timed steps of the peer with the other backwards.
+        num_steps: Of the spiking forward.
+        repeats: Timed steps, of ours and of the peer with IDE-FSNN's backward.
+        others: Timed steps of the peer with the other backwards.
     """
     import torch
 

@@ -27,9 +27,9 @@ class Backward(NamedTuple):
     """How the backward fixed point v = g + J^T v is solved.
 
     Attributes:
-      solver: "broyden" or "neumann".
-      max_steps: most products with J^T.
-      tol: stop at a residual of `tol * ||g||` over the batch; 0 stops at the absolute 2e-10 sqrt(n) instead.
+        solver: "broyden" or "neumann".
+        max_steps: Most products with J^T.
+        tol: Stop at a residual of `tol * ||g||` over the batch; 0 stops at the absolute 2e-10 sqrt(n) instead.
     """
 
     solver: str = "broyden"
@@ -56,9 +56,9 @@ class F64C5(nn.Module):
     """One stream of one convolution, with feedback: `r = clip(inject(x) + trans(r), 0, 1)`, threshold 1.
 
     Args:
-      variables: `{"params": ..., "batch_stats": ...}` of the MPIS network, as NumPy arrays.
-      leak: of the neurons.
-      dtype: of everything.
+        variables: `{"params": ..., "batch_stats": ...}` of the MPIS network, as NumPy arrays.
+        leak: Of the neurons.
+        dtype: Of everything.
     """
 
     mean: Tensor
@@ -184,7 +184,7 @@ def broyden(product: Any, g: Tensor, max_steps: int, limit: float) -> tuple[Tens
     u and w of all iterations so far and updated by Sherman and Morrison's formula.
 
     Returns:
-      The iterate with the smallest residual, and the products taken.
+        The iterate with the smallest residual, and the products taken.
     """
     batch = g.shape[0]
 

@@ -22,12 +22,12 @@ class Operation(NamedTuple):
     """One operation of the compiled program.
 
     Attributes:
-      name: as in the compiled program.
-      kind: "arithmetic" (convolutions, XLA's and ours, and matrix products, with what was fused into them), "all-reduce"
-        (with waiting for the other devices), "copy" (copies and transposes) or "other".
-      seconds: mean over devices.
-      runs: a device.
-      inside: what a fusion computes, its most telling operations.
+        name: As in the compiled program.
+        kind: "arithmetic" (convolutions, XLA's and ours, and matrix products, with what was fused into them), "all-reduce"
+          (with waiting for the other devices), "copy" (copies and transposes) or "other".
+        seconds: Mean over devices.
+        runs: Runs on a device.
+        inside: The operations that a fusion consists of.
     """
 
     name: str
@@ -71,12 +71,12 @@ def profile(executable: Any, prepare: Callable[[], tuple[Any, ...]], devices: in
     """Runs a compiled function once under the profiler.
 
     Args:
-      executable: what `jit(...).lower(...).compile()` gave.
-      prepare: makes its arguments.
-      devices: how many it runs on.
+        executable: What `jit(...).lower(...).compile()` gave.
+        prepare: Makes its arguments.
+        devices: How many it runs on.
 
     Returns:
-      Operations, the most expensive first; empty where the backend's trace names none.
+        Operations, the most expensive first; empty where the backend's trace names none.
     """
     descriptions = _descriptions(executable.as_text())
     arguments = jax.block_until_ready(prepare())

@@ -44,12 +44,12 @@ def measure_step(
     """The cost of a rate-mode step of 4 evaluations of f and 4 adjoint iterations.
 
     Args:
-      scope: how much to measure.
-      axis: what is varied, for tables.
-      name: the network.
-      value: where on the axis this is.
-      num_devices: devices to share the batch; None: as training takes them.
-      **settings: of `benchmarks.nets.case`.
+        scope: How much to measure.
+        axis: What is varied, for tables.
+        name: The network.
+        value: Where on the axis this is.
+        num_devices: Devices to share the batch; None: as training takes them.
+        **settings: Of `benchmarks.nets.case`.
     """
     s = Subject(case(name, dtype=scope.dtype, **settings), num_devices=num_devices, warmup=1)
     step = fixed_step(s, 4, 4)

@@ -20,10 +20,10 @@ class Scope(NamedTuple):
     """How much to measure.
 
     Attributes:
-      quick: fewer points, for a look or a test.
-      repeats: most timed calls of a point.
-      budget: seconds after which a point's calls end (three are always timed).
-      dtype: of currents and rates.
+        quick: Fewer points, for a look or a test.
+        repeats: The most timed calls of a point.
+        budget: Seconds after which a point's calls end (three are always timed).
+        dtype: Of currents and rates.
     """
 
     quick: bool

@@ -14,10 +14,10 @@ class Timing(NamedTuple):
     """Times of one call, in seconds; `cpu` counts every thread of the process.
 
     Attributes:
-      seconds: median wall-clock time.
-      fastest: least wall-clock time.
-      cpu: median processor time.
-      repeats: calls timed.
+        seconds: Wall-clock time, median.
+        fastest: Wall-clock time, minimum.
+        cpu: Processor time, median.
+        repeats: Calls timed.
     """
 
     seconds: float
@@ -37,11 +37,11 @@ def measure(
     """Times `call(*prepare())`, each call waited for, after one call to warm up.
 
     Args:
-      call: what to time; may return JAX arrays.
-      prepare: makes the arguments anew for every call (for donated buffers), outside the timed region.
-      repeats: most calls to time.
-      budget: seconds after which no further call is begun.
-      least: calls to time whatever the budget.
+        call: What to time; may return JAX arrays.
+        prepare: Makes the arguments anew for every call (for donated buffers), outside the timed region.
+        repeats: The most calls to time.
+        budget: Seconds after which no further call is begun.
+        least: The fewest calls to time, whatever the budget.
     """
     jax.block_until_ready(call(*prepare()))
     wall: list[float] = []
@@ -60,11 +60,11 @@ class Compiled(NamedTuple):
     """A compiled function, and what making it cost.
 
     Attributes:
-      call: the function.
-      trace_seconds: tracing and lowering.
-      compile_seconds: XLA.
-      temporary: bytes a device needs beside arguments and results.
-      arguments: bytes of arguments on a device.
+        call: The function.
+        trace_seconds: Time of tracing and lowering.
+        compile_seconds: Time of XLA's compilation.
+        temporary: Bytes a device needs beside arguments and results.
+        arguments: Bytes of arguments on a device.
     """
 
     call: Callable[..., Any]

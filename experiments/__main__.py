@@ -66,7 +66,7 @@ def chosen_scale(flags: argparse.Namespace) -> Scale:
     """The scale as the command line changes it.
 
     Raises:
-      UserError: a flag says what cannot be.
+        UserError: A flag says what cannot be.
     """
     if flags.epochs is not None and (flags.epochs < 1 or flags.scale == "smoke"):
         raise UserError(f"--epochs is {flags.epochs}: give at least 1, with --scale small or paper.")

@@ -17,13 +17,13 @@ class Net(NamedTuple):
     """A network to train.
 
     Attributes:
-      name: of its runs' folders, unique within a scale.
-      title: for tables.
-      data: the data set, for tables.
-      steps: T.
-      config: config file and variant, as `train.py --config` takes them.
-      settings: overrides by dotted key.
-      examples: of the training split, to know the number of steps without loading the data.
+        name: The name of its runs' folders, unique within a scale.
+        title: Its name in tables.
+        data: The data set's name in tables.
+        steps: Time steps T.
+        config: Config file and variant, as `train.py --config` takes them.
+        settings: Overrides by dotted key.
+        examples: Size of the training split, which gives the number of steps without loading the data.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Net(NamedTuple):
         return " ".join(["python train.py --config", self.config, *(s.replace(", ", ",") for s in shown)])
 
     def training_steps(self) -> int:
-        """Steps that a run takes."""
+        """Training steps of a run."""
         train = self.load().train
         return train.epochs * (self.examples // train.batch_size)
 
@@ -60,8 +60,8 @@ class Pair(NamedTuple):
     """Two networks of equal size, to compare.
 
     Attributes:
-      ours: the MPIS network.
-      other: the baseline.
+        ours: The MPIS network.
+        other: The baseline.
     """
 
     ours: Net

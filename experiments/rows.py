@@ -21,9 +21,9 @@ class Rows:
     """The rows of one file.
 
     Args:
-      path: the file; made, with its folder, when the first row is finished.
-      header: what the file says beside its rows.
-      stopper: who is asked whether to stop; a row is saved whole in any case.
+        path: The file; it and its folder are made when the first row is finished.
+        header: What the file says beside its rows.
+        stopper: Says whether a signal asked to stop; a row is saved before it is obeyed.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], stopper: Stopper) -> None:
@@ -35,9 +35,9 @@ class Rows:
         """The row `key`, computed and saved unless a row of the same settings is there.
 
         Args:
-          key: of the row.
-          settings: anything JSON that the result depends on.
-          compute: gives the result, which JSON can hold.
+            key: The row's name.
+            settings: Everything that the result depends on, as JSON can hold it.
+            compute: Gives the result, as JSON can hold it.
         """
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         found = self.content["rows"].get(key)

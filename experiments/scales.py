@@ -15,21 +15,21 @@ class Scale(NamedTuple):
     """A size of all experiments.
 
     Attributes:
-      name: smoke, small or paper.
-      seeds: of every run.
-      through_time: MPIS and the same network trained by BPTT (Table 1).
-      memory_steps: T at which both are compiled to learn their memory, or empty.
-      firing: networks whose firing rates are counted (Table 2).
-      single_stream: MPIS and IDE-Net (Table 3).
-      convergence: two streams and one, alike but for that (Figure 3).
-      latency: networks at few time steps, with their sizes' titles (Table 4).
-      audited: whose gradients are compared.
-      tolerances: one network solved to several tolerances in training.
-      examples: of the test split that spikes are counted on; None for all.
-      followed: examples of the convergence curves and of the audit.
-      packaged: the network of the package whose solves are compared.
-      follow_steps: length of the convergence curves.
-      surrogates: that the audit compares.
+        name: "smoke", "small" or "paper".
+        seeds: The seeds of every run.
+        through_time: MPIS and the same network trained by BPTT (Table 1).
+        memory_steps: The T for which both are compiled to learn their memory; may be empty.
+        firing: Networks whose firing rates are counted (Table 2).
+        single_stream: MPIS and IDE-Net (Table 3).
+        convergence: Two streams, and one stream of equal size (Figure 3).
+        latency: Networks at few time steps (Table 4).
+        audited: The network whose gradients are compared.
+        tolerances: One network, trained with several tolerances of its solvers.
+        examples: Examples of the test split on which spikes are counted; None: all.
+        followed: Number of examples of the convergence curves and of the audit.
+        packaged: The pretrained network whose solves are compared.
+        follow_steps: Time steps of the convergence curves.
+        surrogates: The surrogate gradients that the audit compares.
     """
 
     name: str
@@ -120,7 +120,7 @@ def _family(data: str, config: str, examples: int, common: Mapping[str, Any], id
 
 
 def smoke() -> Scale:
-    """scikit-learn's digits, no download, a narrow network: it shows that every experiment runs, not what holds."""
+    """scikit-learn's digits and a narrow network: shows that every experiment runs; its figures prove nothing."""
     common = {"train.epochs": 8, "train.ema": 0.0, "model.stem": (8,), "model.layers": (12, 16)}
     make = _family("digits", "configs/digits.py", 1257, common, ide=(19, 24), single=(19, 23))
     short, long = 4, 12

@@ -23,9 +23,9 @@ class Trained(NamedTuple):
     """A network after training.
 
     Attributes:
-      config: its settings.
-      parts: data, network, feed.
-      variables: of the best state.
+        config: All settings.
+        parts: Data, network and batches.
+        variables: Parameters and statistics of the best state.
     """
 
     config: ml_collections.ConfigDict
@@ -72,16 +72,16 @@ class Study:
     """What every experiment works with.
 
     Args:
-      scale: what is trained and measured.
-      out: folder for everything.
-      data_dir: folder of the data sets' files, or of folders named after them; empty for downloads.
-      stopper: who listens for signals.
-      timing: False leaves times out, on a machine that has other work to do.
-      flags: of the command line, as tables should name them.
+        scale: What is trained and measured.
+        out: Folder for results and training runs.
+        data_dir: Folder of the data sets' files, or of folders named after them; empty for downloads.
+        stopper: Says whether a signal asked to stop.
+        timing: False leaves times out, for a machine that is not idle.
+        flags: The command line's flags, as tables show them.
 
     Attributes:
-      scale: as given.
-      timing: as given.
+        scale: What is trained and measured.
+        timing: Whether times are measured.
     """
 
     def __init__(

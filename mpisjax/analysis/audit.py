@@ -1,4 +1,4 @@
-"""A gradient audit: how good is each way to the gradient, layer by layer, on a given network and batch?"""
+"""A gradient audit: how close each way of computing the gradient comes to the exact one, layer by layer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Audit(NamedTuple):
     """What `gradient_audit` found.
 
     Attributes:
-      reference: "dense exact", or "implicit, tight" where the network is too large for that.
-      agreements: method -> layer -> `Agreement`; the layer "all" is the whole gradient.
+        reference: "dense exact", or "implicit, tight" where the network is too large for that.
+        agreements: Method -> layer -> `Agreement`; the layer "all" is the whole gradient.
     """
 
     reference: str
@@ -46,28 +46,28 @@ def gradient_audit(
 ) -> Audit:
     """Compares gradients of the cross-entropy on one batch, with running statistics and nothing dropped.
 
-    The reference is the exact gradient at the fixed point of f. Against it stand: the implicit gradient at the
-    same point; at what a simulation of `num_steps` found (as training takes it); the phantom gradient there; the
-    derivative of `unrolled_steps` applications of f, unrolled; and backpropagation through the simulation with
-    each surrogate.
+    The reference is the exact gradient at the fixed point of f. It is compared with the implicit gradient at the same
+    point, with the implicit gradient at the rates of a simulation of `num_steps` (as training takes it), with the
+    phantom gradient, with the derivative of `unrolled_steps` applications of f, and with backpropagation through the
+    simulation for each surrogate.
 
     Args:
-      net: the network.
-      variables: `{"params": ..., "batch_stats": ...}`.
-      images: network input: [batch, h, w, c], temporal [time, batch, h, w, c].
-      labels: int [batch].
-      neuron: neuron constants.
-      num_steps: T of the simulations; temporal input has as many as frames.
-      adjoint: the solver to audit; Neumann, 30 steps, tolerance 1e-3 by default.
-      surrogates: for BPTT.
-      unrolled_steps: applications of f that are differentiated one by one.
-      phantom_steps: Neumann steps of the phantom gradient.
+        net: The network.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        images: Network input: [batch, h, w, c], temporal [time, batch, h, w, c].
+        labels: int32 [batch].
+        neuron: Neuron constants.
+        num_steps: T of the simulations; temporal input has as many as frames.
+        adjoint: The solver to audit; None: Neumann, 30 steps, tolerance 1e-3.
+        surrogates: The surrogate gradients of BPTT to compare.
+        unrolled_steps: Applications of f that are differentiated one by one.
+        phantom_steps: Neumann steps of the phantom gradient.
 
     Returns:
-      An `Audit`.
+        The reference and the agreements with it.
 
     Raises:
-      UserError: no fixed point was found, so that there is nothing to compare with.
+        UserError: The network has no fixed point that could be found.
     """
     problem = Problem(net, variables, images, labels, neuron)
     name, reference = problem.reference()
@@ -111,12 +111,12 @@ def gradient_audit(
 
 
 class Solve(NamedTuple):
-    """What a training step's two solves give.
+    """What a pair of forward and backward solve gives.
 
     Attributes:
-      evaluations: of f, the most of any sample.
-      residual: relative, of the rates that were found: the worst stream, mean over samples.
-      agreement: of the whole gradient with the exact one.
+        evaluations: Evaluations of f, the most of any sample.
+        residual: Relative residual of the rates, of the worst stream, mean over samples.
+        agreement: The whole gradient against the exact one.
     """
 
     evaluations: int
@@ -133,23 +133,23 @@ def audit_solves(
     neuron: LIF,
     solves: Mapping[str, tuple[RateForward | SpikeForward, Adjoint]],
 ) -> dict[str, Solve]:
-    """How near the gradient of each pair of forward and backward solve comes to the exact one.
+    """How close the gradient of each pair of forward and backward solve comes to the exact one.
 
-    As `gradient_audit`, for the question how many steps and which damping training needs.
+    It answers how many steps and which damping training needs; `gradient_audit` compares methods.
 
     Args:
-      net: the network.
-      variables: `{"params": ..., "batch_stats": ...}`.
-      images: network input: [batch, h, w, c], temporal [time, batch, h, w, c].
-      labels: int [batch].
-      neuron: neuron constants.
-      solves: the pairs, by a name of yours.
+        net: The network.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        images: Network input: [batch, h, w, c], temporal [time, batch, h, w, c].
+        labels: int32 [batch].
+        neuron: Neuron constants.
+        solves: Pairs of forward and backward solve, by any name.
 
     Returns:
-      A `Solve` by name.
+        What was found, by the names of `solves`.
 
     Raises:
-      UserError: no fixed point was found, so that there is nothing to compare with.
+        UserError: The network has no fixed point that could be found.
     """
     problem = Problem(net, variables, images, labels, neuron)
     _, reference = problem.reference()

@@ -1,4 +1,4 @@
-"""The loss of one batch as a function of parameters, its exact gradient at the equilibrium, and how another compares."""
+"""The loss of one batch, its exact gradient at the equilibrium, and the agreement of another gradient with it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Agreement(NamedTuple):
     """A gradient against the reference.
 
     Attributes:
-      cosine: of the angle between them; NaN where one is zero.
-      norm_ratio: its norm over the reference's.
+        cosine: The cosine of the angle between the two; NaN if one is zero.
+        norm_ratio: Its norm divided by the reference's.
     """
 
     cosine: float
@@ -55,7 +55,7 @@ def _dense_gradient(loss_of: Any, f: Any, params: Any, rates: Any) -> Any:
 
 
 class Problem:
-    """The cross-entropy of one batch, running statistics, nothing dropped, and ways to its gradient in `params`."""
+    """The cross-entropy of one batch, with running statistics and without dropout, and its gradients in `params`."""
 
     def __init__(
         self, net: MPIS, variables: dict[str, Any], images: Array, labels: Array, neuron: LIF
@@ -99,10 +99,12 @@ class Problem:
         return jax.jit(jax.grad(loss, has_aux=True))(self.params)
 
     def reference(self) -> tuple[str, Any]:
-        """What it is called, and the exact gradient at the fixed point of f.
+        """The exact gradient at the fixed point of f, and its name.
+
+        J as a matrix where it has at most `LARGEST_DENSE` rows; a tight iterative solve otherwise.
 
         Raises:
-          UserError: no fixed point was found, so that there is nothing to compare with.
+            UserError: The network has no fixed point that could be found.
         """
         gradient, found = self.implicit(TIGHT, Adjoint("anderson", max_steps=300, tol=1e-6))
         largest = max(float(jnp.max(r)) for r in jax.tree.leaves(found.residual))

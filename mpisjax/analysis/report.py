@@ -50,15 +50,15 @@ def write_report(
     """Measures a network and writes what was found as one HTML file that needs no other.
 
     Args:
-      config: all settings of the run.
-      net: the network.
-      variables: `{"params": ..., "batch_stats": ...}`.
-      dataset: normalisation and kind of input.
-      split: examples and labels to measure on.
-      workdir: the run's folder, for its `metrics.jsonl`; without that file the training curves are left out.
-      path: the file to write, whole or not at all.
-      steps: numbers of time steps to compare, where the input is constant in time.
-      examples: measure on at most so many examples of the split; None: on all.
+        config: All settings of the run.
+        net: The network.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        dataset: Normalisation and kind of input.
+        split: Examples and labels to measure on.
+        workdir: The run's folder, for its `metrics.jsonl`; without that file the training curves are left out.
+        path: The file to write, whole or not at all.
+        steps: Numbers of time steps to compare, where the input is constant in time.
+        examples: Measure on at most so many examples of the split; None: on all.
     """
     neuron = configuration.neuron_of(config)
     part = first_examples(split, examples)

@@ -23,7 +23,7 @@ class Counter:
     contain convolutions or matrix products.
 
     Attributes:
-      loops: how many such loops were met.
+        loops: How many such loops were met.
     """
 
     def __init__(self, trips: list[float]) -> None:

@@ -35,11 +35,11 @@ class Synapses(NamedTuple):
     """One convolution, as its inputs see it.
 
     Attributes:
-      name: of the layer.
-      source: the population whose spikes drive it; None for an input that is not spikes.
-      fan_out: float [h, w], synapses that leave a neuron at a place.
-      channels: of the input, so that a dense pass costs `channels * fan_out.sum()` MACs.
-      every_step: whether it runs at every time step (False: once a sample).
+        name: The layer's name.
+        source: The population whose spikes drive it; None if its input is not spikes.
+        fan_out: Float [h, w], synapses that leave a neuron at a place.
+        channels: Of the input, so that a dense pass costs `channels * fan_out.sum()` MACs.
+        every_step: Whether it runs at every time step (False: once a sample).
     """
 
     name: str
@@ -58,12 +58,12 @@ class Cost(NamedTuple):
     """What one sample costs; means over samples.
 
     Attributes:
-      synops: synaptic operations by layer.
-      macs: multiply-accumulates by layer.
-      additions: of currents (fusion and injection), over all steps.
-      updates: of neurons, over all steps: an addition each, and a multiplication where there is a leak.
-      compute_uj: energy of arithmetic, in microjoules.
-      memory_uj: energy of memory traffic, in microjoules.
+        synops: Synaptic operations by layer.
+        macs: Multiply-accumulates by layer.
+        additions: Of currents (fusion and injection), over all steps.
+        updates: Of neurons, over all steps: an addition each, and a multiplication where there is a leak.
+        compute_uj: Energy of arithmetic, in microjoules.
+        memory_uj: Energy of memory traffic, in microjoules.
     """
 
     synops: dict[str, float]
@@ -90,8 +90,8 @@ def synapses(net: MPIS, image_shape: tuple[int, int, int]) -> list[Synapses]:
     """Every convolution of a network, and its classifier.
 
     Args:
-      net: the network.
-      image_shape: height, width, channels.
+        net: The network.
+        image_shape: Height, width, channels.
     """
     k, layers, depth = net.kernel_size, net.layers, len(net.layers)
     width = layers[net.fusion_layer - 1]
@@ -142,8 +142,8 @@ def additions_per_step(net: MPIS, shapes: dict[str, tuple[int, ...]]) -> float:
     """Additions of whole currents in one step of one sample: fusion, and the injection into stream 1.
 
     Args:
-      net: the network.
-      shapes: of every population, without the batch axis.
+        net: The network.
+        shapes: Of every population, without the batch axis.
     """
     fused = [shapes[f"{stream_name(i + 1)}/layer{net.fusion_layer}"] for i in range(net.num_streams)]
     return sum(float(np.prod(s)) * (net.num_streams - 1) for s in fused) + float(
@@ -155,11 +155,11 @@ def synops(links: list[Synapses], spike_counts: dict[str, jax.Array]) -> dict[st
     """Synaptic operations by layer and sample.
 
     Args:
-      links: what `synapses` gave.
-      spike_counts: of every population, [batch, h, w, channels], summed over time.
+        links: What `synapses` gave.
+        spike_counts: Of every population, [batch, h, w, channels], summed over time.
 
     Returns:
-      float [batch] by layer that spikes drive.
+        float [batch] by layer that spikes drive.
     """
     return {
         link.name: jnp.einsum(
@@ -182,12 +182,12 @@ def cost(
     """Adds it all up for one sample.
 
     Args:
-      links: what `synapses` gave.
-      synops: by layer, of a sample over all steps.
-      num_steps: time steps.
-      neurons: spiking neurons.
-      additions: what `additions_per_step` gave.
-      leak: of the neurons; a leak below 1 costs a multiplication an update.
+        links: What `synapses` gave.
+        synops: By layer, of a sample over all steps.
+        num_steps: Time steps.
+        neurons: Spiking neurons.
+        additions: What `additions_per_step` gave.
+        leak: Of the neurons; a leak below 1 costs a multiplication an update.
     """
     macs = {s.name: s.macs * (num_steps if s.every_step else 1) for s in links if s.source is None}
     updates, added = neurons * num_steps, additions * num_steps
@@ -203,8 +203,8 @@ def dense_cost(links: list[Synapses], evaluations: float) -> Cost:
     """The same network solved as rates, every convolution dense: `evaluations` of f, stem and head once.
 
     Args:
-      links: what `synapses` gave.
-      evaluations: of the equivalent map.
+        links: What `synapses` gave.
+        evaluations: Of the equivalent map.
     """
     once = {"inject"} | {s.name for s in links if s.name.startswith(("stem/", "head/"))}
     macs = {s.name: s.macs * (1 if s.name in once else evaluations) for s in links}

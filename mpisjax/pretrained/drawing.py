@@ -37,7 +37,7 @@ class Drawing:
     """Image, raster, classifier and settling rates in one figure, up to any time step.
 
     Args:
-        image: uint8 [H, W, C], as the network sees it.
+        image: Uint8 [H, W, C], as the network sees it.
         trace: What happened.
         inputs: The classes' names.
         title: Above it all.
