@@ -71,8 +71,8 @@ def main(given: argparse.Namespace) -> None:
         f"by the equivalent path: {inputs.classes[other]}, confidence {100 * float(found.equivalent.max()):.1f}%"
     )
     console.print(
-        f"spikes: {found.num_spikes:,} of {found.num_neurons:,} neurons in {steps} time steps, "
-        f"{found.num_spikes / found.num_neurons / steps:.3f} a neuron and step"
+        f"spikes: {found.num_spikes:,} by {found.num_neurons:,} neurons in {steps} time steps, "
+        f"{found.num_spikes / found.num_neurons / steps:.3f} per neuron and step"
     )
     title = f"{inputs.classes[best]}, {100 * sure:.1f}%: {found.num_spikes:,} spikes in {steps} steps ({given.pretrained})"
     drawing = Drawing(image, found, inputs, title)

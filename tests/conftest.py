@@ -10,11 +10,14 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # what is marked `optimized` once more with XLA_FLAGS empty, as users' programs are compiled.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 
+ROOT = Path(__file__).parents[1]
 HERE = ("127.", "::1", "localhost", "0.0.0.0")
 
 
@@ -42,6 +45,20 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "unoptimized: compiled quickly, since compiling is most of what it costs"
     )
     config.addinivalue_line("filterwarnings", r"error::DeprecationWarning:mpisjax(\..*)?")
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Runs Python in a process of its own, as a user would type it: `python(*arguments, cwd=ROOT, **environment)`."""
+
+    def run(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
+        inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        return subprocess.run(
+            command, cwd=cwd, env={**inherited, **environment}, capture_output=True, text=True, check=False
+        )
+
+    return run
 
 
 @pytest.fixture

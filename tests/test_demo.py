@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -67,7 +65,7 @@ def test_a_digit_is_classified_and_drawn(digits, demo, monkeypatch, capsys, tmp_
     )
     found = trace(trained, test.images[5], 6)
     assert f"class: {test.labels[5]}, confidence {100 * found.scores[-1].max():.1f}%" in said
-    assert f"spikes: {found.num_spikes:,} of 2,560 neurons in 6 time steps" in said
+    assert f"spikes: {found.num_spikes:,} by 2,560 neurons in 6 time steps" in said
     assert "step 6 of 6" in said and "stream2/layer2" in said  # the terminal's last frame
     with Image.open(tmp_path / "out.png") as picture:
         picture.load()
@@ -219,9 +217,8 @@ def test_what_is_no_image_is_told(digits, tmp_path):
         read_image(whole, mpisjax.load_pretrained("saccade_digits").inputs)
 
 
-def test_the_program_says_one_sentence_and_writes_nothing(tmp_path):
-    command = [sys.executable, ROOT / "demo.py", "absent.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_the_program_says_one_sentence_and_writes_nothing(python, tmp_path):
+    done = python(ROOT / "demo.py", "absent.png", cwd=tmp_path)
     assert (
         done.returncode == 1
         and done.stderr == "error: there is no image absent.png; name a PNG or JPEG file\n"

@@ -79,24 +79,33 @@ def firing_rates(rates: dict[str, float]) -> Figure:
     bars = axis.barh(names, values, color=TRAIN, height=0.6)
     axis.bar_label(bars, [f"{v:.3f}" for v in values], padding=3, fontsize=8)
     axis.set_xlim(0, max([*values, 1e-6]) * 1.18)
-    tidy(axis, "", "spikes a neuron and time step", "")
+    tidy(axis, "", "spikes per neuron and time step", "")
     axis.grid(visible=False, axis="y")
     return figure
 
 
-def raster(spikes: dict[str, np.ndarray]) -> Figure:
-    """One panel a population, a tick a spike: of the neurons that fire, a sample from busiest to quietest.
+def some_neurons(fired: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most `count` neurons that fire, evenly from the quietest to the busiest.
 
     The busiest alone would all be saturated, and a random choice mostly silent.
+
+    Args:
+        fired: bool [time, neurons].
+        count: The most neurons.
     """
+    spikes = fired.sum(0)
+    order = np.argsort(spikes, kind="stable")
+    ranked = order[spikes[order] > 0]
+    places = np.linspace(0, max(len(ranked) - 1, 0), min(count, len(ranked)))
+    return ranked[np.rint(places).astype(int)]
+
+
+def raster(spikes: dict[str, np.ndarray]) -> Figure:
+    """One panel for each population, a tick for each spike, of some of the neurons that fire."""
     figure = new_figure(11.4, 1.1 + 1.25 * len(spikes))
     axes = np.atleast_1d(figure.subplots(len(spikes), 1, sharex=True))
     for axis, (name, fired) in zip(axes, spikes.items(), strict=True):
-        counts = fired.sum(0)
-        order = np.argsort(counts, kind="stable")
-        ranked = order[counts[order] > 0]
-        places = np.linspace(0, max(len(ranked) - 1, 0), min(SHOWN_NEURONS, len(ranked)))
-        chosen = ranked[np.rint(places).astype(int)]
+        chosen = some_neurons(fired, SHOWN_NEURONS)
         steps, neurons = np.nonzero(fired[:, chosen])
         axis.scatter(steps + 1, neurons, marker="|", s=14, linewidths=1.1, color=TRAIN)
         axis.set_ylim(-1, len(chosen))

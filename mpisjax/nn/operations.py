@@ -37,7 +37,7 @@ class Synapses(NamedTuple):
     Attributes:
         name: The layer's name.
         source: The population whose spikes drive it; None if its input is not spikes.
-        fan_out: Float [h, w], synapses that leave a neuron at a place.
+        fan_out: float [h, w], synapses that leave a neuron at a place.
         channels: Of the input, so that a dense pass costs `channels * fan_out.sum()` MACs.
         every_step: Whether it runs at every time step (False: once a sample).
     """

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mpisjax.analysis.figures import COLORS, new_figure, tidy
+from mpisjax.analysis.figures import COLORS, new_figure, some_neurons, tidy
 from mpisjax.pretrained import Inputs
 from mpisjax.pretrained.trace import Trace
 
@@ -24,20 +24,11 @@ SHOWN_CLASSES = 3  # in colour; the others are grey
 QUIET = "#c9c9c9"
 
 
-def chosen_neurons(fired: np.ndarray, count: int = SHOWN_NEURONS) -> np.ndarray:
-    """Some of the neurons that fire, from quietest to busiest: the busiest alone would all be saturated."""
-    counts = fired.sum(0)
-    order = np.argsort(counts, kind="stable")
-    ranked = order[counts[order] > 0]
-    places = np.linspace(0, max(len(ranked) - 1, 0), min(count, len(ranked)))
-    return ranked[np.rint(places).astype(int)]
-
-
 class Drawing:
     """Image, raster, classifier and settling rates in one figure, up to any time step.
 
     Args:
-        image: Uint8 [H, W, C], as the network sees it.
+        image: uint8 [H, W, C], as the network sees it.
         trace: What happened.
         inputs: The classes' names.
         title: Above it all.
@@ -99,7 +90,7 @@ class Drawing:
     def _draw_raster(self, axis: Any) -> None:
         self._ticks, self._fired, base, labels = [], [], 0, []
         for color, (name, fired) in zip(COLORS * 9, self.trace.spikes.items(), strict=False):
-            chosen = chosen_neurons(fired)
+            chosen = some_neurons(fired, SHOWN_NEURONS)
             steps, rows = np.nonzero(fired[:, chosen])
             self._fired.append((steps, rows + base))
             self._ticks.append(axis.scatter([], [], marker="|", s=16, linewidths=1.3, color=color))
@@ -136,7 +127,7 @@ class Drawing:
         top = max(float(series.max()) for series in self.trace.rates.values())
         axis.set_xlim(1, max(self.steps, 2))
         axis.set_ylim(0, 1.15 * top or 1)
-        tidy(axis, "mean firing rates", "time step", "spikes a neuron and step")
+        tidy(axis, "mean firing rates", "time step", "spikes per neuron and step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     def _ranking(self) -> list[int]:
@@ -184,7 +175,7 @@ def frame(trace: Trace, inputs: Inputs, step: int, width: int = 30) -> Group:
     rows = Table(box=None, show_header=False, padding=(0, 1))
     first = max(step - 60, 0)
     for name, fired in trace.spikes.items():
-        for row, neuron in enumerate(chosen_neurons(fired, 4)[::-1]):
+        for row, neuron in enumerate(some_neurons(fired, 4)[::-1]):
             marks = "".join("|" if s else "·" for s in fired[first:step, neuron])
             rate = f"rate {trace.rates[name][step - 1]:.3f}" if row == 0 else ""
             rows.add_row(name if row == 0 else "", rate, Text(marks))

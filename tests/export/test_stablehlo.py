@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -41,17 +39,10 @@ PROGRAM = """
 """
 
 
-def python(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, *map(str, arguments)]
-    environment["JAX_PLATFORMS"] = "cpu"
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(
     ("name", "num_steps"), [("digits", 5), pytest.param("saccade_digits", None, marks=pytest.mark.slow)]
 )
-def test_it_runs_without_this_package(monkeypatch, capsys, tmp_path, name, num_steps):
+def test_it_runs_without_this_package(python, monkeypatch, capsys, tmp_path, name, num_steps):
     trained = mpisjax.load_pretrained(name)
     images = np.asarray(data.load(trained.config.data).validation.images[:20])
     steps = [] if num_steps is None else ["--steps", str(num_steps)]
@@ -63,7 +54,7 @@ def test_it_runs_without_this_package(monkeypatch, capsys, tmp_path, name, num_s
     assert "for cpu, cuda, tpu, batch size any" in capsys.readouterr().out
     np.save(tmp_path / "images.npy", images)
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM.format(root=str(ROOT))))
-    done = python("-P", "program.py", cwd=tmp_path)
+    done = python("-P", "program.py", cwd=tmp_path, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
     out = np.load(tmp_path / "out.npz")
     neuron = configuration.neuron_of(trained.config)

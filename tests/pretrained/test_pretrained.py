@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -98,11 +95,8 @@ print(np.mean(np.argmax(logits, -1) == test.labels[:100]))
 """
 
 
-def test_networks_are_loaded_and_used_in_double_precision_programs():
-    environment = {**os.environ, "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", X64], env=environment, capture_output=True, text=True, check=False
-    )
+def test_networks_are_loaded_and_used_in_double_precision_programs(python):
+    done = python("-c", X64, JAX_ENABLE_X64="1")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) >= 0.94
 
@@ -232,14 +226,8 @@ def test_a_run_becomes_a_network(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_makes_a_network_and_evaluate_py_measures_it(tmp_path):
+def test_the_command_makes_a_network_and_evaluate_py_measures_it(python, tmp_path):
     """From `train.py` to `evaluate.py`, as a user would type it."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-
-    def python(*arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
     overrides = ["--config.model.stem=(4,)", "--config.model.layers=(4,)", "--config.model.num_streams=1",
                  "--config.model.fusion_layer=1", "--config.model.stride_layer=0", "--config.forward.num_steps=2",
                  "--config.train.epochs=1"]  # fmt: skip
