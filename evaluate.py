@@ -46,7 +46,7 @@ def config_of_run(arguments: cli.Arguments):
 
         return mpisjax.load_pretrained(PRETRAINED.value).config
     from mpisjax.training.run import config_of
-    from mpisjax.training.storage import path_of
+    from mpisjax.training.run_folder import path_of
 
     return config_of(path_of(WORKDIR.value))
 
@@ -68,9 +68,9 @@ def _evaluate(config, first: bool) -> None:
     from rich.console import Console
 
     from mpisjax.training import report
-    from mpisjax.training.durable import write_atomically
+    from mpisjax.training.atomic import write_atomically
     from mpisjax.training.run import evaluate_at, restore_best
-    from mpisjax.training.storage import path_of
+    from mpisjax.training.run_folder import path_of
 
     counts = [_steps(item) for item in STEPS.value]
     if JSON.value is not None and not Path(JSON.value).parent.is_dir():

@@ -45,6 +45,13 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/<config.
 PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into the folder of the run")
 
 
+def draw(folder: Path, name: str) -> None:
+    """Draws the curves of a run that is complete."""
+    from mpisjax.analysis.curves import draw_curves  # imports matplotlib, which takes a while
+
+    draw_curves(folder, name)
+
+
 def main(config) -> None:
     """Trains as the config says."""
     from mpisjax.cpu import cores
@@ -58,7 +65,8 @@ def main(config) -> None:
 
         from mpisjax.training.run import run
 
-        run(config, WORKDIR.value or f"runs/{config.name}", stopper, profile=PROFILE.value)
+        workdir = WORKDIR.value or f"runs/{config.name}"
+        run(config, workdir, stopper, on_end=lambda folder: draw(folder, config.name), profile=PROFILE.value)
 
 
 if __name__ == "__main__":

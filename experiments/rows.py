@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from mpisjax.training.durable import write_atomically
+from mpisjax.training.atomic import write_atomically
 from mpisjax.training.preemption import Preempted, Stopper
 
 _log = logging.getLogger("experiments")

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mpisjax.analysis.convergence import Curves
+from mpisjax.analysis.curves import GRID, TEST, TRAIN, VALIDATION
 from mpisjax.analysis.measure import Measurement
-from mpisjax.training.plots import GRID, TEST, TRAIN, VALIDATION
 
 COLORS = (TRAIN, VALIDATION, "#3d8b5f", "#b07d1a", "#7a5aa6", TEST)
 SHOWN_NEURONS = 40

@@ -19,6 +19,7 @@ import numpy as np
 from mpisjax import configuration
 from mpisjax.analysis import figures
 from mpisjax.analysis.convergence import Curves, convergence
+from mpisjax.analysis.curves import save_curves
 from mpisjax.analysis.measure import Measurement, first_examples, measure
 from mpisjax.analysis.raster import raster
 from mpisjax.data import Split
@@ -28,8 +29,7 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training.durable import write_atomically
-from mpisjax.training.plots import save_curves
+from mpisjax.training.atomic import write_atomically
 from mpisjax.training.step import prepare_images
 
 STEPS = (1, 2, 5, 10, 20, 30)

@@ -90,7 +90,7 @@ def _write_nir(trained: Any, given: argparse.Namespace, out: Path) -> str:
 
 def _write_stablehlo(trained: Any, given: argparse.Namespace, out: Path) -> str:
     from mpisjax.export.stablehlo import PLATFORMS, to_stablehlo
-    from mpisjax.training.durable import write_atomically
+    from mpisjax.training.atomic import write_atomically
 
     write_atomically(out, bytes(to_stablehlo(trained, given.steps, batch_size=given.batch_size)))
     batch = given.batch_size or "any"

@@ -16,8 +16,8 @@ from mpisjax.data import DataSet, load
 from mpisjax.data.recordings import CIFAR10_CLASSES
 from mpisjax.errors import UserError
 from mpisjax.pretrained import Inputs, Pretrained, from_variables
-from mpisjax.training import record, start, upkeep
-from mpisjax.training.durable import write_atomically
+from mpisjax.training import checkpoints, record, start
+from mpisjax.training.atomic import write_atomically
 
 MAX_BYTES = 2_000_000  # of a weights file
 DIGITS = tuple("0123456789")
@@ -67,7 +67,7 @@ def from_run(workdir: str | Path, config: ml_collections.ConfigDict | None = Non
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     variables, step = start.best_variables(workdir, dataset, place)
     inputs = inputs_of(dataset)
-    newest: Any = upkeep.newest(workdir / record.FOLDER, set_aside=False)
+    newest: Any = checkpoints.newest(workdir / checkpoints.FOLDER)
     progress = record.progress_of(newest)  # the newest checkpoint knows how the run ended
     source = dataset.source.replace(config.data.dir, "DIR") if config.data.dir else dataset.source
     card = {

@@ -1,120 +1,185 @@
-"""Checkpoints that are either whole or not there, and never trusted without a look.
+"""The checkpoints of a run: orbax's `CheckpointManager`, with a record and a digest beside each state.
 
-A checkpoint is a folder `step_00000123`: the training state as orbax writes it (`state/`, see `arrays`), and
-`checkpoint.json`, the record: the step, the run's config, whatever the loop wants back, and the SHA-256 of
-every file beside it. The folder is written under a temporary name, synced, and renamed, so that a run killed
-at any moment leaves the earlier ones as they were. (In a bucket, where nothing is renamed, it is written under its own
-name, and counts as there once its record is, which comes last.) The record carries its own digest and is replaced in one
-rename, too: validation results join a checkpoint that is already on disk. On restoring, every file is hashed
-again; a checkpoint that fails is named, set aside, and the one before it is used (`mpisjax.training.upkeep`). Arrays and JSON are all
-that is ever read: nothing in a checkpoint can execute.
+Orbax writes a checkpoint whole or not at all, removes old ones and what a killed run left half written, and knows buckets.
+This file adds three things.
+
+* `checkpoint.json`, the record: the step, what the loop wants back, and the SHA-256 of every file of the state. It is
+  written before orbax gives the checkpoint its name. It can be replaced in one rename, so that validation results join a
+  checkpoint that is on disk already.
+* Verification: before a state is read, its files are hashed and compared with the record. Arrays and JSON are all that is
+  read; nothing in a checkpoint can execute.
+* A state in one piece, where one process holds all of it (`mpisjax.training.packing`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpisjax.errors import UserError
-from mpisjax.training import arrays
-from mpisjax.training.durable import digests, sync, sync_tree, write_atomically
-from mpisjax.training.processes import first_does
-from mpisjax.training.storage import is_bucket, unreachable
+import orbax.checkpoint as ocp
 
+from mpisjax.errors import UserError
+from mpisjax.training import packing, processes
+from mpisjax.training.atomic import write_atomically
+from mpisjax.training.processes import first_does
+from mpisjax.training.run_folder import is_bucket, unreachable
+
+FOLDER = "checkpoints"  # in a run's folder
 FORMAT = 2  # 1 had no "one_piece": its arrays are written one by one
 RECORD_NAME = "checkpoint.json"
 STATE_NAME = "state"
+COMMIT_NAME = "commit_success.txt"  # in a bucket orbax counts a checkpoint from this file on
 STEP_NAME = re.compile(r"step_(\d{8,})")
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    """One checkpoint on disk.
+    """One checkpoint.
 
     Attributes:
         path: Its folder.
         step: Training steps taken when it was written.
-        layout: Shape and dtype of each array by its place in the tree.
+        layout: Dtype and shape of each array by its place in the tree, in the tree's order.
         content: What the writer stored beside the arrays (JSON).
-        one_piece: How the arrays were written (`mpisjax.training.arrays`).
+        one_piece: Whether the arrays of a dtype are written as one.
+        key_impls: The implementation (`jax.random.key_impl`) of each random key by its place.
     """
 
     path: Path
     step: int
-    layout: arrays.Layout
+    layout: dict[str, str]
     content: dict[str, Any]
     one_piece: bool = False
+    key_impls: Mapping[str, str] = {}
 
 
 class DamagedError(Exception):
-    """A checkpoint whose files are not what its writer wrote; the text says which and how."""
+    """A checkpoint's files are not what its writer wrote; the text names one of them."""
 
 
-def save(directory: Path, step: int, state: Any, content: dict[str, Any]) -> Checkpoint:
-    """Writes a checkpoint; afterwards it is whole under its name, or the folder is as it was.
+class _StateHandler(ocp.PyTreeCheckpointHandler):
+    """Writes a state, and the record when all files of the state are there."""
+
+    record: Checkpoint
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        _write_record(self.record._replace(path=directory.parent), _digests(directory, sync=True))
+
+
+class CheckpointWriter(contextlib.AbstractContextManager):
+    """Writes the checkpoints of one run; every process of the run makes one and calls it at the same points.
 
     Args:
-        directory: Where the checkpoints of a run lie; made where it is missing.
-        step: Training steps taken so far; names the checkpoint.
-        state: Any pytree of arrays; of several processes, each writes what its devices hold.
-        content: Anything JSON can hold, given back on reading.
-
-    Returns:
-        The checkpoint.
+        directory: Where the checkpoints lie; made where it is missing. What a killed run left half written is removed.
+        keep: How many of the latest checkpoints stay on disk.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written; earlier checkpoints stand.
+        UserError: The folder cannot be written.
     """
-    final = directory / f"step_{step:08d}"
-    draft = final if is_bucket(directory) else directory / f".draft_{step:08d}"
-    made = Checkpoint(final, step, arrays.layout_of(state), content, arrays.in_one_piece(directory, state))
 
-    def begin() -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        if is_bucket(directory):
-            remove(final)
-            return
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory = _absolute(directory)
+        self._keep = keep
+        # Compressed weights are a few percent smaller, and leave more memory behind.
+        self._handler = _StateHandler(use_compression=False)
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        registry.add(STATE_NAME, ocp.args.PyTreeSave, self._handler)
+        options = ocp.CheckpointManagerOptions(
+            step_prefix="step",
+            step_format_fixed_length=8,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            single_host_load_and_broadcast=True,
+            save_root_metadata=False,
+            lightweight_initialize=True,  # else each checkpoint of an earlier version is warned of
+        )
+        try:
+            first_does(self._commit)
+            self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
+        except Exception as error:
+            raise _storage_error(error, self.directory, 0) from error
 
-    def finish() -> None:
-        _write_record(made._replace(path=draft), digests(draft, but=RECORD_NAME))
-        if is_bucket(directory):
-            return
-        sync_tree(draft)
-        if final.exists():  # the same step over again: what stands there is not what this run continues from
-            remove(final)
-        os.replace(draft, final)
-        sync(directory)
+    def _commit(self) -> None:
+        """In a bucket, gives orbax's mark to checkpoints that have their record: a run was killed between the two."""
+        for step in steps(self.directory) if is_bucket(self.directory) else ():
+            mark = _path(self.directory, step) / COMMIT_NAME
+            if not mark.exists():
+                mark.write_text("")
 
-    try:
-        first_does(begin)
-        arrays.write(draft / STATE_NAME, state)
-        first_does(finish)
-    except Exception as error:
-        if not is_bucket(directory):
-            shutil.rmtree(draft, ignore_errors=True)
-        raise _storage_error(error, directory, step) from error
-    return made
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends orbax's threads."""
+        self._manager.close()
+
+    def save(self, step: int, state: Any, content: dict[str, Any], best: int = 0) -> Checkpoint:
+        """Writes a checkpoint; afterwards it is whole under its name, or the folder is as it was.
+
+        Args:
+            step: Training steps taken so far; names the checkpoint.
+            state: Any pytree of arrays. Of several processes each writes what its devices hold.
+            content: Anything that JSON can hold.
+            best: The step of a checkpoint to keep beside the latest ones.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            UserError: The disk is full or the folder cannot be written. Earlier checkpoints stand.
+        """
+        impls, arrays = packing.without_keys(state)
+        one_piece = packing.is_whole(arrays) and processes.count() == 1
+        layout, path = packing.layout_of(arrays), _path(self.directory, step)
+        made = Checkpoint(path, step, layout, content, one_piece, impls)
+        self._handler.record = made
+        try:
+            if step in self._manager.all_steps():  # what stands there is not what this run continues from
+                self._manager.delete(step)
+            saved = ocp.args.PyTreeSave(packing.pack(arrays) if one_piece else arrays)
+            self._manager.save(step, args=ocp.args.Composite(**{STATE_NAME: saved}), force=True)
+            for old in [other for other in self._manager.all_steps()[: -self._keep] if other != best]:
+                self._manager.delete(old)
+        except Exception as error:
+            self._drop_drafts()
+            raise _storage_error(error, self.directory, step) from error
+        return made
+
+    def newest(self) -> Checkpoint | None:
+        """The newest sound checkpoint, as the function `newest`; damaged ones after it are removed."""
+        found = newest(self.directory)
+        for step in self._manager.all_steps():
+            if found is not None and step > found.step:
+                self._manager.delete(step)
+        return found
+
+    def _drop_drafts(self) -> None:
+        if processes.is_first() and not is_bucket(self.directory):
+            for draft in self.directory.glob("step_*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
-    """Replaces the JSON part of a checkpoint on disk in one rename; the arrays stay.
+    """Replaces the content of a checkpoint on disk in one rename; the arrays stay.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written; the earlier record stands.
+        UserError: The disk is full or the folder cannot be written. The earlier record stands.
     """
 
     def replace() -> None:
         try:
             files = json.loads((checkpoint.path / RECORD_NAME).read_text())["files"]
             _write_record(checkpoint._replace(content=content), files)
-            sync(checkpoint.path)
         except OSError as error:
             raise _storage_error(error, checkpoint.path.parent, checkpoint.step, there=True) from error
 
@@ -124,45 +189,67 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
 
 def steps(directory: Path) -> list[int]:
     """The steps of the checkpoints in a folder, earliest first, sound or not."""
-    if is_bucket(directory):
-        folders = directory.iterdir() if directory.exists() else iter(())
-        matches = [(STEP_NAME.fullmatch(path.name), path) for path in folders]
-        return sorted(int(match[1]) for match, path in matches if match and (path / RECORD_NAME).exists())
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    return sorted(int(match[1]) for name in names if (match := STEP_NAME.fullmatch(name)))
+    paths = directory.iterdir() if directory.exists() else ()
+    found = [(STEP_NAME.fullmatch(path.name), path) for path in paths]
+    whole = [match for match, path in found if not is_bucket(path) or (path / RECORD_NAME).exists()]
+    return sorted(int(match[1]) for match in whole if match)
 
 
-def read(directory: Path, step: int) -> Checkpoint:
-    """Reads the record of a checkpoint and verifies every file against it.
+def newest(directory: Path) -> Checkpoint | None:
+    """The newest sound checkpoint; a warning names each newer one that is damaged.
+
+    Returns:
+        The checkpoint, or None where there is none, sound or damaged.
 
     Raises:
-        DamagedError: A file is missing, cut short or altered.
+        UserError: There are checkpoints, and all are damaged.
     """
-    path = directory / f"step_{step:08d}"
+
+    def find() -> int | None:
+        present = steps(directory)
+        for step in reversed(present):
+            try:
+                return read(directory, step).step
+            except DamagedError as error:
+                _log.warning("checkpoint of step %d is damaged and is passed over: %s", step, error)
+        if present:
+            raise UserError(
+                f"all checkpoints in {directory} are damaged; delete the folder to start the run again"
+            )
+        return None
+
+    step = first_does(find)
+    return None if step is None else read(directory, step, verify=False)
+
+
+def read(directory: Path, step: int, *, verify: bool = True) -> Checkpoint:
+    """Reads the record of a checkpoint and, unless `verify` is False, compares every file of the state with it.
+
+    Raises:
+        DamagedError: A file is missing, cut short, altered or added.
+        UserError: A newer version of mpisjax wrote it.
+    """
+    path = _path(directory, step)
     try:
         record = json.loads((path / RECORD_NAME).read_bytes())
         if record["digest"] != _digest_of_record(record) or record["step"] != step:
             raise DamagedError(f"{path / RECORD_NAME} does not match its own digest")
-        if record["format"] not in (1, FORMAT):
-            raise UserError(
-                f"{path} has checkpoint format {record['format']}, not {FORMAT}; use the version that wrote it"
-            )
-        found = digests(path, but=RECORD_NAME)
+        version, files = record["format"], record["files"]
+        found = Checkpoint(path, **{key: record[key] for key in record if key in Checkpoint._fields})
     except FileNotFoundError as error:
-        raise DamagedError(f"{error.filename} is missing") from error
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        raise DamagedError(f"{path / RECORD_NAME} is missing") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"{path / RECORD_NAME} is not a checkpoint record") from error
-    for name in sorted(record["files"].keys() | found.keys()):
-        if name not in found:
-            raise DamagedError(f"{path / name} is missing")
-        if record["files"].get(name) != found[name]:
-            raise DamagedError(f"{path / name} has been cut short or altered")
-    return Checkpoint(path, step, record["layout"], record["content"], record.get("one_piece", False))
+    if version not in (1, FORMAT):
+        raise UserError(
+            f"{path} has checkpoint format {version}, not {FORMAT}; use the version that wrote it"
+        )
+    digests = _digests(path / STATE_NAME) if verify else files
+    for name in sorted(files.keys() | digests.keys()):
+        if not name.endswith(COMMIT_NAME) and files.get(name) != digests.get(name):
+            wrong = "has been cut short or altered" if name in digests else "is missing"
+            raise DamagedError(f"{path / name} {wrong}")
+    return found
 
 
 def restore(checkpoint: Checkpoint, template: Any) -> Any:
@@ -171,34 +258,51 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     Args:
         checkpoint: What to restore.
         template: A pytree of arrays (or of shapes with shardings) of the structure that was saved. The arrays
-            that come back lie where the template's lie, however many devices wrote them.
+            that come back lie where the template's lie, however many devices wrote them. A random key comes back
+            with the implementation that it was saved with, whatever the template's.
 
     Raises:
         UserError: The state in the checkpoint has another structure or other shapes.
     """
-    ours = arrays.layout_of(template)
-    for place in sorted(checkpoint.layout.keys() | ours.keys()):
-        theirs, wanted = checkpoint.layout.get(place, "absent"), ours.get(place, "absent")
-        if theirs != wanted:
-            raise UserError(
-                f"{checkpoint.path} does not fit the training state of this config: state{place} is {theirs} there "
-                f"and {wanted} here; use the config and the version of mpisjax that wrote it"
-            )
-    return arrays.read(checkpoint.path / STATE_NAME, template, one_piece=checkpoint.one_piece)
+    shapes, misfit = packing.saved_shapes(checkpoint.layout, template)
+    if misfit is not None:
+        raise UserError(
+            f"{checkpoint.path} does not fit the training state of this config: state{misfit}; use the config and the "
+            "version of mpisjax that wrote it"
+        )
+    path = _absolute(checkpoint.path / STATE_NAME)
+    with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
+        if checkpoint.one_piece:
+            arrays = packing.unpack(checkpointer.restore(path), shapes)
+        else:
+            how = ocp.checkpoint_utils.construct_restore_args(shapes)
+            arrays = checkpointer.restore(path, shapes, restore_args=how)
+    return packing.with_keys(arrays, template, checkpoint.key_impls)
 
 
-def remove(path: Path) -> None:
-    """Removes a checkpoint so that a run killed half-way leaves no half of it under its name."""
-    if is_bucket(path):
-        if (path / RECORD_NAME).exists():
-            (path / RECORD_NAME).unlink()
-        if path.exists():
-            path.rmtree()  # type: ignore[attr-defined]
-        return
-    doomed = path.with_name(f".doomed_{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+def _path(directory: Path, step: int) -> Path:
+    return directory / f"step_{step:08d}"
+
+
+def _absolute(path: Path) -> Path:
+    """Orbax takes no other path; an address in a bucket is one."""
+    return path if is_bucket(path) else path.absolute()
+
+
+def _digests(state: Any, sync: bool = False) -> dict[str, str]:
+    """The SHA-256 of every file in a state's folder, by its place in the checkpoint; `sync` forces them to the disk."""
+    found, waiting = {}, [state] if state.exists() else []
+    while waiting:
+        for path in waiting.pop().iterdir():
+            if path.is_dir():
+                waiting.append(path)
+                continue
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                if sync and not is_bucket(path):
+                    os.fsync(stream.fileno())
+            found[f"{STATE_NAME}{os.fspath(path).removeprefix(os.fspath(state))}"] = digest
+    return dict(sorted(found.items()))
 
 
 def _write_record(checkpoint: Checkpoint, files: dict[str, str]) -> None:
@@ -217,14 +321,13 @@ def _storage_error(error: Exception, directory: Path, step: int, there: bool = F
     """The sentence for a failed write, or the error itself where it is not the disk's."""
     if is_bucket(directory) and not isinstance(error, UserError):
         return unreachable(directory, error)
-    number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     what = f"the record of the checkpoint of step {step}" if there else f"the checkpoint of step {step}"
     standing = [other for other in steps(directory) if there or other != step]
     stands = f"the one of step {standing[-1]} stands" if standing else "none stood before it"
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-        sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "File too large")
-    ):
+    number = error.errno if isinstance(error, OSError) else None
+    signs = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "File too large")
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(sign in text for sign in signs):
         return UserError(
             f"the disk of {directory} is full, so {what} was not written ({stands}); free some "
             "space and run the same command to go on"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mpisjax.errors import UserError
 from mpisjax.training.processes import first_does
-from mpisjax.training.storage import is_bucket, path_of, unreachable
+from mpisjax.training.run_folder import is_bucket, path_of, unreachable
 
 LOCK_NAME = ".lock"
 

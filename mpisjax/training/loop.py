@@ -1,14 +1,14 @@
-"""The training loop: steps, validation once an epoch, checkpoints, and the right answer to whatever
-interrupts it.
+"""The training loop: steps, validation once an epoch, checkpoints, and the right answer to whatever interrupts it.
 
-The loop knows nothing of the model. It holds that the state together with the step number is the whole of a
-run: batches come from (seed, step), so a run restored at step s goes on exactly as it would have gone on. What
-a row of metrics needs beyond that (the steps since the last row) is kept in the checkpoint, too.
+The loop knows nothing of the model. The state together with the step number is the whole of a run: batches come from
+(seed, step), so a run restored at step s goes on exactly as it would have gone on. What a row of metrics needs beyond
+that, the steps since the last row, is kept in the checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, plots, processes, profiling, record, storage, upkeep
-from mpisjax.training.durable import write_atomically
+from mpisjax.training import checkpoints, processes, profiling, record, run_folder
+from mpisjax.training.atomic import write_atomically
+from mpisjax.training.checkpoints import FOLDER
 from mpisjax.training.health import DivergenceError, Health
 from mpisjax.training.lock import hold
-from mpisjax.training.metrics import FILE_NAME, MetricsLog, average, read_rows
+from mpisjax.training.metrics import SharedLog, average
 from mpisjax.training.pipeline import Feed, Pipeline, TrainStep
 from mpisjax.training.preemption import Preempted, Stopper, watch
 from mpisjax.training.processes import first_does
 from mpisjax.training.profiling import Meter, Tracer, Work
 from mpisjax.training.progress import Display, display
+from mpisjax.training.record import Origin, Progress
+from mpisjax.training.saving import Saver
 
-CURVES_NAME = "curves.png"
 RESULTS_NAME = "results.json"
 ADVICE = (
     "lower config.train.learning_rate, set config.train.jacobian_penalty, or damp the rate solver "
@@ -46,6 +48,30 @@ class Score(Protocol):
 
 
 EvalFn = Callable[[Any], Score]
+OnEpoch = Callable[[Any, Mapping[str, Any]], bool | None]
+
+
+class LoopSettings(NamedTuple):
+    """The numbers that the loop needs.
+
+    Attributes:
+        epochs: Epochs to train.
+        batch_size: Examples in a batch; for the rate in images a second.
+        log_every: Steps from one row of metrics to the next, counted anew in every epoch.
+        checkpoint_every: Steps from one save to the next within an epoch; 0: only the ends of epochs are saved.
+        checkpoint_seconds: An epoch's end is saved when so much time has passed since the last save (see
+            `saving.saving_interval`), when its state is the best so far, and when it is the last.
+        keep_checkpoints: How many of the latest checkpoints stay on disk, beside the best one.
+        max_skipped: Steps in a row that are not finite after which the run stops.
+    """
+
+    epochs: int
+    batch_size: int
+    log_every: int = 50
+    checkpoint_every: int = 0
+    checkpoint_seconds: float = 20.0
+    keep_checkpoints: int = 2
+    max_skipped: int = 20
 
 
 class FitResult(NamedTuple):
@@ -69,23 +95,8 @@ class FitResult(NamedTuple):
     stopped: bool
 
 
-LONGEST_INTERVAL = 600.0  # seconds, unless more is asked for
-
-
-def saving_interval(least: float, elapsed: float) -> float:
-    """Seconds from one save to the next: `least` at first, later a twentieth of the run so far.
-
-    It grows to 30 times `least` and to ten minutes at most; a longer `least` is taken as it is, and 0 stays 0.
-
-    A save stops training for half a second and leaves a few kilobytes that are never freed (docs/robustness.md): every 20 s for
-    a week that would be four hours and 150 MB, for little. What a killed run has to repeat stays within a twentieth of
-    what it has done.
-    """
-    return max(least, min(elapsed / 20, 30 * least, LONGEST_INTERVAL))
-
-
 def fit(
-    config: Any,
+    settings: LoopSettings,
     workdir: str | Path,
     *,
     state: Any,
@@ -93,20 +104,19 @@ def fit(
     feed: Feed,
     eval_fn: EvalFn | None = None,
     test_fn: EvalFn | None = None,
-    data_checksum: str = "",
+    origin: Origin | None = None,
     adjoint_tol: float | None = None,
     diagnose: Callable[[Any, int], str] | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_end: Callable[[Path], None] | None = None,
     stopper: Stopper | None = None,
     meter: Meter | None = None,
     profile: bool = False,
 ) -> FitResult:
-    """Trains to the end of `config.train.epochs`, from wherever the run in `workdir` stands.
+    """Trains to the end of the last epoch, from wherever the run in `workdir` stands.
 
     Args:
-        config: The run's config; of it the loop reads `name` and, in `train`, `epochs`, `batch_size`,
-            `log_every` (steps, counted anew in every epoch), `checkpoint_every` (steps; 0: at the end of epochs only),
-            `checkpoint_seconds` (an epoch's end is saved when so much time has passed since the last save, see
-            `saving_interval`, or the state is the best so far, or the last), `keep_checkpoints`, `max_skipped`.
+        settings: The numbers.
         workdir: The run's folder; made where it is missing.
         state: The state at step 0 (a pytree of arrays); where a checkpoint is restored, the template for it.
         train_step: Takes (state, batch), gives (state, metrics); it may be given the state's buffers for
@@ -116,9 +126,13 @@ def fit(
         eval_fn: Measures a state on the validation split.
         test_fn: Measures a state on the test split. It is called once, after the last step, with the best
             state.
-        data_checksum: Identifies the data; a run is not continued on other data.
+        origin: Identifies config and data; a run is not continued with others. None: nothing is compared.
         adjoint_tol: The `adjoint_residual` up to which the adjoint solve counts as converged; None: no limit.
-        diagnose: Takes (state, step) when training has diverged and gives a clause for the message.
+        diagnose: Takes (state, step) when training has diverged, and gives a clause for the message.
+        on_epoch: Takes (state, metrics) after each validation: the measurements, with `epoch` and `step`. True ends the
+            training cleanly: the state is saved, the test split is measured, and the same command trains no further.
+            Every process calls it, and the first one's answer counts.
+        on_end: Takes the folder of `metrics.jsonl` when the run is complete; the first process calls it.
         stopper: Who listens for signals; by default the loop itself does.
         meter: Says how much arithmetic the steps of an interval were.
         profile: Whether to trace a few steps into the folder.
@@ -130,128 +144,198 @@ def fit(
         Preempted: A signal came before the folder was taken.
         UserError: The folder is in use or cannot be written, its checkpoints belong to another config or are
             all damaged, or the disk is full.
-        DivergenceError: `train.max_skipped` steps in a row were not finite; the last good state has been saved.
+        DivergenceError: `max_skipped` steps in a row were not finite; the last good state has been saved.
     """
     with contextlib.ExitStack() as stack:
         stopper = stopper or stack.enter_context(watch())  # first: whoever sees the lock may send a signal
         stack.enter_context(stopper.deferred())
         path = stack.enter_context(hold(workdir))
+        saver = Saver(
+            path / FOLDER,
+            origin or Origin({}, {}, ""),
+            settings.keep_checkpoints,
+            settings.checkpoint_seconds,
+        )
+        stack.enter_context(saver)
+        traces = run_folder.local_of(path) / profiling.FOLDER if profile and processes.is_first() else None
         run = _Run(
-            config,
-            path,
-            state,
-            Pipeline(train_step, feed, state),
-            feed.steps_per_epoch,
-            data_checksum,
-            Health(config.train.max_skipped, adjoint_tol),
-            stopper,
-            meter,
-            Tracer(storage.local_of(path) / profiling.FOLDER if profile and processes.is_first() else None),
+            *(settings, path, saver, Pipeline(train_step, feed, state), feed.steps_per_epoch, stopper),
+            *(Health(settings.max_skipped, adjoint_tol), Tracer(traces), meter, diagnose, on_epoch, on_end),
+            *saver.resume(state),
         )
         stack.callback(run.close)
-        stopped = run.train(eval_fn, diagnose) or run.finish(test_fn)
+        stopped = run.train(eval_fn) or run.finish(test_fn)
         best = run.progress
         return FitResult(
             run.state, run.step, best.best_step or run.step, best.best_accuracy, best.test, stopped
         )
 
 
+@dataclasses.dataclass
 class _Run:
     """A run in hand: its state, how far it has come, and what it writes."""
 
-    def __init__(
-        self,
-        config: Any,
-        workdir: Path,
-        state: Any,
-        pipeline: Pipeline,
-        steps_per_epoch: int,
-        data_checksum: str,
-        health: Health,
-        stopper: Stopper,
-        meter: Meter | None,
-        tracer: Tracer,
-    ) -> None:
-        self._meter, self._tracer = meter, tracer
-        self.state, self.step, self.progress = state, 0, record.Progress()
-        self._config, self._settings, self._workdir = config, config.train, workdir
-        self._directory, self._local = workdir / record.FOLDER, storage.local_of(workdir)
-        self._pipeline, self._stopper = pipeline, stopper
-        self._steps_per_epoch, self._total = steps_per_epoch, config.train.epochs * steps_per_epoch
-        self._data_checksum = data_checksum
-        self._health = health
-        self._saved: checkpoints.Checkpoint | None = None
-        self._saved_at = time.monotonic()
-        self._stepped, self._told = False, False
-        self._resume()
-        self._began = time.monotonic() - self.progress.seconds
-        # Of several processes the first writes; what follows from a full disk there, all must hear of.
-        self._log: MetricsLog | None = None
-        first_does(self._open_log)
+    settings: LoopSettings
+    workdir: Path
+    saver: Saver
+    pipeline: Pipeline
+    steps_per_epoch: int
+    stopper: Stopper
+    health: Health
+    tracer: Tracer
+    meter: Meter | None
+    diagnose: Callable[[Any, int], str] | None
+    on_epoch: OnEpoch | None
+    on_end: Callable[[Path], None] | None
+    state: Any
+    progress: Progress
 
-    def _open_log(self) -> None:
-        self._log = MetricsLog(self._local, length=self.progress.metrics_length, step=self.step)
-
-    def _write(self, kind: str, row: dict[str, Any]) -> None:
-        first_does(lambda: self._log.write(kind, self.step, row) if self._log else None)
-
-    def _resume(self) -> None:
-        found = upkeep.newest(self._directory, set_aside=True)
-        if found is not None:
-            first_does(lambda: record.check(found, self._config, self._data_checksum))
-            self.state = checkpoints.restore(found, self.state)
-            self.step, self.progress, self._saved = found.step, record.progress_of(found), found
-            _log.info("going on from the checkpoint of step %d of %d", self.step, self._total)
-        upkeep.tidy(self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step)
+    def __post_init__(self) -> None:
+        self.step = self.saver.step
+        self.total = self.settings.epochs * self.steps_per_epoch
+        if self.step:
+            _log.info("going on from the checkpoint of step %d of %d", self.step, self.total)
+        self.began = time.monotonic() - self.progress.seconds
+        self.stepped = self.told = False
+        self.rows = SharedLog(self.workdir, self.progress.metrics_length, self.step)
 
     def close(self) -> None:
-        self._tracer.close(self.state)
-        if self._log is not None:
-            self._log.close()
+        self.tracer.close(self.state)
+        self.rows.close()
 
-    def train(self, eval_fn: EvalFn | None, diagnose: Callable[[Any, int], str] | None) -> bool:
+    @property
+    def complete(self) -> bool:
+        """Whether no step is left to take."""
+        return self.step >= self.total or self.progress.ended
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        return self.step > 0 and self.step % self.steps_per_epoch == 0
+
+    def train(self, eval_fn: EvalFn | None) -> bool:
         """Steps and validates up to the last step; says whether it was stopped before."""
         silent = None if processes.is_first() else io.StringIO()
-        with display(self._total, self._steps_per_epoch, self.step, silent) as screen:
+        with display(self.total, self.steps_per_epoch, self.step, silent) as screen:
             while True:
-                ends_epoch = self.step > 0 and self.step % self._steps_per_epoch == 0
-                if ends_epoch and self.progress.validated_step != self.step:
-                    if self._due():
+                if self.at_end_of_epoch and self.progress.validated_step != self.step:
+                    if self.step >= self.total or self.saver.due(time.monotonic() - self.began):
                         self._save()  # first, so that nothing is lost if validation is cut short
                     if eval_fn is not None and not self._validate(eval_fn, screen):
                         self._save()
                         return self._stop()
-                if self.step >= self._total:
+                if self.complete:
                     return False
-                if self._wanted():
-                    self._collect(diagnose)
+                if self._asked_to_stop():
+                    self._collect()
                     self._save()
                     return self._stop()
-                self._advance(screen, diagnose)
+                self._advance(screen)
 
-    def _wanted(self) -> bool:
+    def _asked_to_stop(self) -> bool:
         """Whether to stop here: with several processes, whether all know by now that one of them was asked to."""
-        return self._stopper.requested is not None if processes.count() == 1 else self._pipeline.outvoted
-
-    def _due(self) -> bool:
-        """Whether the end of an epoch is to be saved whatever its validation says; the first process's clock decides."""
-
-        def waited_enough() -> bool:
-            now = time.monotonic()
-            return now - self._saved_at >= saving_interval(
-                self._settings.checkpoint_seconds, now - self._began
-            )
-
-        return self.step >= self._total or first_does(waited_enough)
+        return self.stopper.requested is not None if processes.count() == 1 else self.pipeline.outvoted
 
     def _interruptible(self) -> contextlib.AbstractContextManager[None]:
         """A signal ends an evaluation at once; several processes go on to its end, since they need one another."""
-        return self._stopper.interruptible() if processes.count() == 1 else contextlib.nullcontext()
+        return self.stopper.interruptible() if processes.count() == 1 else contextlib.nullcontext()
+
+    def _stop(self) -> bool:
+        name = self.stopper.requested or "a signal to another process"
+        _log.warning(
+            "stopped by %s after step %d of %d; run the same command to go on", name, self.step, self.total
+        )
+        return True
+
+    def _advance(self, screen: Display) -> None:
+        """Takes a step, and does what is due after it."""
+        first, self.stepped = not self.stepped, True
+        self.tracer.before_step(self.state)
+        self.state = self.pipeline.run(self.state, self.step, self.stopper.requested is not None)
+        self.step += 1
+        in_epoch = self.step % self.steps_per_epoch
+        row_due = in_epoch % self.settings.log_every == 0 or self.at_end_of_epoch
+        every = self.settings.checkpoint_every
+        save_due = every > 0 and self.step % every == 0 and not self.at_end_of_epoch
+        if self.pipeline.waits or row_due or first or save_due:
+            self._collect()
+        if row_due:
+            means, rate = self._write_row()
+            screen.step(self.step, means, rate, due=True)
+        else:
+            pending = self.progress.pending
+            screen.step(self.step, pending[-1] if pending else None, None, due=False)
+        if self.at_end_of_epoch:
+            self.health.end_epoch(self.step // self.steps_per_epoch)
+        if save_due:
+            self._save()
+
+    def _collect(self) -> None:
+        """Brings the metrics of the steps in flight here, and stops a run that has diverged."""
+        rows = self.pipeline.collect()
+        self.progress = self.progress._replace(pending=(*self.progress.pending, *rows))
+        try:
+            self.health.look(rows, self.step)
+        except DivergenceError as error:
+            self._save()
+            more = f"; {self.diagnose(self.state, self.step)}" if self.diagnose is not None else ""
+            raise DivergenceError(
+                f"{error}{more}; {ADVICE}; the last good state is in {self.workdir / FOLDER}"
+            ) from None
+
+    def _write_row(self) -> tuple[Mapping[str, float | None], float | None]:
+        """Writes the means over the steps since the last row; gives them, and the rate in images a second."""
+        means = average(self.progress.pending)
+        rate = self.pipeline.rate(self.settings.batch_size)
+        timing = {"images_per_second": rate, "seconds": time.monotonic() - self.began}
+        if self.meter is not None and (work := self.meter(means, rate)) is not None:
+            timing |= {"tflops": work.tflops, "flop_utilisation": work.utilisation}
+            self._tell(work)
+        self.rows.write("train", self.step, {"epoch": self.step / self.steps_per_epoch, **means, **timing})
+        self.progress = self.progress._replace(pending=())
+        return means, rate
+
+    def _tell(self, work: Work) -> None:
+        """Logs how much arithmetic a step is, once a process; the rows have the rest."""
+        if not self.told:
+            self.told = True
+            used = work.utilisation
+            share = "of a peak not known" if used is None else f"{100 * used:.2g}% of the peak"
+            _log.info("arithmetic: %.3g TFLOP/s of convolutions and matrix products, %s", work.tflops, share)
+
+    def _validate(self, eval_fn: EvalFn, screen: Display) -> bool:
+        """Measures the state on the validation split; says False where a signal came first."""
+        try:
+            with self._interruptible():
+                score = eval_fn(self.state)
+        except Preempted:
+            return False
+        epoch, validation = self.step // self.steps_per_epoch, score._asdict()
+        self.rows.write("validation", self.step, {"epoch": epoch, **validation})
+        self.progress = self.progress.with_validation(self.step, validation)
+        if self.on_epoch is not None:
+            ends = self.on_epoch(self.state, {"epoch": epoch, "step": self.step, **validation})
+            self.progress = self.progress._replace(ended=first_does(lambda: bool(ends)))
+        if self.progress.ended or self.step in (self.progress.best_step, self.saver.step):
+            self._save()
+        best_epoch = self.progress.best_step // self.steps_per_epoch
+        screen.say(
+            f"epoch {epoch}/{self.settings.epochs}: validation accuracy {100 * validation['accuracy']:.2f}% "
+            f"(best {100 * (self.progress.best_accuracy or 0.0):.2f}% in epoch {best_epoch})"
+        )
+        return True
+
+    def _save(self) -> None:
+        if int(self.state.step) != self.step:
+            raise RuntimeError(f"the state says step {int(self.state.step)} after {self.step} steps")
+        with self.stopper.saving():
+            length, seconds = self.rows.sync(), time.monotonic() - self.began
+            self.progress = self.progress._replace(metrics_length=length, seconds=seconds)
+            self.saver.save(self.step, self.state, self.progress)
 
     def finish(self, test_fn: EvalFn | None) -> bool:
-        """Measures the test split once, with the best state, and draws the curves; says whether it was stopped."""
+        """Measures the test split once, with the best state, and ends the run; says whether it was stopped."""
         if test_fn is not None and self.progress.test is None:
-            chosen = record.best(self._workdir)
+            chosen = record.best(self.workdir)
             state = self.state if chosen.step == self.step else checkpoints.restore(chosen, self.state)
             try:
                 with self._interruptible():
@@ -259,126 +343,23 @@ class _Run:
             except Preempted:
                 return self._stop()
             test = {"checkpoint_step": chosen.step, **score._asdict()}
-            self._write("test", test)
+            self.rows.write("test", self.step, test)
             self.progress = self.progress._replace(test=test)
             self._save()
         first_does(self._conclude)
         return False
 
     def _conclude(self) -> None:
+        local = run_folder.local_of(self.workdir)
         try:
             if self.progress.test is not None:
                 results = json.dumps(self.progress.test, indent=1) + "\n"
-                write_atomically(self._local / RESULTS_NAME, results.encode())
-            rows = read_rows(self._local / FILE_NAME)
-            plots.save_curves(rows, self._local / CURVES_NAME, self._config.name, self._steps_per_epoch)
-            storage.push(self._workdir)
+                write_atomically(local / RESULTS_NAME, results.encode())
+            if self.on_end is not None:
+                self.on_end(local)
+            run_folder.push(self.workdir)
         except OSError as error:
             raise UserError(
-                f"results cannot be written to {self._workdir} ({error.strerror}); training itself is complete: free "
+                f"results cannot be written to {self.workdir} ({error.strerror}); training itself is complete: free "
                 "some space or mend its permissions, and run the same command again"
             ) from error
-
-    def _advance(self, screen: Display, diagnose: Callable[[Any, int], str] | None) -> None:
-        first, self._stepped = not self._stepped, True
-        self._tracer.before_step(self.state)
-        self.state = self._pipeline.run(self.state, self.step, self._stopper.requested is not None)
-        self.step += 1
-        in_epoch = self.step % self._steps_per_epoch
-        ends_epoch = in_epoch == 0
-        due = ends_epoch or in_epoch % self._settings.log_every == 0
-        every = self._settings.checkpoint_every
-        saves = every > 0 and self.step % every == 0 and not ends_epoch
-        if self._pipeline.waits or due or first or saves:
-            self._collect(diagnose)
-        means: Mapping[str, float | None] | None = (
-            self.progress.pending[-1] if self.progress.pending else None
-        )
-        rate: float | None = None
-        if due:
-            means = average(self.progress.pending)
-            rate = self._pipeline.rate(self._settings.batch_size)
-            seconds = time.monotonic() - self._began
-            epoch = self.step / self._steps_per_epoch
-            timing = {"images_per_second": rate, "seconds": seconds}
-            if self._meter is not None and (work := self._meter(means, rate)) is not None:
-                timing |= {"tflops": work.tflops, "flop_utilisation": work.utilisation}
-                self._tell(work)
-            self._write("train", {"epoch": epoch, **means, **timing})
-            self.progress = self.progress._replace(pending=())
-        screen.step(self.step, means, rate, due=due)
-        if ends_epoch:
-            self._health.end_epoch(self.step // self._steps_per_epoch)
-        if saves:
-            self._save()
-
-    def _tell(self, work: Work) -> None:
-        """Once a process: the rows have the rest."""
-        if not self._told:
-            self._told = True
-            share = (
-                "of a peak not known"
-                if work.utilisation is None
-                else f"{100 * work.utilisation:.2g}% of the peak"
-            )
-            _log.info("arithmetic: %.3g TFLOP/s of convolutions and matrix products, %s", work.tflops, share)
-
-    def _collect(self, diagnose: Callable[[Any, int], str] | None) -> None:
-        rows = self._pipeline.collect()
-        self.progress = self.progress._replace(pending=(*self.progress.pending, *rows))
-        try:
-            self._health.look(rows, self.step)
-        except DivergenceError as error:
-            self._save()
-            more = f"; {diagnose(self.state, self.step)}" if diagnose is not None else ""
-            raise DivergenceError(
-                f"{error}{more}; {ADVICE}; the last good state is in {self._directory}"
-            ) from None
-
-    def _validate(self, eval_fn: EvalFn, screen: Display) -> bool:
-        try:
-            with self._interruptible():
-                score = eval_fn(self.state)
-        except Preempted:
-            return False
-        epoch = self.step // self._steps_per_epoch
-        validation = score._asdict()
-        self._write("validation", {"epoch": epoch, **validation})
-        self.progress = record.with_validation(self.progress, self.step, validation)
-        if self.step in (self.progress.best_step, self._saved.step if self._saved else None):
-            self._save()
-        best_epoch = self.progress.best_step // self._steps_per_epoch
-        best = f"best {100 * (self.progress.best_accuracy or 0.0):.2f}% in epoch {best_epoch}"
-        screen.say(
-            f"epoch {epoch}/{self._settings.epochs}: validation accuracy {100 * validation['accuracy']:.2f}% ({best})"
-        )
-        return True
-
-    def _save(self) -> None:
-        """Writes the state and the progress; where this state is on disk already, the progress alone."""
-        if int(self.state.step) != self.step:
-            raise RuntimeError(f"the state says step {int(self.state.step)} after {self.step} steps")
-        with self._stopper.saving():
-            length = first_does(self._sync)
-            seconds = time.monotonic() - self._began
-            self.progress = self.progress._replace(metrics_length=length, seconds=seconds)
-            content = record.content(self._config, self._data_checksum, self.progress)
-            if self._saved is not None and self._saved.step == self.step:
-                self._saved = checkpoints.update(self._saved, content)
-            else:
-                self._saved = checkpoints.save(self._directory, self.step, self.state, content)
-                self._saved_at = time.monotonic()
-            upkeep.tidy(self._directory, keep=self._settings.keep_checkpoints, also=self.progress.best_step)
-
-    def _sync(self) -> int:
-        assert self._log is not None
-        self._log.sync()
-        storage.push(self._workdir)
-        return self._log.length
-
-    def _stop(self) -> bool:
-        name = self._stopper.requested or "a signal to another process"
-        _log.warning(
-            "stopped by %s after step %d of %d; run the same command to go on", name, self.step, self._total
-        )
-        return True

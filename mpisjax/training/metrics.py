@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mpisjax.errors import UserError
+from mpisjax.training import processes, run_folder
+from mpisjax.training.processes import first_does
 
 FILE_NAME = "metrics.jsonl"
 TIMING = ("images_per_second", "seconds", "tflops", "flop_utilisation")
@@ -121,6 +123,43 @@ class MetricsLog:
                 self._events.close()
         except OSError as error:
             _log.warning("%s: the last rows were not written (%s)", self._workdir, error.strerror)
+
+
+class SharedLog:
+    """The metrics log of a run of one or more processes: the first one writes, and all hear of a full disk.
+
+    Args:
+        workdir: The run's folder, on a disk or in a bucket.
+        length: See `MetricsLog`.
+        step: See `MetricsLog`.
+    """
+
+    def __init__(self, workdir: Path, length: int, step: int) -> None:
+        self._workdir = workdir
+
+        def open_log() -> None:
+            self._log = MetricsLog(run_folder.local_of(workdir), length=length, step=step)
+
+        first_does(open_log)
+
+    def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
+        """Appends one row; see `MetricsLog.write`."""
+        first_does(lambda: self._log.write(kind, step, row))
+
+    def sync(self) -> int:
+        """Forces the rows to the disk, or to the bucket; gives their length in bytes."""
+
+        def length() -> int:
+            self._log.sync()
+            run_folder.push(self._workdir)
+            return self._log.length
+
+        return first_does(length)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if processes.is_first():
+            self._log.close()
 
 
 def _without_nan(value: Any) -> Any:

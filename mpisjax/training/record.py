@@ -1,7 +1,8 @@
-"""What a run's checkpoints say beside the arrays: its config, its data, and how far the loop has come."""
+"""What a run's checkpoints say beside the arrays: what the run is made of, and how far it has come."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +10,12 @@ from typing import Any, NamedTuple
 import jax
 from flax.traverse_util import flatten_dict
 
-from mpisjax import configuration
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, upkeep
-from mpisjax.training.checkpoints import Checkpoint, DamagedError
+from mpisjax.training import checkpoints
+from mpisjax.training.checkpoints import FOLDER, Checkpoint, DamagedError
+from mpisjax.training.processes import first_does
 
-FOLDER = "checkpoints"
-
-# Keys that leave the trajectory as it is: where files lie, how often something is written, when to give up.
+# Settings that leave the trajectory as it is: where files lie, how often something is written, when to give up.
 # Data that come from another place must still be the same data: their checksum is compared. `train.epochs` is
 # not among them, since the learning rate's schedule depends on it from the first step on.
 FREE_KEYS = (
@@ -37,8 +36,22 @@ FREE_KEYS = (
 _log = logging.getLogger(__name__)
 
 
+class Origin(NamedTuple):
+    """What a run is made of. A checkpoint of another origin is refused.
+
+    Attributes:
+        config: All settings as JSON gives them (`mpisjax.configuration.to_plain`).
+        defaults: The settings' defaults. A setting that a checkpoint does not know yet stood at its default.
+        data_checksum: Identifies the data.
+    """
+
+    config: dict[str, Any]
+    defaults: dict[str, Any]
+    data_checksum: str
+
+
 class Progress(NamedTuple):
-    """How far the loop has come; all of it JSON.
+    """How far a run has come; all of it JSON.
 
     Attributes:
         validated_step: The last step whose state was validated, 0 for none.
@@ -51,6 +64,7 @@ class Progress(NamedTuple):
         pending: Metrics of the steps since the last row, one dict each.
         seconds: Wall-clock time spent so far, over all processes of the run.
         test: The test split's measurements once they are taken.
+        ended: Whether `on_epoch` has ended the training.
     """
 
     validated_step: int = 0
@@ -62,6 +76,31 @@ class Progress(NamedTuple):
     pending: tuple[dict[str, float], ...] = ()
     seconds: float = 0.0
     test: dict[str, Any] | None = None
+    ended: bool = False
+
+    def with_validation(self, step: int, validation: dict[str, Any]) -> Progress:
+        """The progress after `step` was validated; `accuracy` and `loss` decide whether it is the best so far."""
+        progress = self._replace(validated_step=step, validation=validation)
+        accuracy, loss = validation["accuracy"], validation["loss"]
+        if self.best_accuracy is None or (accuracy, -loss) > (self.best_accuracy, -(self.best_loss or 0.0)):
+            progress = progress._replace(best_step=step, best_accuracy=accuracy, best_loss=loss)
+        return progress
+
+
+def content(origin: Origin, progress: Progress) -> dict[str, Any]:
+    """What to store with a checkpoint."""
+    return {
+        "config": origin.config,
+        "data_checksum": origin.data_checksum,
+        "environment": environment(),
+        "progress": progress._asdict(),
+    }
+
+
+def progress_of(checkpoint: Checkpoint) -> Progress:
+    """The progress that a checkpoint was stored with."""
+    stored = dict(checkpoint.content["progress"])
+    return Progress(**{**stored, "pending": tuple(stored["pending"])})
 
 
 def environment() -> dict[str, Any]:
@@ -71,43 +110,15 @@ def environment() -> dict[str, Any]:
     return {"jax": jax.__version__, "platform": devices[0].platform, "devices": len(devices), **several}
 
 
-def content(config: Any, data_checksum: str, progress: Progress) -> dict[str, Any]:
-    """What to store with a checkpoint."""
-    return {
-        "config": configuration.to_plain(config),
-        "data_checksum": data_checksum,
-        "environment": environment(),
-        "progress": progress._asdict(),
-    }
-
-
-def progress_of(checkpoint: Checkpoint) -> Progress:
-    """The loop's part of a checkpoint."""
-    stored = dict(checkpoint.content["progress"])
-    return Progress(**{**stored, "pending": tuple(stored["pending"])})
-
-
-def with_validation(progress: Progress, step: int, validation: dict[str, Any]) -> Progress:
-    """The progress after `step` was validated; `accuracy` and `loss` decide whether it is the best so far."""
-    progress = progress._replace(validated_step=step, validation=validation)
-    accuracy, loss = validation["accuracy"], validation["loss"]
-    better = progress.best_accuracy is None or accuracy > progress.best_accuracy
-    if better or (
-        accuracy == progress.best_accuracy and progress.best_loss is not None and loss < progress.best_loss
-    ):
-        progress = progress._replace(best_step=step, best_accuracy=accuracy, best_loss=loss)
-    return progress
-
-
-def check(checkpoint: Checkpoint, config: Any, data_checksum: str) -> None:
+def check(checkpoint: Checkpoint, origin: Origin) -> None:
     """Makes sure that a checkpoint belongs to this config and these data.
 
     Raises:
-        UserError: It does not; the sentence lists the keys that differ.
+        UserError: It does not; the sentence lists the settings that differ.
     """
-    theirs, ours = _flat(checkpoint.content["config"]), _flat(configuration.to_plain(config))
-    # A setting that is newer than the checkpoint stood, then, at what is now its default.
-    defaults = _flat(configuration.to_plain(configuration.base()))
+    theirs, ours, defaults = (
+        flatten_dict(tree, sep=".") for tree in (checkpoint.content["config"], origin.config, origin.defaults)
+    )
     theirs = {**{key: value for key, value in defaults.items() if key in ours}, **theirs}
     differing = [
         f"{key} ({_show(theirs, key)} there, {_show(ours, key)} here)"
@@ -119,10 +130,10 @@ def check(checkpoint: Checkpoint, config: Any, data_checksum: str) -> None:
             f"{checkpoint.path} was written with another config, which differs in {', '.join(differing)}; "
             "use that config or another --workdir"
         )
-    if checkpoint.content["data_checksum"] != data_checksum:
+    if checkpoint.content["data_checksum"] != origin.data_checksum:
         raise UserError(
             f"{checkpoint.path} was written with other data (checksum {checkpoint.content['data_checksum'][:12]}, now "
-            f"{data_checksum[:12]}); use those data or another --workdir"
+            f"{origin.data_checksum[:12]}); use those data or another --workdir"
         )
     if checkpoint.content["environment"] != environment():
         _log.warning(
@@ -130,6 +141,10 @@ def check(checkpoint: Checkpoint, config: Any, data_checksum: str) -> None:
             checkpoint.content["environment"],
             environment(),
         )
+
+
+def _show(flat: dict[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "absent"
 
 
 def best(workdir: Path) -> Checkpoint:
@@ -140,41 +155,30 @@ def best(workdir: Path) -> Checkpoint:
     Raises:
         UserError: There is none, or all are damaged.
     """
-    found = upkeep.found_by_first(lambda: _best(workdir))
-    assert found is not None
-    return found
-
-
-def _best(workdir: Path) -> Checkpoint:
     directory = workdir / FOLDER
-    latest = upkeep.newest_here(directory, set_aside=False)
+    latest = checkpoints.newest(directory)
     if latest is None:
         raise UserError(f"{workdir} holds no checkpoint; train first: python train.py --workdir {workdir}")
-    progress = progress_of(latest)
-    if progress.best_step in (0, latest.step):
-        return latest
+    step = first_does(lambda: _best_step(directory, latest))
+    return checkpoints.read(directory, step, verify=False)
+
+
+def _best_step(directory: Path, latest: Checkpoint) -> int:
+    step = progress_of(latest).best_step
+    if step in (0, latest.step):
+        return latest.step
     try:
-        return checkpoints.read(directory, progress.best_step)
+        return checkpoints.read(directory, step).step
     except DamagedError as error:
-        _log.warning("the best checkpoint, of step %d, is damaged: %s", progress.best_step, error)
+        _log.warning("the best checkpoint, of step %d, is damaged: %s", step, error)
     sound = [latest]
-    for step in checkpoints.steps(directory):
-        try:
-            sound.append(checkpoints.read(directory, step))
-        except DamagedError:
-            continue
-    return max(sound, key=lambda one: (_accuracy(one), one.step))
+    for other in checkpoints.steps(directory):
+        with contextlib.suppress(DamagedError):
+            sound.append(checkpoints.read(directory, other))
+    return max(sound, key=lambda found: (_accuracy(found), found.step)).step
 
 
 def _accuracy(checkpoint: Checkpoint) -> float:
     progress = progress_of(checkpoint)
-    validated_here = progress.validated_step == checkpoint.step and progress.validation
-    return progress.validation["accuracy"] if validated_here and progress.validation else -1.0
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    return flatten_dict(tree, sep=".")
-
-
-def _show(flat: dict[str, Any], key: str) -> str:
-    return repr(flat[key]) if key in flat else "absent"
+    here = progress.validation is not None and progress.validated_step == checkpoint.step
+    return progress.validation["accuracy"] if here and progress.validation else -1.0

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +24,14 @@ from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training import checkpoints, devices, processes, record, start, storage
+from mpisjax.training import checkpoints, devices, processes, record, run_folder, start
 from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
-from mpisjax.training.loop import FitResult, fit
+from mpisjax.training.loop import FitResult, LoopSettings, OnEpoch, fit
 from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.processes import first_does
 from mpisjax.training.profiling import Meter
+from mpisjax.training.record import Origin
 from mpisjax.training.report import readout_name
 from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
 from mpisjax.training.step import make_train_step, prepare_images
@@ -106,6 +107,8 @@ def run(
     workdir: str | Path,
     stopper: Stopper | None = None,
     *,
+    on_epoch: OnEpoch | None = None,
+    on_end: Callable[[Path], None] | None = None,
     profile: bool = False,
 ) -> FitResult:
     """Trains as a config says, from wherever the run in `workdir` stands.
@@ -114,6 +117,8 @@ def run(
         config: All settings.
         workdir: The run's folder; made where it is missing.
         stopper: Who listens for signals; by default the run itself does.
+        on_epoch: See `mpisjax.training.loop.fit`.
+        on_end: See `mpisjax.training.loop.fit`.
         profile: Whether to trace a few steps into the folder.
 
     Returns:
@@ -133,8 +138,8 @@ def run(
             parts = assemble(config)
         processes.agree("config", json.dumps(configuration.to_plain(config)))
         processes.agree("data set", parts.dataset.checksum)
-        first_does(lambda: storage.pull(path))
-        if config.train.init_from and not first_does(lambda: checkpoints.steps(path / record.FOLDER)):
+        first_does(lambda: run_folder.pull(path))
+        if config.train.init_from and not first_does(lambda: checkpoints.steps(path / checkpoints.FOLDER)):
             parts = parts._replace(state=start.started_from(config, parts.dataset, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
         train_step = make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
@@ -145,23 +150,25 @@ def run(
 
         # Whatever a config can have wrong has been found by now: from here on the folder is written.
         if processes.is_first():
-            first_log = storage.local_of(path) / LOG_NAME
-            stack.callback(storage.push, path)
+            first_log = run_folder.local_of(path) / LOG_NAME
+            stack.callback(run_folder.push, path)
             stack.enter_context(_log_to(first_log))
         _introduce(config, parts)
         result = fit(
-            config,
+            _loop_settings(config),
             path,
             state=parts.state,
             train_step=train_step,
             feed=parts.feed,
             eval_fn=measure(parts.dataset.validation) if len(parts.dataset.validation.labels) else None,
             test_fn=measure(parts.dataset.test) if config.train.test_at_end else None,
-            data_checksum=parts.dataset.checksum,
+            origin=_origin(config, parts.dataset),
             adjoint_tol=_adjoint_tolerance(config),
             diagnose=(lambda state, step: _diagnose(config, parts, state, step))
             if processes.count() == 1
             else None,
+            on_epoch=on_epoch,
+            on_end=on_end,
             stopper=stopper,
             meter=_meter(config, parts, train_step),
             profile=profile,
@@ -171,6 +178,15 @@ def run(
         elif not result.stopped:
             _log.info("the test split was not measured: train.test_at_end is False; see %s", path)
         return result
+
+
+def _loop_settings(config: ml_collections.ConfigDict) -> LoopSettings:
+    return LoopSettings(**{name: config.train[name] for name in LoopSettings._fields})
+
+
+def _origin(config: ml_collections.ConfigDict, dataset: DataSet) -> Origin:
+    defaults = configuration.to_plain(configuration.base())
+    return Origin(configuration.to_plain(config), defaults, dataset.checksum)
 
 
 def _meter(config: ml_collections.ConfigDict, parts: Parts, train_step: Any) -> Meter:

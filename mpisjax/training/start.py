@@ -15,8 +15,8 @@ from mpisjax.data import DataSet
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.training import checkpoints, record
+from mpisjax.training.run_folder import path_of
 from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
-from mpisjax.training.storage import path_of
 
 Variables = dict[str, Any]
 _log = logging.getLogger(__name__)

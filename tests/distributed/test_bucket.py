@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, storage, upkeep
+from mpisjax.training import checkpoints, run_folder
+from mpisjax.training.checkpoints import CheckpointWriter
 from mpisjax.training.lock import hold
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -115,25 +116,29 @@ def check_checkpoints(address: str) -> None:
     import jax.numpy as jnp
 
     state = {"a": jnp.arange(6.0), "b": jnp.ones((2, 3))}
-    folder = storage.path_of(address)
-    assert checkpoints.steps(folder) == [] and upkeep.newest(folder, set_aside=True) is None
-    for step in (1, 2, 3):
-        saved = checkpoints.save(folder, step, {**state, "a": state["a"] + step}, {"note": "first"})
+    folder = run_folder.path_of(address)
+    assert checkpoints.steps(folder) == [] and checkpoints.newest(folder) is None
+    with CheckpointWriter(folder, keep=3) as writer:
+        for step in (1, 2, 3):
+            saved = writer.save(step, {**state, "a": state["a"] + step}, {"note": "first"})
     checkpoints.update(saved, {"note": "second"})
     assert checkpoints.steps(folder) == [1, 2, 3]
-    found = upkeep.newest(folder, set_aside=True)
+    found = checkpoints.newest(folder)
     assert found is not None and found.step == 3 and found.content == {"note": "second"}
     np.testing.assert_array_equal(checkpoints.restore(found, state)["a"], np.arange(6.0) + 3)
-    # One without its record does not count; a damaged one is passed over, and then counts no more.
+    # One without its record does not count; a damaged one is passed over, and is gone when the run goes on.
     (folder / "step_00000003" / checkpoints.RECORD_NAME).unlink()
     assert checkpoints.steps(folder) == [1, 2]
     victim = folder / "step_00000002" / "state" / "_METADATA"
     victim.write_bytes(victim.read_bytes() + b" ")
-    found = upkeep.newest(folder, set_aside=True)
-    assert found is not None and found.step == 1 and checkpoints.steps(folder) == [1]
-    # The same step over again, and what is outrun goes.
-    checkpoints.save(folder, 3, state, {})
-    upkeep.tidy(folder, keep=1)
+    # One that has its record and not orbax's mark, as of a run killed between the two or of an earlier version, counts.
+    (folder / "step_00000001" / checkpoints.COMMIT_NAME).unlink()
+    with CheckpointWriter(folder, keep=1) as writer:
+        found = writer.newest()
+        assert found is not None and found.step == 1 and checkpoints.steps(folder) == [1]
+        np.testing.assert_array_equal(checkpoints.restore(found, state)["a"], np.arange(6.0) + 1)
+        # The same step over again, and what is outrun goes.
+        writer.save(3, state, {})
     assert checkpoints.steps(folder) == [3]
     print("checked")
 
@@ -163,17 +168,17 @@ def test_a_run_and_its_evaluation(bucket, tmp_path):
 def test_addresses_that_cannot_be(monkeypatch):
     for address in ("gs://", "http://host/folder", "s3://bucket/folder"):
         with pytest.raises(UserError, match=r"gs://BUCKET/FOLDER"):
-            storage.path_of(address)
-    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+            run_folder.path_of(address)
+    monkeypatch.setattr(run_folder.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install gcsfs"), hold("gs://bucket/folder"):
         pass
 
 
 def test_a_folder_on_a_disk_is_its_own(tmp_path):
-    assert storage.path_of(str(tmp_path)) == storage.local_of(tmp_path) == tmp_path
+    assert run_folder.path_of(str(tmp_path)) == run_folder.local_of(tmp_path) == tmp_path
     (tmp_path / "kept").write_text("kept")
-    storage.pull(tmp_path)
-    storage.push(tmp_path)
+    run_folder.pull(tmp_path)
+    run_folder.push(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 

@@ -53,7 +53,7 @@ class Pair:
 
     def wait_for_checkpoint(self) -> None:
         deadline = time.monotonic() + 240
-        while not list(self.workdir.glob("checkpoints/step_*")):
+        while not list(self.workdir.glob("checkpoints/step_*[0-9]")):
             assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes), self.said()
             time.sleep(0.05)
 

@@ -104,7 +104,7 @@ def main() -> None:
 
     from mpisjax.cpu import cores
     from mpisjax.data import load
-    from mpisjax.training import checkpoints, processes, upkeep
+    from mpisjax.training import checkpoints, processes
 
     jax.config.update("jax_disable_most_optimizations", True)
     cores.prepare()
@@ -118,7 +118,8 @@ def main() -> None:
             trainer = Trainer(config, dataset, case, arguments.devices)
             if case == "float32" and arguments.save:
                 trainer.advance(0, STEPS // 2)
-                checkpoints.save(arguments.save, STEPS // 2, trainer.state, {})
+                with checkpoints.CheckpointWriter(arguments.save) as writer:
+                    writer.save(STEPS // 2, trainer.state, {})
                 trainer.advance(STEPS // 2, STEPS // 2 + 1)
                 trainer.write(arguments.out / "next_there.npz")
                 trainer.advance(STEPS // 2 + 1, STEPS)
@@ -126,7 +127,7 @@ def main() -> None:
                 trainer.advance(0, STEPS)
             trainer.write(arguments.out / f"{case}.npz")
     if arguments.checkpoint and trainer is not None:
-        found = upkeep.newest(arguments.checkpoint, set_aside=False)
+        found = checkpoints.newest(arguments.checkpoint)
         assert found is not None
         trainer.losses.clear()
         trainer.state = checkpoints.restore(found, trainer.state)

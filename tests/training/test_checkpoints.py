@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import gc
 import json
 import os
 import shutil
@@ -19,7 +17,8 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import arrays, checkpoints, upkeep
+from mpisjax.training import checkpoints, packing
+from mpisjax.training.checkpoints import CheckpointWriter
 
 
 class State(NamedTuple):
@@ -41,11 +40,20 @@ def state_at(step: int) -> State:
 
 
 def save(directory: Path, *steps: int) -> None:
-    for step in steps:
-        checkpoints.save(directory, step, state_at(step), {"step": step, "loss": 0.1 + 0.2})
+    with CheckpointWriter(directory, keep=9) as writer:
+        for step in steps:
+            writer.save(step, state_at(step), {"step": step, "loss": 0.1 + 0.2})
+
+
+ORBAX_OWN = ("_CHECKPOINT_METADATA", "commit_success.txt")  # times and a mark: nothing of them is restored
 
 
 def files(directory: Path, step: int) -> list[Path]:
+    """What a checkpoint consists of: the record and the files of the state."""
+    return [path for path in all_files(directory, step) if path.name not in ORBAX_OWN]
+
+
+def all_files(directory: Path, step: int) -> list[Path]:
     return sorted(path for path in (directory / f"step_{step:08d}").rglob("*") if path.is_file())
 
 
@@ -56,13 +64,13 @@ def bits(tree: Any) -> list[bytes]:
 def test_a_relative_folder_serves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(Path("runs/digits"), 3)
-    found = upkeep.newest(Path("runs/digits"), set_aside=False)
+    found = checkpoints.newest(Path("runs/digits"))
     assert bits(checkpoints.restore(found, state_at(0))) == bits(state_at(3))
 
 
 def test_round_trip_is_exact(tmp_path):
     save(tmp_path, 3)
-    found = upkeep.newest(tmp_path, set_aside=False)
+    found = checkpoints.newest(tmp_path)
     assert (found.step, found.content) == (3, {"step": 3, "loss": 0.1 + 0.2})
     state = checkpoints.restore(found, state_at(0))
     assert isinstance(state, State) and state.ema == ()
@@ -71,7 +79,7 @@ def test_round_trip_is_exact(tmp_path):
 
 def test_arrays_are_written_in_one_piece_or_one_by_one_and_read_either_way(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    monkeypatch.setattr(arrays, "in_one_piece", lambda path, state: False)
+    monkeypatch.setattr(packing, "is_whole", lambda state: False)
     save(tmp_path, 2)
     first, second = (checkpoints.read(tmp_path, step) for step in (1, 2))
     assert (first.one_piece, second.one_piece) == (True, False)
@@ -80,7 +88,7 @@ def test_arrays_are_written_in_one_piece_or_one_by_one_and_read_either_way(tmp_p
 
 
 def test_a_checkpoint_of_the_first_format_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "in_one_piece", lambda path, state: False)
+    monkeypatch.setattr(packing, "is_whole", lambda state: False)
     save(tmp_path, 1)
     path = tmp_path / "step_00000001" / checkpoints.RECORD_NAME
     written = json.loads(path.read_text())
@@ -101,7 +109,7 @@ def test_what_comes_back_lies_where_the_template_does(tmp_path):
 
 
 def test_no_checkpoint_is_not_an_error(tmp_path):
-    assert upkeep.newest(tmp_path / "absent", set_aside=True) is None
+    assert checkpoints.newest(tmp_path / "absent") is None
 
 
 def test_update_replaces_the_content_alone(tmp_path):
@@ -113,7 +121,8 @@ def test_update_replaces_the_content_alone(tmp_path):
 
 def test_the_same_step_can_be_saved_again(tmp_path):
     save(tmp_path, 3)
-    checkpoints.save(tmp_path, 3, state_at(9), {})
+    with CheckpointWriter(tmp_path) as writer:
+        writer.save(3, state_at(9), {})
     assert bits(checkpoints.restore(checkpoints.read(tmp_path, 3), state_at(0))) == bits(state_at(9))
 
 
@@ -141,22 +150,41 @@ def test_harm_to_any_file_is_named_and_the_one_before_is_used(tmp_path, log, har
         victim = files(directory, 5)[number]
         HARM[harm](victim)
         log.clear()
-        found = upkeep.newest(directory, set_aside=False)
+        found = checkpoints.newest(directory)
         assert found.step == 3
         assert str(victim) in log.text
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_harm_to_what_orbax_notes_for_itself_changes_nothing(tmp_path, harm):
+    save(tmp_path / "sound", 3, 5)
+    own = [path for path in all_files(tmp_path / "sound", 5) if path.name in ORBAX_OWN]
+    assert len(own) >= 2
+    for number in range(len(own)):
+        directory = tmp_path / str(number)
+        shutil.copytree(tmp_path / "sound", directory)
+        HARM[harm](directory / own[number].relative_to(tmp_path / "sound"))
+        with CheckpointWriter(directory, keep=9) as writer:
+            found = writer.newest()
+            assert found.step == 5 and bits(checkpoints.restore(found, state_at(0))) == bits(state_at(5))
+            checkpoints.update(found, {})
+            writer.save(6, state_at(6), {})
+        assert checkpoints.steps(directory) == [3, 5, 6]
+        assert bits(checkpoints.restore(checkpoints.newest(directory), state_at(0))) == bits(state_at(6))
 
 
 def test_an_added_file_is_not_trusted(tmp_path, log):
     save(tmp_path, 3, 5)
     (tmp_path / "step_00000005" / "state" / "more.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    assert upkeep.newest(tmp_path, set_aside=False).step == 3
+    assert checkpoints.newest(tmp_path).step == 3
     assert "more.pkl" in log.text
 
 
 def test_empty_folder_is_damaged(tmp_path, log):
     save(tmp_path, 3)
     (tmp_path / "step_00000005").mkdir()
-    assert upkeep.newest(tmp_path, set_aside=True).step == 3
+    with CheckpointWriter(tmp_path) as writer:
+        assert writer.newest().step == 3
     assert "checkpoint of step 5 is damaged" in log.text
     assert checkpoints.steps(tmp_path) == [3]
 
@@ -167,17 +195,16 @@ def test_all_damaged_is_refused_again_and_again(tmp_path):
         flip(files(tmp_path, step)[-1])
     for _ in range(2):
         with pytest.raises(UserError, match=r"all checkpoints in .* are damaged; delete the folder"):
-            upkeep.newest(tmp_path, set_aside=True)
+            checkpoints.newest(tmp_path)
 
 
-def test_tidy_keeps_the_latest_and_the_best_and_clears_the_dead(tmp_path):
-    save(tmp_path, 1, 2, 3, 4, 5)
-    (tmp_path / ".draft_00000006").mkdir()
-    (tmp_path / "step_00000004.damaged").mkdir()
-    (tmp_path / "step_00000009.damaged").mkdir()
-    upkeep.tidy(tmp_path, keep=2, also=2)
+def test_the_latest_and_the_best_are_kept_and_the_dead_are_cleared(tmp_path):
+    save(tmp_path, 1, 2, 3, 4)
+    (tmp_path / "step_00000006.orbax-checkpoint-tmp").mkdir()
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        writer.save(5, state_at(5), {}, best=2)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["step_00000002", "step_00000004", "step_00000005", "step_00000009.damaged"]
+    assert names == ["step_00000002", "step_00000004", "step_00000005"]
 
 
 def test_another_structure_is_refused(tmp_path):
@@ -215,10 +242,10 @@ def test_failure_at_any_sync_leaves_the_older_one_whole(tmp_path, monkeypatch, n
             assert words in str(error) and "step 3 stands" in str(error) and "\n" not in str(error)
         else:
             break
-        assert upkeep.newest(tmp_path, set_aside=False).step in (3, 5)
-        assert not list(tmp_path.glob(".draft*"))
+        assert checkpoints.newest(tmp_path).step in (3, 5)
+        assert not list(tmp_path.glob("*tmp*")) and not list(tmp_path.glob("*/*.draft"))
         if (tmp_path / "step_00000005").exists():
-            checkpoints.remove(tmp_path / "step_00000005")
+            shutil.rmtree(tmp_path / "step_00000005")
     assert told > 5
 
 
@@ -227,17 +254,18 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, upkeep
+from mpisjax.training import checkpoints
 directory = Path(sys.argv[1])
 noise = np.random.default_rng(0).normal(size=100_000)
-checkpoints.save(directory, 1, {"w": noise}, {})
+writer = checkpoints.CheckpointWriter(directory)
+writer.save(1, {"w": noise}, {})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
-    checkpoints.save(directory, 2, {"w": noise + 1}, {})
+    writer.save(2, {"w": noise + 1}, {})
 except UserError as error:
     print(error)
-print(upkeep.newest(directory, set_aside=False).step, *sorted(path.name for path in directory.iterdir()))
+print(checkpoints.newest(directory).step, *sorted(path.name for path in directory.iterdir()))
 """
 
 
@@ -255,38 +283,16 @@ def test_a_file_that_cannot_grow_is_told_in_one_sentence(tmp_path):
     assert standing == "1 step_00000001"
 
 
-ABANDONED = """
-async def abandoned():
-    raise OSError(28, "No space left on device")
-"""
-
-
-@pytest.mark.parametrize("package, told", [("orbax", False), ("elsewhere", True)])
-def test_of_a_write_that_orbax_gave_up_no_trace_is_printed(tmp_path, caplog, package, told):
-    """A task that fails after the save has: asyncio would print it, and the save has raised it already."""
-    save(tmp_path, 1)
-    names: dict[str, Any] = {}
-    exec(compile(ABANDONED, os.path.join("packages", package, "store.py"), "exec"), names)
-
-    async def leave_it() -> None:
-        task = asyncio.ensure_future(names["abandoned"]())
-        await asyncio.sleep(0.01)
-        del task
-
-    asyncio.run(leave_it())
-    gc.collect()
-    assert ("never retrieved" in caplog.text) == told
-
-
 HOSTILE = """
 import pickle, shutil, sys
 from pathlib import Path
 import numpy as np
-from mpisjax.training import arrays, checkpoints, durable
+from mpisjax.training import checkpoints, packing
 directory, seen, one_piece = Path(sys.argv[1]), [], sys.argv[2] == "one piece"
-arrays.in_one_piece = lambda path, state: one_piece
+packing.is_whole = lambda state: one_piece
 state = {"w": np.arange(300.0), "b": np.ones(3)}
-checkpoints.save(directory / "sound", 1, state, {})
+with checkpoints.CheckpointWriter(directory / "sound") as writer:
+    writer.save(1, state, {})
 checkpoints.restore(checkpoints.read(directory / "sound", 1), state)  # imports all there is to import
 watched = ("pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "compile", "exec")
 def told_in_a_traceback():  # where Python parses the line that failed, to underline it
@@ -298,6 +304,7 @@ def watch(event, arguments):
     if event in watched and not (event == "compile" and told_in_a_traceback()):
         seen.append((event, str(arguments)[:200]))
 sys.addaudithook(watch)
+sys.unraisablehook = lambda told: None  # Python's own compiles the line that failed, to underline it
 class Payload:
     def __reduce__(self):
         return exec, ("open(%r, 'w')" % str(directory / "executed"),)
@@ -311,8 +318,8 @@ for name in files:
         (directory / "hostile" / name).write_bytes(payload)
         path = directory / "hostile" / "step_00000001"
         if name.name != checkpoints.RECORD_NAME:  # signed again, as somebody would who can write the folder
-            signed = checkpoints.Checkpoint(path, 1, arrays.layout_of(state), {}, one_piece)
-            checkpoints._write_record(signed, durable.digests(path, but=checkpoints.RECORD_NAME))
+            signed = checkpoints.Checkpoint(path, 1, packing.layout_of(state), {}, one_piece)
+            checkpoints._write_record(signed, checkpoints._digests(path / "state"))
         tried += 1
         try:
             checkpoints.restore(checkpoints.read(directory / "hostile", 1), state)

@@ -15,7 +15,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 import pytest
 
-from mpisjax.training import checkpoints, record, upkeep
+from mpisjax.training import checkpoints
 from mpisjax.training.lock import LOCK_NAME
 from mpisjax.training.metrics import TIMING, read_rows
 
@@ -40,7 +40,7 @@ def crowding() -> float:
 
 def final(workdir: Path) -> tuple[int, dict[str, bytes], list[dict], dict]:
     """The last checkpoint's step and bits, the rows without their timing, and the results."""
-    found = upkeep.newest(workdir / record.FOLDER, set_aside=False)
+    found = checkpoints.newest(workdir / checkpoints.FOLDER)
     assert found is not None
     path = found.path / checkpoints.STATE_NAME
     assert (
@@ -80,7 +80,7 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
             run.send_signal(number)
             _, said = run.communicate(timeout=60)
         waited = time.monotonic() - asked
-        step = checkpoints.steps(tmp_path / "killed" / record.FOLDER)[-1:]
+        step = checkpoints.steps(tmp_path / "killed" / checkpoints.FOLDER)[-1:]
         story.append((number.name, moment, run.returncode, round(waited, 2), step))
         print(*story[-1], f"({crowding():.1f} programs a core)", flush=True)
         if number == signal.SIGKILL:

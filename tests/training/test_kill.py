@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mpisjax.training import checkpoints, plots, record, upkeep
+from mpisjax.training import checkpoints
 from mpisjax.training.metrics import TIMING, read_rows
 
 EPOCHS = 6
@@ -40,15 +40,14 @@ def start(workdir: Path, *arguments: str) -> subprocess.Popen:
 
 def final(workdir: Path):
     """The last checkpoint's bits, and the rows without their timing."""
-    found = upkeep.newest(workdir / record.FOLDER, set_aside=False)
+    found = checkpoints.newest(workdir / checkpoints.FOLDER)
     state = checkpoints.restore(found, tiny.init_state(tiny.get_config()))
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir / "metrics.jsonl")]
     return found.step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], rows
 
 
 @pytest.mark.slow
-def test_killed_at_random_and_started_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "save_curves", lambda *arguments: None)
+def test_killed_at_random_and_started_again(tmp_path):
     config = tiny.get_config()
     config.train.epochs = EPOCHS
     tiny.fit(tmp_path / "whole", config)

@@ -13,7 +13,8 @@ import pytest
 import tiny
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, loop, plots, record, upkeep
+from mpisjax.training import checkpoints, loop, saving
+from mpisjax.training.checkpoints import CheckpointWriter
 from mpisjax.training.loop import DivergenceError
 from mpisjax.training.metrics import TIMING, read_rows
 from mpisjax.training.preemption import Stopper
@@ -30,12 +31,6 @@ class StopAt(tiny.Feed):
         if step == self.at:
             self.stopper.request("SIGTERM")
         return super().batch(step)
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Drawing takes longer than a run; `test_plots.py` draws."""
-    monkeypatch.setattr(plots, "save_curves", lambda *arguments: None)
 
 
 def bits(tree) -> list[bytes]:
@@ -109,10 +104,12 @@ class DiesAt(tiny.Feed):
 @pytest.mark.parametrize("death", [7, 14, 20, 23])
 def test_short_epochs_are_saved_now_and_then_and_resume_is_exact(whole, tmp_path, monkeypatch, death):
     """Only the best state so far (in the first epoch and maybe later) and the last are saved within the time."""
-    config, saved, save = tiny.get_config(), [], checkpoints.save
+    config, saved, save = tiny.get_config(), [], CheckpointWriter.save
     config.train.checkpoint_seconds = 1000.0
     scores = {6: 0.5, 12: 0.4, 18: 0.6, 24: 0.5}
-    monkeypatch.setattr(checkpoints, "save", lambda *given: saved.append(given[1]) or save(*given))
+    monkeypatch.setattr(
+        CheckpointWriter, "save", lambda *given, best: saved.append(given[1]) or save(*given, best=best)
+    )
 
     def eval_fn(state):
         return tiny.Evaluation(scores[int(state.step)], 1.0, {})
@@ -129,11 +126,14 @@ def test_short_epochs_are_saved_now_and_then_and_resume_is_exact(whole, tmp_path
 
 def test_the_longer_a_run_has_taken_the_rarer_it_saves(tmp_path, monkeypatch):
     """A first epoch of 600 s, then epochs of 6 s: longer than `checkpoint_seconds`, less than a twentieth of the run."""
-    config, saved, save, now = tiny.get_config(), [], checkpoints.save, [0.0]
+    config, saved, save, now = tiny.get_config(), [], CheckpointWriter.save, [0.0]
     config.train.checkpoint_seconds = 1.0
-    monkeypatch.setattr(checkpoints, "save", lambda *given: saved.append(given[1]) or save(*given))
+    monkeypatch.setattr(
+        CheckpointWriter, "save", lambda *given, best: saved.append(given[1]) or save(*given, best=best)
+    )
     clock = types.SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
     monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(saving, "time", clock)
 
     class Slow(tiny.Feed):
         def batch(self, step: int):
@@ -145,8 +145,8 @@ def test_the_longer_a_run_has_taken_the_rarer_it_saves(tmp_path, monkeypatch):
         tmp_path, config, feed=Slow(), eval_fn=lambda state: tiny.Evaluation(scores[int(state.step)], 1.0, {})
     )
     assert saved == [6, 24]
-    assert [loop.saving_interval(20.0, t) for t in (0, 100, 600, 12_000, 604_800)] == [20, 20, 30, 600, 600]
-    assert [loop.saving_interval(least, 1e6) for least in (0.0, 600.0, 3600.0)] == [0.0, 600.0, 3600.0]
+    assert [saving.saving_interval(20.0, t) for t in (0, 100, 600, 12_000, 604_800)] == [20, 20, 30, 600, 600]
+    assert [saving.saving_interval(least, 1e6) for least in (0.0, 600.0, 3600.0)] == [0.0, 600.0, 3600.0]
 
 
 def test_a_stop_in_an_evaluation_saves_what_was_not_due(whole, tmp_path):
@@ -160,7 +160,7 @@ def test_a_stop_in_an_evaluation_saves_what_was_not_due(whole, tmp_path):
         return tiny.evaluate(state, 1)
 
     assert tiny.fit(tmp_path, config, eval_fn=eval_fn, stopper=stopper).step == 12
-    assert checkpoints.steps(tmp_path / record.FOLDER)[-1] == 12
+    assert checkpoints.steps(tmp_path / checkpoints.FOLDER)[-1] == 12
     assert bits(tiny.fit(tmp_path, config).state) == bits(whole[0].state)
     assert rows_of(tmp_path) == whole[2]
 
@@ -209,7 +209,7 @@ def test_test_split_is_measured_once_with_the_best_state(tmp_path):
     result = tiny.fit(tmp_path, config, eval_fn=eval_fn, test_fn=test_fn)
     assert measured == [18]  # of two equals the one with the lower loss
     assert (result.best_step, result.best_accuracy) == (18, 0.9)
-    assert checkpoints.steps(tmp_path / record.FOLDER) == [18, 24]
+    assert checkpoints.steps(tmp_path / checkpoints.FOLDER) == [18, 24]
     assert json.loads((tmp_path / "results.json").read_text())["checkpoint_step"] == 18
     again = tiny.fit(tmp_path, config, eval_fn=eval_fn, test_fn=test_fn)
     assert measured == [18] and again.test == result.test and again.step == 24
@@ -254,7 +254,7 @@ def test_divergence_stops_with_the_last_good_state(tmp_path):
     ) as told:
         tiny.fit(tmp_path, feed=feed, diagnose=diagnose)
     assert "config.train.learning_rate" in str(told.value) and str(tmp_path) in str(told.value)
-    saved = upkeep.newest(tmp_path / record.FOLDER, set_aside=False)
+    saved = checkpoints.newest(tmp_path / checkpoints.FOLDER)
     state = checkpoints.restore(saved, tiny.init_state(tiny.get_config()))
     stopper = Stopper()
     good = tiny.fit(tmp_path / "good", feed=StopAt(7, stopper), stopper=stopper)
@@ -311,10 +311,10 @@ def test_damaged_checkpoint_is_named_and_training_ends_the_same(whole, tmp_path,
     config = tiny.get_config()
     config.train.keep_checkpoints = 3
     tiny.fit(tmp_path, config, feed=StopAt(13, stopper), stopper=stopper)
-    latest = checkpoints.steps(tmp_path / record.FOLDER)[-1]
+    latest = checkpoints.steps(tmp_path / checkpoints.FOLDER)[-1]
     victim = 14 if harm == "latest" else 12
     assert latest == 14
-    written = (tmp_path / record.FOLDER / f"step_{victim:08d}" / "state").rglob("*")
+    written = (tmp_path / checkpoints.FOLDER / f"step_{victim:08d}" / "state").rglob("*")
     target = max((path for path in written if path.is_file()), key=lambda path: path.stat().st_size)
     target.write_bytes(target.read_bytes()[:-1])
     last = tiny.fit(tmp_path, config)

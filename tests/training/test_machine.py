@@ -73,9 +73,9 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_older_checkpoint_stands(tmp_
     assert before == [] or (len(before) == 1 and "rows were not written" in before[0])
     standing = (out / "standing").read_text().split()
     assert standing and all(name.startswith("step_") for name in standing)
-    from mpisjax.training import record, upkeep
+    from mpisjax.training import checkpoints
 
-    newest = upkeep.newest(out / "run" / record.FOLDER, set_aside=False)
+    newest = checkpoints.newest(out / "run" / checkpoints.FOLDER)
     assert newest is not None
     if "the disk of" in said:
         assert f"the one of step {newest.step} stands" in said

@@ -15,12 +15,12 @@ import tiny
 from tensorboardX.proto import event_pb2
 
 from mpisjax import configuration
+from mpisjax.analysis.curves import save_curves
 from mpisjax.errors import UserError
-from mpisjax.training import record
+from mpisjax.training import checkpoints, record
 from mpisjax.training.health import Health
 from mpisjax.training.metrics import MetricsLog, average, read_rows
 from mpisjax.training.pipeline import Pipeline
-from mpisjax.training.plots import save_curves
 from mpisjax.training.progress import describe, display, duration
 
 
@@ -195,7 +195,7 @@ def test_best_falls_back_to_the_best_that_is_sound(tmp_path, log):
         test_fn=None,
     )
     assert record.best(tmp_path).step == 12
-    target = tmp_path / record.FOLDER / "step_00000012" / "checkpoint.json"
+    target = tmp_path / checkpoints.FOLDER / "step_00000012" / "checkpoint.json"
     target.write_bytes(target.read_bytes()[:-3])
     assert record.best(tmp_path).step == 18
     assert "the best checkpoint, of step 12, is damaged" in log.text and str(target) in log.text

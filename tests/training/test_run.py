@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpisjax.analysis.curves import draw_curves
 from mpisjax.errors import UserError
 from mpisjax.training import report
 from mpisjax.training.health import DivergenceError
@@ -37,7 +38,7 @@ def digits():
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "digits"
-    return workdir, run(digits(), workdir)
+    return workdir, run(digits(), workdir, on_end=lambda folder: draw_curves(folder, "digits"))
 
 
 def test_a_run_leaves_everything_behind(done):

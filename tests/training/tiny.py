@@ -170,17 +170,28 @@ def evaluate(state: State, seed: int) -> Evaluation:
     return Evaluation(float((logits.argmax(-1) == labels).mean()), float(loss), {"stream1": 0.25})
 
 
-def fit(workdir: Any, config: Any = None, *, feed: Any = None, train_step: Any = None, **more: Any) -> Any:
-    from mpisjax.training import loop
+def fit(
+    workdir: Any,
+    config: Any = None,
+    *,
+    feed: Any = None,
+    train_step: Any = None,
+    data_checksum: str = "0" * 64,
+    **more: Any,
+) -> Any:
+    from mpisjax import configuration
+    from mpisjax.training import loop, record
 
     config = config or get_config()
+    settings = loop.LoopSettings(**{name: config.train[name] for name in loop.LoopSettings._fields})
+    plain = configuration.to_plain(config)
     parts: dict[str, Any] = {
         "eval_fn": lambda state: evaluate(state, 1),
         "test_fn": lambda state: evaluate(state, 2),
-        "data_checksum": "0" * 64,
+        "origin": record.Origin(plain, {}, data_checksum),
     }
     return loop.fit(
-        config,
+        settings,
         workdir,
         state=init_state(config),
         train_step=train_step or make_train_step(config),
@@ -198,6 +209,13 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder", required=True)
 
     def main(config: ml_collections.ConfigDict) -> None:
-        fit(_WORKDIR.value, config, feed=Feed(slow=_SLOW.value))
+        from mpisjax.analysis.curves import draw_curves
+
+        fit(
+            _WORKDIR.value,
+            config,
+            feed=Feed(slow=_SLOW.value),
+            on_end=lambda folder: draw_curves(folder, "tiny"),
+        )
 
     cli.run(main, cli.config_from(__file__))

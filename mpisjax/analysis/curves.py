@@ -6,11 +6,20 @@ import io
 from pathlib import Path
 from typing import Any
 
-from mpisjax.training.durable import write_atomically
+from mpisjax.training.atomic import write_atomically
+from mpisjax.training.metrics import FILE_NAME, read_rows
 
+CURVES_NAME = "curves.png"
 Rows = list[dict[str, Any]]
 TRAIN, VALIDATION, TEST = "#2a6fbb", "#d1495b", "#3a3a3a"
 GRID = {"color": "#e3e3e3", "linewidth": 0.8}
+
+
+def draw_curves(workdir: Path, title: str) -> None:
+    """Draws the curves of the run whose rows lie in `workdir`, into `curves.png` there; for `fit`'s `on_end`."""
+    rows = read_rows(workdir / FILE_NAME)
+    steps_per_epoch = next((round(row["step"] / row["epoch"]) for row in rows if row.get("epoch")), 1)
+    save_curves(rows, workdir / CURVES_NAME, title, steps_per_epoch)
 
 
 def save_curves(rows: Rows, path: Path, title: str, steps_per_epoch: int) -> None:

@@ -1,22 +1,19 @@
-"""A run's folder on a disk, or in a bucket such as gs://.
+"""A run's folder, on a disk or in a bucket such as gs://.
 
-A bucket has no renames, no appending and no locks, but an object there is always whole. So checkpoints are written in
-place and count only once their record, which comes last, is there (`checkpoints`); and everything else a run writes
-lives in a folder of this machine, from which it is copied up whenever a checkpoint is written and at the end.
+Orbax writes checkpoints to both. Everything else that a run writes grows line by line, which a bucket cannot do. So a run
+in a bucket keeps its small files in a folder of this machine. They are copied up with every checkpoint and at the end,
+and copied down when the run goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import os
 from pathlib import Path
 from typing import Any, cast
 
 from mpisjax.errors import UserError
-
-_log = logging.getLogger(__name__)
 
 
 def is_bucket(path: Any) -> bool:
@@ -25,10 +22,10 @@ def is_bucket(path: Any) -> bool:
 
 
 def path_of(workdir: Any) -> Path:
-    """A run's folder as a path; one in a bucket is an `epath.Path`, which has the same methods.
+    """A run's folder as a path. One in a bucket is an `epath.Path`, which has the same methods.
 
     Raises:
-        UserError: The address is of no kind of bucket that is known, or the package that reads it is missing.
+        UserError: The address is of an unknown kind, or the package that reads it is missing.
     """
     if not is_bucket(workdir):
         return Path(workdir)
@@ -43,7 +40,7 @@ def path_of(workdir: Any) -> Path:
 
 
 def local_of(workdir: Path) -> Path:
-    """Where a run keeps its small files: its own folder, or for one in a bucket a folder in the user's cache."""
+    """Where a run keeps its small files: in its own folder, or for a bucket in the user's cache."""
     if not is_bucket(workdir):
         return workdir
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -58,7 +55,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def pull(workdir: Path) -> None:
-    """Brings the small files of a run in a bucket here, in place of whatever an earlier run has left here."""
+    """Copies the small files of a run in a bucket to this machine; older copies are removed."""
     if not is_bucket(workdir):
         return
     local = local_of(workdir)
