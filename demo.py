@@ -27,9 +27,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="time steps; as trained by default")
     parser.add_argument("--out", help="where to write, less .png and .gif; ./NAME_spikes by default")
     parser.add_argument("--live", action="store_true", help="also play it in the terminal")
-    parser.add_argument("--no-gif", dest="gif", action="store_false", help="write the picture alone")
+    parser.add_argument("--no_gif", dest="gif", action="store_false", help="write the picture alone")
     parser.add_argument(
-        "--no-crop", dest="crop", action="store_false", help="scale the image without cropping it"
+        "--no_crop", dest="crop", action="store_false", help="scale the image without cropping it"
     )
     return parser.parse_args()
 

@@ -1,13 +1,13 @@
 """The paper's tables and figures, one command each.
 
     python -m experiments all --scale smoke                                # the digits, minutes, no download
-    python -m experiments table1 --scale small --data-dir DIR              # Fashion-MNIST at the paper's size, few epochs
-    python -m experiments table3 --scale paper --data-dir DIR --dry-run    # what would be trained, and how many steps
+    python -m experiments table1 --scale small --data_dir DIR              # Fashion-MNIST at the paper's size, few epochs
+    python -m experiments table3 --scale paper --data_dir DIR --dry_run    # what would be trained, and how many steps
     python -m experiments docs                                             # docs/ from docs/results/*/*.json
 
 Every experiment goes on where it stopped: finished rows are in OUT/EXPERIMENT/results.json, training runs in
 OUT/training. It writes OUT/EXPERIMENT/table.md and its figures as PNG and SVG. Networks are trained as `train.py`
-trains them; experiments that need the same one share it. Times are worth something on an idle machine only; --no-timing
+trains them; experiments that need the same one share it. Times are worth something on an idle machine only; --no_timing
 leaves them out.
 """
 
@@ -45,13 +45,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             "--out", type=Path, help="folder for everything; runs/experiments/SCALE by default"
         )
         command.add_argument(
-            "--data-dir", default="", help="the data sets' files, or folders named after the sets"
+            "--data_dir", default="", help="the data sets' files, or folders named after the sets"
         )
         command.add_argument("--seeds", help="such as 0,1,2; the scale's own by default")
         command.add_argument("--epochs", type=int, help="instead of the small or paper scale's own")
         command.add_argument("--steps", help="of table1, only these T, such as 30")
-        command.add_argument("--no-timing", action="store_true", help="leave times of a step out")
-        command.add_argument("--dry-run", action="store_true", help="say what would be trained, and end")
+        command.add_argument("--no_timing", action="store_true", help="leave times of a step out")
+        command.add_argument("--dry_run", action="store_true", help="say what would be trained, and end")
     command = commands.add_parser("docs", help="writes the tables of docs/ anew from docs/results")
     command.add_argument(
         "--take", type=Path, metavar="OUT", help="first copy the results of this folder there"
@@ -121,11 +121,11 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
 
 def shown_flags(flags: argparse.Namespace) -> str:
     """The flags that a table's command needs to be the same again."""
-    data = " --data-dir DIR" if flags.data_dir else ""
+    data = " --data_dir DIR" if flags.data_dir else ""
     given = "".join(
         f" --{k} {getattr(flags, k)}" for k in ("seeds", "epochs", "steps") if getattr(flags, k) is not None
     )
-    return data + given + (" --no-timing" if flags.no_timing else "")
+    return data + given + (" --no_timing" if flags.no_timing else "")
 
 
 def main(argv: list[str] | None = None) -> int:

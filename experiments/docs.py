@@ -44,7 +44,7 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
     source = docs / "results" / scale / f"{name}.json"
     if not source.is_file():
         steps = plan((name,), scale_of(scale)).splitlines()[-1].split(" steps")[0].strip()
-        flags = "" if scale == "smoke" else " --data-dir DIR"
+        flags = "" if scale == "smoke" else " --data_dir DIR"
         command = f"`python -m experiments {name} --scale {scale}{flags}`"
         return f"Not run here. Command: {command} ({steps} training steps).\n"
 

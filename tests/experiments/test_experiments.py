@@ -195,7 +195,7 @@ def test_seeds_are_summarised():
 
 
 def test_plan_counts_the_steps(capsys):
-    assert program.main(["table3", "--scale", "small", "--dry-run", "--epochs", "3", "--seeds", "0,1"]) == 0
+    assert program.main(["table3", "--scale", "small", "--dry_run", "--epochs", "3", "--seeds", "0,1"]) == 0
     said = capsys.readouterr().out
     assert "1,287 steps  fashion_mnist_mpis_t30, seed 1: python train.py" in said
     assert said.strip().endswith("5,148 steps in all")  # 2 networks x 2 seeds x 3 epochs x 429
@@ -203,9 +203,9 @@ def test_plan_counts_the_steps(capsys):
 
 def test_command_beside_a_table_has_the_flags_that_matter():
     flags = program.arguments(
-        ["table1", "--scale", "small", "--data-dir", "/data", "--epochs", "3", "--steps", "30", "--out", "x"]
+        ["table1", "--scale", "small", "--data_dir", "/data", "--epochs", "3", "--steps", "30", "--out", "x"]
     )
-    assert program.shown_flags(flags) == " --data-dir DIR --epochs 3 --steps 30"
+    assert program.shown_flags(flags) == " --data_dir DIR --epochs 3 --steps 30"
 
 
 @pytest.mark.parametrize(
