@@ -36,43 +36,21 @@ def run(study: Study) -> dict[str, Any]:
 
 def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
     """Both norms by stream and step, mean over samples, and the spectral radius at the equilibrium."""
-    import jax
-
     from mpisjax import configuration
-    from mpisjax.analysis.convergence import convergence
-    from mpisjax.jacobian import spectral_radius, warn_near_one
-    from mpisjax.neurons import RateReading
-    from mpisjax.nn import model
+    from mpisjax.analysis.dynamics import dynamics
+    from mpisjax.jacobian import warn_near_one
     from mpisjax.nn.model import parameter_count
-    from mpisjax.simulate import weighted_mean_frame
 
     trained = study.trained(net, seed)
-    network, neuron, transition = trained.network, trained.neuron, trained.transition
     images, _ = trained.first("test", study.scale.followed)
-
-    @jax.jit
-    def measured(variables: Any, images: Any) -> Any:
-        x: Any = network.apply(variables, images, False, method="encode")
-        curves = convergence(
-            transition,
-            variables,
-            x,
-            network.initial_rates(images),
-            neuron=neuron,
-            num_steps=study.scale.follow_steps,
-            time_axis=0 if network.temporal else None,
-        )
-        solver = configuration.solved_of(trained.config)
-        solved = model.apply(network, variables, images, neuron=neuron, forward=solver)
-        x = weighted_mean_frame(x, neuron.leak) if network.temporal else x
-        radius = spectral_radius(
-            lambda r: transition(variables, r, x, RateReading(neuron)),
-            solved.equilibrium.rates,
-            jax.random.key(0),
-        )
-        return curves, radius
-
-    curves, radius = jax.device_get(measured(trained.variables, images))
+    curves, radius = dynamics(
+        trained.network,
+        trained.variables,
+        images,
+        neuron=trained.neuron,
+        solver=configuration.solved_of(trained.config),
+        num_steps=study.scale.follow_steps,
+    )
     return {
         "parameters": parameter_count(trained.variables),
         "curves": {

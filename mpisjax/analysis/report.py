@@ -18,17 +18,15 @@ import numpy as np
 
 from mpisjax import configuration
 from mpisjax.analysis import figures
-from mpisjax.analysis.convergence import Curves, convergence
 from mpisjax.analysis.curves import save_curves
+from mpisjax.analysis.dynamics import dynamics
 from mpisjax.analysis.measure import Measurement, first_examples, measure
 from mpisjax.analysis.raster import raster
 from mpisjax.data import Split
-from mpisjax.jacobian import spectral_radius, warn_near_one
-from mpisjax.neurons import RateReading
+from mpisjax.jacobian import warn_near_one
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
-from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training.atomic import write_atomically
 from mpisjax.training.step import prepare_images
 
@@ -67,7 +65,14 @@ def write_report(
 
     few = first_examples(split, FOLLOWED)
     images = prepare_images(jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))])), dataset)
-    curves, radius = _dynamics(config, net, variables, images)
+    curves, radius = dynamics(
+        net,
+        variables,
+        images,
+        neuron=neuron,
+        solver=configuration.solved_of(config),
+        num_steps=CONVERGENCE_STEPS,
+    )
     one = images[:, :1] if dataset.temporal else images[:1]
     spikes = raster(net, variables, one, neuron, usual.num_steps)
 
@@ -103,37 +108,6 @@ def _template() -> jinja2.Template:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html.jinja")
-
-
-def _dynamics(
-    config: ml_collections.ConfigDict, net: MPIS, variables: dict[str, Any], images: jax.Array
-) -> tuple[Curves, np.ndarray]:
-    """Convergence curves, and the spectral radius at the solved equilibrium, of a few examples."""
-    neuron, transition = configuration.neuron_of(config), model.transition_of(net)
-
-    @jax.jit
-    def follow(variables: dict[str, Any], images: jax.Array) -> Any:
-        x: Any = net.apply(variables, images, False, method="encode")
-        curves = convergence(
-            transition,
-            variables,
-            x,
-            net.initial_rates(images),
-            neuron=neuron,
-            num_steps=CONVERGENCE_STEPS,
-            time_axis=0 if net.temporal else None,
-        )
-        solved = model.apply(net, variables, images, neuron=neuron, forward=configuration.solved_of(config))
-        mean_x = weighted_mean_frame(x, neuron.leak) if net.temporal else x
-        radius = spectral_radius(
-            lambda r: transition(variables, r, mean_x, RateReading(neuron)),
-            solved.equilibrium.rates,
-            jax.random.key(0),
-        )
-        return curves, radius
-
-    curves, radius = follow(variables, images)
-    return curves, np.asarray(radius)
 
 
 def _facts(
