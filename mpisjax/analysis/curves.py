@@ -1,66 +1,62 @@
-"""The curves of a run as one PNG, from the rows of `metrics.jsonl`."""
+"""The curves of a run, from the rows of its `metrics.jsonl`."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from mpisjax.analysis.figures import TEST, TRAIN, VALIDATION, as_png, new_figure, tidy
 from mpisjax.training.atomic import write_atomically
 from mpisjax.training.metrics import FILE_NAME, read_rows
 
 CURVES_NAME = "curves.png"
 Rows = list[dict[str, Any]]
-TRAIN, VALIDATION, TEST = "#2a6fbb", "#d1495b", "#3a3a3a"
-GRID = {"color": "#e3e3e3", "linewidth": 0.8}
 
 
 def draw_curves(workdir: Path, title: str) -> None:
-    """Draws the curves of the run whose rows lie in `workdir`, into `curves.png` there; for `fit`'s `on_end`."""
+    """Draws the curves of the run in `workdir` from its `metrics.jsonl`, into `curves.png` there (`on_end` of `fit`)."""
     rows = read_rows(workdir / FILE_NAME)
     steps_per_epoch = next((round(row["step"] / row["epoch"]) for row in rows if row.get("epoch")), 1)
     save_curves(rows, workdir / CURVES_NAME, title, steps_per_epoch)
 
 
 def save_curves(rows: Rows, path: Path, title: str, steps_per_epoch: int) -> None:
+    """Writes `training_curves` as a PNG, whole or not at all."""
+    write_atomically(path, as_png(training_curves(rows, title, steps_per_epoch)))
+
+
+def training_curves(rows: Rows, title: str, steps_per_epoch: int) -> Figure:
     """Draws loss, accuracy, residuals, solver steps and learning rate against epochs.
 
     Args:
         rows: Rows of `metrics.jsonl`.
-        path: The PNG to write, whole or not at all.
         title: What stands above the panels.
         steps_per_epoch: Training steps in an epoch.
     """
-    # Not pyplot: it keeps global state and may look for a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12.0, 7.0), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3).ravel()
+    figure = new_figure(12.0, 7.0)
+    loss, accuracy, rate, residual, steps, gradient = figure.subplots(2, 3).ravel()
     figure.suptitle(title)
-    curves = _Curves(rows, steps_per_epoch)
+    panel = _Panels(rows, steps_per_epoch)
 
-    curves.draw(
-        axes[0], "Loss", "cross-entropy", [("train", "loss", TRAIN), ("validation", "loss", VALIDATION)]
-    )
-    kinds = [("train", "accuracy", TRAIN), ("validation", "accuracy", VALIDATION), ("test", "accuracy", TEST)]
-    curves.draw(axes[1], "Accuracy", "% correct", kinds, scale=100.0)
-    curves.draw(axes[2], "Learning rate", "learning rate", [("train", "learning_rate", TRAIN)])
+    kinds = [("train", TRAIN), ("validation", VALIDATION), ("test", TEST)]
+    panel.draw(loss, "Loss", "cross-entropy", [(kind, "loss", color) for kind, color in kinds[:2]])
+    panel.draw(accuracy, "Accuracy", "% correct", [(k, "accuracy", c) for k, c in kinds], scale=100.0)
+    panel.draw(rate, "Learning rate", "learning rate", [("train", "learning_rate", TRAIN)])
     residuals = [("train", "forward_residual", TRAIN), ("train", "adjoint_residual", VALIDATION)]
-    curves.draw(
-        axes[3], "Residual of the fixed point and of its adjoint", "relative residual", residuals, log=True
+    panel.draw(
+        residual, "Residual of the fixed point and of its adjoint", "relative residual", residuals, log=True
     )
     solves = [("train", "forward_steps", TRAIN), ("train", "adjoint_steps", VALIDATION)]
-    curves.draw(axes[4], "Solver steps", "steps", solves)
-    curves.draw(axes[5], "Gradient norm", "norm", [("train", "grad_norm", TRAIN)], log=True)
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    panel.draw(steps, "Solver steps", "steps", solves)
+    panel.draw(gradient, "Gradient norm", "norm", [("train", "grad_norm", TRAIN)], log=True)
+    return figure
 
 
-class _Curves:
+class _Panels:
+    """Draws chosen rows against epochs."""
+
     def __init__(self, rows: Rows, steps_per_epoch: int) -> None:
         self._rows, self._steps_per_epoch = rows, steps_per_epoch
 
@@ -96,13 +92,9 @@ class _Curves:
                 zorder=3 if kind == "test" else 2,
             )
             labelled += label is not None
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("epoch")
-        axis.set_ylabel(unit)
+        tidy(axis, title, "epoch", unit)
         axis.set_xlim(left=0)
         if log and axis.lines:
             axis.set_yscale("log")
-        axis.grid(**GRID)
-        axis.spines[["top", "right"]].set_visible(False)
         if labelled > 1:
             axis.legend(frameon=False, fontsize=9)

@@ -11,38 +11,38 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mpisjax.analysis.convergence import Curves
-from mpisjax.analysis.curves import GRID, TEST, TRAIN, VALIDATION
 from mpisjax.analysis.measure import Measurement
 
+TRAIN, VALIDATION, TEST = "#2a6fbb", "#d1495b", "#3a3a3a"
 COLORS = (TRAIN, VALIDATION, "#3d8b5f", "#b07d1a", "#7a5aa6", TEST)
 SHOWN_NEURONS = 40
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure with no global state and no screen."""
+    """A figure without pyplot, which keeps global state and may look for a screen."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def as_uri(figure: Figure) -> str:
-    """A PNG of the figure, as a data URI."""
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return uri_of(buffer.getvalue())
+    return buffer.getvalue()
 
 
-def uri_of(png: bytes) -> str:
-    """A data URI of a PNG."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def as_uri(figure: Figure) -> str:
+    """The figure as a PNG in a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}"
 
 
 def tidy(axis: Any, title: str, x: str, y: str) -> None:
-    """Title, units, a light grid."""
+    """Sets title and labels, and draws a light grid behind."""
     axis.set_title(title, fontsize=10)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    axis.grid(**GRID)
+    axis.grid(color="#e3e3e3", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from mpisjax import configuration
 from mpisjax.analysis import figures
-from mpisjax.analysis.curves import save_curves
+from mpisjax.analysis.curves import training_curves
 from mpisjax.analysis.dynamics import dynamics
 from mpisjax.analysis.measure import Measurement, first_examples, measure
 from mpisjax.analysis.raster import raster
@@ -28,6 +27,7 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
 from mpisjax.training.atomic import write_atomically
+from mpisjax.training.metrics import FILE_NAME, read_rows
 from mpisjax.training.step import prepare_images
 
 STEPS = (1, 2, 5, 10, 20, 30)
@@ -78,12 +78,14 @@ def write_report(
 
     height, width, channels = part.images.shape[-3:]
     links = synapses(net, (height, width, channels))
+    rows = read_rows(Path(workdir) / FILE_NAME)
+    steps_per_epoch = len(dataset.train.labels) // config.train.batch_size
     page = _template().render(
         name=config.name,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         facts=_facts(config, net, variables, dataset, part, split, usual, radius),
         warning=warn_near_one(radius),
-        training=_training_curves(Path(workdir), config, dataset),
+        training=figures.as_uri(training_curves(rows, config.name, steps_per_epoch)) if rows else None,
         usual=usual,
         confusion=figures.as_uri(figures.confusion(usual.confusion)),
         firing_rates=figures.as_uri(figures.firing_rates(usual.firing_rates)),
@@ -141,18 +143,6 @@ def _facts(
             f"{device.device_kind} ({len(jax.devices())}), {platform.machine()}, JAX {jax.__version__}",
         ),
     ]
-
-
-def _training_curves(workdir: Path, config: ml_collections.ConfigDict, dataset: Any) -> str | None:
-    """The curves of the run as a data URI; None without its log."""
-    source = workdir / "metrics.jsonl"
-    if not source.is_file():
-        return None
-    rows = [json.loads(line) for line in source.read_text().splitlines() if line.strip()]
-    with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder) / "curves.png"
-        save_curves(rows, image, config.name, len(dataset.train.labels) // config.train.batch_size)
-        return figures.uri_of(image.read_bytes())
 
 
 def _millions(value: float) -> str:
