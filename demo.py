@@ -86,6 +86,6 @@ def main(given: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     options = arguments()
-    with cli.sentences():
+    with cli.report_user_errors():
         main(options)
     sys.exit(0)

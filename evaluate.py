@@ -45,10 +45,10 @@ def config_of_run(arguments: cli.Arguments):
         import mpisjax
 
         return mpisjax.load_pretrained(PRETRAINED.value).config
-    from mpisjax.training.run import config_of
+    from mpisjax.training.run import saved_config
     from mpisjax.training.run_folder import path_of
 
-    return config_of(path_of(WORKDIR.value))
+    return saved_config(path_of(WORKDIR.value))
 
 
 def main(config) -> None:
@@ -57,10 +57,10 @@ def main(config) -> None:
     from mpisjax.training import devices, processes
 
     cores.prepare(config)
-    with processes.parting():
-        processes.join(*cli.place_among_processes())
+    with processes.exit_on_failure():
+        processes.initialize(*cli.process_arguments())
         devices.compilation_cache()
-        _evaluate(config, processes.is_first())
+        _evaluate(config, processes.is_primary())
 
 
 def _evaluate(config, first: bool) -> None:

@@ -57,10 +57,10 @@ def main(config) -> None:
     from mpisjax.cpu import cores
     from mpisjax.training import devices, processes
 
-    with watch() as stopper, processes.parting():
+    with watch() as stopper, processes.exit_on_failure():
         # The devices must be settled before anything makes JAX look for them.
         cores.prepare(config)
-        processes.join(*cli.place_among_processes())
+        processes.initialize(*cli.process_arguments())
         devices.compilation_cache()
 
         from mpisjax.training.run import run

@@ -15,7 +15,7 @@ from mpisjax.data import Batch
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.training.devices import batch_sharding, data_mesh, replicated
-from mpisjax.training.state import TrainState, init_state, optimizer_of
+from mpisjax.training.state import TrainState, init_state, make_optimizer
 from mpisjax.training.step import make_train_step, prepare_images
 
 Array = jax.Array
@@ -84,7 +84,7 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     if batch_size:
         config.train.batch_size = batch_size
     dataset = Images()
-    return Case(title, config, dataset, configuration.net_of(config, cast(Any, dataset)))
+    return Case(title, config, dataset, configuration.make_network(config, cast(Any, dataset)))
 
 
 def with_forward(c: Case, mode: int | str, **settings: Any) -> Case:
@@ -130,8 +130,8 @@ class Subject:
             self.mesh = jax.sharding.Mesh(jax.devices()[:num_devices], ("data",))
         self.batch = jax.device_put(host_batch(batch_size), batch_sharding(self.mesh))
         zeros = jnp.zeros((2, SIDE, SIDE, 1))
-        variables = model.init_variables(c.net, jax.random.key(0), zeros, configuration.neuron_of(c.config))
-        optimizer = optimizer_of(c.config, STEPS_PER_EPOCH)
+        variables = model.init_variables(c.net, jax.random.key(0), zeros, configuration.make_neuron(c.config))
+        optimizer = make_optimizer(c.config, STEPS_PER_EPOCH)
         state = jax.device_put(init_state(c.config, variables, optimizer), replicated(self.mesh))
         step = self.train_step("rates")
         for _ in range(warmup):
@@ -151,7 +151,7 @@ class Subject:
     def inference(self, mode: int | str, **settings: Any) -> Any:
         """`jit`-compiled `(variables, batch) -> (logits, steps)`, by the equivalent path."""
         c = with_forward(self.case, mode, **settings)
-        neuron, forward = configuration.neuron_of(c.config), configuration.forward_of(c.config)
+        neuron, forward = configuration.make_neuron(c.config), configuration.make_forward(c.config)
 
         def run(variables: dict[str, Any], batch: Batch) -> tuple[Array, Array]:
             x = prepare_images(batch.images, c.dataset)

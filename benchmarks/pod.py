@@ -109,8 +109,8 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
     from mpisjax import configuration
     from mpisjax.data import Batch
     from mpisjax.nn.flops import count
-    from mpisjax.training import devices, start
-    from mpisjax.training.state import init_state, optimizer_of
+    from mpisjax.training import devices, init_from
+    from mpisjax.training.state import init_state, make_optimizer
     from mpisjax.training.step import make_train_step
 
     side, channels, classes = inputs
@@ -122,10 +122,10 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
         std=(0.25,) * channels,
         train=SimpleNamespace(images=jax.ShapeDtypeStruct((size, side, side, channels), jnp.uint8)),
     )
-    net = configuration.net_of(config, dataset)
-    optimizer = optimizer_of(config, 100)
+    net = configuration.make_network(config, dataset)
+    optimizer = make_optimizer(config, 100)
     state = jax.eval_shape(
-        lambda: init_state(config, start.initial_variables(config, net, dataset), optimizer)
+        lambda: init_state(config, init_from.initial_variables(config, net, dataset), optimizer)
     )
     shardings = devices.state_sharding(state, mesh)
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     config = cli.load_config(flags.config)
     config.train.batch_size, config.model.dtype = flags.batch_size, flags.dtype
     config.devices.model_parallel = flags.model_parallel
-    mesh = devices.mesh_of(config, flags.batch_size)
+    mesh = devices.make_mesh(config, flags.batch_size)
     executable, parameters, operations = compile_step(config, mesh, INPUTS[config.data.name])
     memory = executable.memory_analysis()
     result = {

@@ -42,7 +42,7 @@ class Trained(NamedTuple):
         """Its neurons."""
         from mpisjax import configuration
 
-        return configuration.neuron_of(self.config)
+        return configuration.make_neuron(self.config)
 
     @property
     def transition(self) -> Any:

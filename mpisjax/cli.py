@@ -161,7 +161,7 @@ def run(
     config: list[ml_collections.ConfigDict] = []
 
     def parse(argv: Sequence[str]) -> list[str]:
-        with sentences():
+        with report_user_errors():
             arguments = sort_arguments(argv[1:])
             try:
                 rest = flags.FLAGS([argv[0], *arguments.others])[1:]
@@ -175,7 +175,7 @@ def run(
     def program(argv: list[str]) -> int | None:
         del argv
         _set_up_log()
-        with sentences():
+        with report_user_errors():
             check_jax(importlib.metadata.version("jax"))
             return main(config[0])
 
@@ -183,8 +183,8 @@ def run(
     raise AssertionError("app.run returned")
 
 
-def place_among_processes() -> tuple[str | None, int | None, int | None, int]:
-    """What the flags say of the processes that share the run, as `mpisjax.training.processes.join` takes it."""
+def process_arguments() -> tuple[str | None, int | None, int | None, int]:
+    """What the flags say of the processes that share the run, as `mpisjax.training.processes.initialize` takes it."""
     return COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value
 
 
@@ -246,7 +246,7 @@ def _set_up_log() -> None:
 
 
 @contextlib.contextmanager
-def sentences() -> Iterator[None]:
+def report_user_errors() -> Iterator[None]:
     """Tells what a user can mend in one sentence on standard error, and exits with 1."""
     try:
         yield

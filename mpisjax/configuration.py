@@ -125,7 +125,7 @@ def base() -> ml_collections.ConfigDict:
     return settings.lock()
 
 
-def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config that an earlier version wrote, with the defaults of the settings that it did not know."""
     settings = base()
 
@@ -191,14 +191,14 @@ def with_variant(
     return config
 
 
-def neuron_of(config: ml_collections.ConfigDict) -> Any:
+def make_neuron(config: ml_collections.ConfigDict) -> Any:
     """The neuron's constants."""
     from mpisjax.neurons import LIF
 
     return LIF(**config.neuron)
 
 
-def forward_of(config: ml_collections.ConfigDict, temporal: bool = False) -> Any:
+def make_forward(config: ml_collections.ConfigDict, temporal: bool = False) -> Any:
     """The training forward."""
     from mpisjax.solvers import RateForward
 
@@ -207,10 +207,12 @@ def forward_of(config: ml_collections.ConfigDict, temporal: bool = False) -> Any
         return RateForward(f.solver, f.max_steps, f.tol, f.history, f.damping)
     if f.mode != "spikes":
         raise UserError(f"forward.mode is {f.mode!r}: choose 'spikes' or 'rates'.")
-    return spikes_of(config, temporal)
+    return make_spike_forward(config, temporal)
 
 
-def spikes_of(config: ml_collections.ConfigDict, temporal: bool = False, num_steps: int | None = None) -> Any:
+def make_spike_forward(
+    config: ml_collections.ConfigDict, temporal: bool = False, num_steps: int | None = None
+) -> Any:
     """The spiking forward, of evaluation always and of training where `forward.mode` says so.
 
     Input over time has as many steps as frames.
@@ -225,28 +227,28 @@ def spikes_of(config: ml_collections.ConfigDict, temporal: bool = False, num_ste
     return SpikeForward(f.num_steps if num_steps is None else num_steps, f.settle_tol or None)
 
 
-def solved_of(config: ml_collections.ConfigDict) -> Any:
+def make_evaluation_solver(config: ml_collections.ConfigDict) -> Any:
     """The rate solver of evaluations: tight, whatever training got by with."""
     from mpisjax.solvers import RateForward
 
     return RateForward("anderson", max_steps=60, tol=1e-3, damping=config.forward.damping)
 
 
-def adjoint_of(config: ml_collections.ConfigDict) -> Any:
+def make_adjoint(config: ml_collections.ConfigDict) -> Any:
     """The adjoint solver."""
     from mpisjax.solvers import Adjoint
 
     return Adjoint(**config.adjoint)
 
 
-def bptt_of(config: ml_collections.ConfigDict) -> Any:
+def make_bptt(config: ml_collections.ConfigDict) -> Any:
     """How the simulation is differentiated through time; None where training is implicit."""
     from mpisjax.baselines.bptt import BPTT
 
     return BPTT(**config.bptt) if config.train.method == "bptt" else None
 
 
-def net_of(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
+def make_network(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
     """The network for a data set."""
     import jax.numpy as jnp
 

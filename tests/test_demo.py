@@ -86,10 +86,10 @@ def test_a_digit_is_classified_and_drawn(digits, demo, monkeypatch, capsys, tmp_
 
 def test_a_trace_is_what_evaluation_computes(digits):
     trained, test = digits
-    neuron = configuration.neuron_of(trained.config)
+    neuron = configuration.make_neuron(trained.config)
     found = trace(trained, test.images[0])
     x = prepare_images(jnp.asarray(test.images[:1]), trained.inputs)
-    forward = configuration.spikes_of(trained.config)
+    forward = configuration.make_spike_forward(trained.config)
     simulation = nn.spikes(trained.net, trained.variables, x, neuron=neuron, forward=forward)
     assert found.scores.shape == (16, 10)
     for name, spikes in simulation.spike_counts.items():

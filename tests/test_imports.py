@@ -20,7 +20,7 @@ LAYERS = [
 PACKAGES = {0: {"jax", "jaxopt", "numpy"}, 1: {"jax", "numpy"}}  # by layer, beside Python's own
 EXCEPTIONS = {
     ("mpisjax.training.evaluation", "mpisjax.configuration"),
-    ("mpisjax.training.start", "mpisjax.configuration"),
+    ("mpisjax.training.init_from", "mpisjax.configuration"),
     ("mpisjax.training.step", "mpisjax.configuration"),
 }  # importer, imported: to be removed one by one
 FOLDERS = ("mpisjax", "benchmarks", "experiments", "examples")

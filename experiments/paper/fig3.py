@@ -48,7 +48,7 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
         trained.variables,
         images,
         neuron=trained.neuron,
-        solver=configuration.solved_of(trained.config),
+        solver=configuration.make_evaluation_solver(trained.config),
         num_steps=study.scale.follow_steps,
     )
     return {

@@ -63,7 +63,7 @@ def measure(study: Study, name: str, samples: int, pairs: Sequence[Pair]) -> dic
         )
         for i, (forward, steps, damping, backward, back, other) in enumerate(pairs)
     }
-    neuron = configuration.neuron_of(found.config)
+    neuron = configuration.make_neuron(found.config)
     try:
         solved = audit_solves(found.net, found.variables, images, labels, neuron=neuron, solves=solves)
     except UserError as error:

@@ -72,10 +72,10 @@ def measure(
       split: examples and labels.
       num_steps: T; None: `forward.num_steps`. Input over time has as many as frames.
     """
-    neuron = configuration.neuron_of(config)
+    neuron = configuration.make_neuron(config)
     # Every step is run: the operations of settled samples would be unknown otherwise.
     forward = SpikeForward(None if dataset.temporal else num_steps or config.forward.num_steps)
-    through_time = configuration.bptt_of(config)
+    through_time = configuration.make_bptt(config)
     shape = split.images.shape
     links = synapses(net, (shape[-3], shape[-2], shape[-1]))
     steps = shape[1] if dataset.temporal else int(forward.num_steps or 0)

@@ -58,7 +58,7 @@ def write_report(
         steps: Numbers of time steps to compare, where the input is constant in time.
         examples: Measure on at most so many examples of the split; None: on all.
     """
-    neuron = configuration.neuron_of(config)
+    neuron = configuration.make_neuron(config)
     part = first_examples(split, examples)
     usual = measure(config, net, variables, dataset, part)
     compared = [] if dataset.temporal else [measure(config, net, variables, dataset, part, t) for t in steps]
@@ -70,7 +70,7 @@ def write_report(
         variables,
         images,
         neuron=neuron,
-        solver=configuration.solved_of(config),
+        solver=configuration.make_evaluation_solver(config),
         num_steps=CONVERGENCE_STEPS,
     )
     one = images[:, :1] if dataset.temporal else images[:1]

@@ -30,7 +30,8 @@ def prepare(config: Any = None, *, all_cores: bool = True) -> None:
     Several host devices can block one another's all-reduce for good when steps are dispatched asynchronously
     on a thread pool with one thread a core: each device may hold a thread that the other waits for. The cure is
     threefold: a pool with threads to spare (`PJRT_NPROC`), synchronous dispatch, and waiting for every step
-    (`mpisjax.training.pipeline`). Threads to spare cost time, a third of a training step of the Fashion-MNIST config.
+    (`mpisjax.training.step_runner`). Threads to spare cost time, a third of a training step of the
+    Fashion-MNIST config.
 
     Args:
       config: of the run; its `devices.all_cores`, `devices.model_parallel` and `model` decide. None: a network that

@@ -32,7 +32,7 @@ def main() -> None:
         help="nir: exact nodes (default), or IF/LIF nodes that must be told to reset by subtraction",
     )  # fmt: skip
     given = parser.parse_args()
-    with cli.sentences():
+    with cli.report_user_errors():
         out = Path(given.out)
         if not out.absolute().parent.is_dir():
             raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
@@ -61,9 +61,9 @@ def _trained(given: argparse.Namespace) -> Any:
 
         return load_pretrained(given.pretrained)
     from mpisjax.pretrained.save import from_run
-    from mpisjax.training.run import config_of
+    from mpisjax.training.run import saved_config
 
-    config = config_of(Path(given.workdir))
+    config = saved_config(Path(given.workdir))
     if given.data_dir is not None:
         config.data.dir = given.data_dir
     return from_run(given.workdir, config)

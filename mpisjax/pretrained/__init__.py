@@ -109,7 +109,7 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
     from mpisjax import configuration, weights
 
     variables, card = weights.read(name, weights.FOLDER if folder is None else Path(folder))
-    config = configuration.completed(configuration.from_plain(card["config"]))
+    config = configuration.with_defaults(configuration.from_plain(card["config"]))
     tuples = ("classes", "shape", "mean", "std")
     fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in card["inputs"].items()}
     inputs = Inputs(**fields)
@@ -129,8 +129,8 @@ def from_variables(
     from mpisjax.training.step import prepare_images
 
     readable: Any = inputs  # stands in for the data set it describes
-    net, neuron = configuration.net_of(config, readable), configuration.neuron_of(config)
-    forward = configuration.spikes_of(config, inputs.temporal)
+    net, neuron = configuration.make_network(config, readable), configuration.make_neuron(config)
+    forward = configuration.make_spike_forward(config, inputs.temporal)
 
     def apply(
         variables: dict[str, Any], images: Any, value_range: tuple[float, float] | None = None

@@ -39,11 +39,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", help=what)
     parser.add_argument("--note", default="", help="anything else worth knowing")
     given = parser.parse_args()
-    with cli.sentences():
+    with cli.report_user_errors():
         from mpisjax.pretrained import save
-        from mpisjax.training.run import config_of
+        from mpisjax.training.run import saved_config
 
-        config = config_of(Path(given.workdir))
+        config = saved_config(Path(given.workdir))
         if given.data_dir is not None:
             config.data.dir = given.data_dir
         path = save.save(

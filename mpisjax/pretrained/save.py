@@ -16,7 +16,7 @@ from mpisjax.data import DataSet, load
 from mpisjax.data.recordings import CIFAR10_CLASSES
 from mpisjax.errors import UserError
 from mpisjax.pretrained import Inputs, Pretrained, from_variables
-from mpisjax.training import checkpoints, record, start
+from mpisjax.training import checkpoints, init_from, record
 from mpisjax.training.atomic import write_atomically
 
 MAX_BYTES = 2_000_000  # of a weights file
@@ -58,14 +58,14 @@ def from_run(workdir: str | Path, config: ml_collections.ConfigDict | None = Non
     workdir = Path(workdir)
     best = record.best(workdir)
     if config is None:
-        config = configuration.completed(configuration.from_plain(best.content["config"]))
+        config = configuration.with_defaults(configuration.from_plain(best.content["config"]))
     dataset = load(config.data)
     if dataset.checksum != best.content["data_checksum"]:
         raise UserError(
             f"{workdir} was trained on other data than {config.data.name} here; set config.data.dir"
         )
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    variables, step = start.best_variables(workdir, dataset, place)
+    variables, step = init_from.best_variables(workdir, dataset, place)
     inputs = inputs_of(dataset)
     newest: Any = checkpoints.newest(workdir / checkpoints.FOLDER)
     progress = record.progress_of(newest)  # the newest checkpoint knows how the run ended

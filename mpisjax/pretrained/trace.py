@@ -49,7 +49,7 @@ def trace(trained: Pretrained, image: np.ndarray, num_steps: int | None = None) 
         image: uint8 of `trained.inputs.shape`.
         num_steps: Time steps; None as its config says. Input over time has as many as frames.
     """
-    net, variables, neuron = trained.net, trained.variables, configuration.neuron_of(trained.config)
+    net, variables, neuron = trained.net, trained.variables, configuration.make_neuron(trained.config)
     temporal = trained.inputs.temporal
     steps = int(image.shape[0]) if temporal else num_steps or trained.config.forward.num_steps
     x = prepare_images(jnp.asarray(image)[None], trained.inputs)

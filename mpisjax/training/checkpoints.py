@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 from mpisjax.errors import UserError
 from mpisjax.training import packing, processes
 from mpisjax.training.atomic import write_atomically
-from mpisjax.training.processes import first_does
+from mpisjax.training.processes import run_on_primary
 from mpisjax.training.run_folder import is_bucket, unreachable
 
 FOLDER = "checkpoints"  # in a run's folder
@@ -104,7 +104,7 @@ class CheckpointWriter(contextlib.AbstractContextManager):
             lightweight_initialize=True,  # else each checkpoint of an earlier version is warned of
         )
         try:
-            first_does(self._commit)
+            run_on_primary(self._commit)
             self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
         except Exception as error:
             raise _storage_error(error, self.directory, 0) from error
@@ -164,7 +164,7 @@ class CheckpointWriter(contextlib.AbstractContextManager):
         return found
 
     def _drop_drafts(self) -> None:
-        if processes.is_first() and not is_bucket(self.directory):
+        if processes.is_primary() and not is_bucket(self.directory):
             for draft in self.directory.glob("step_*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(draft, ignore_errors=True)
 
@@ -183,7 +183,7 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
         except OSError as error:
             raise _storage_error(error, checkpoint.path.parent, checkpoint.step, there=True) from error
 
-    first_does(replace)
+    run_on_primary(replace)
     return checkpoint._replace(content=content)
 
 
@@ -218,7 +218,7 @@ def newest(directory: Path) -> Checkpoint | None:
             )
         return None
 
-    step = first_does(find)
+    step = run_on_primary(find)
     return None if step is None else read(directory, step, verify=False)
 
 

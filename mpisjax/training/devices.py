@@ -16,7 +16,7 @@ from mpisjax.data.feed import put
 from mpisjax.errors import UserError
 
 
-def mesh_of(config: Any, batch_size: int) -> jax.sharding.Mesh:
+def make_mesh(config: Any, batch_size: int) -> jax.sharding.Mesh:
     """The mesh on which a run with this config works on batches of a size; see `data_mesh`."""
     return data_mesh(batch_size, config.devices.all_cores, config.devices.model_parallel)
 
@@ -96,7 +96,7 @@ def _sharding_of(path: Any, leaf: Any, mesh: Any) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None,) * axis, "model"))
 
 
-def spread(net: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
+def shard_channels(net: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
     """The network with its currents split over the mesh's axis "model" by channel; itself without that axis."""
     if "model" not in mesh.axis_names:
         return net
@@ -104,7 +104,7 @@ def spread(net: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any
     return net.clone(sharding=jax.sharding.NamedSharding(mesh, spec))
 
 
-def move(tree: Any, shardings: Any) -> Any:
+def reshard(tree: Any, shardings: Any) -> Any:
     """Device arrays onto another arrangement of devices, over all processes.
 
     Args:
@@ -118,12 +118,12 @@ def move(tree: Any, shardings: Any) -> Any:
         if isinstance(array, jax.Array) and array.sharding.device_set == sharding.device_set:
             same = array.sharding.is_equivalent_to(sharding, array.ndim)
             return array if same else jax.jit(lambda a: a, out_shardings=sharding)(array)
-        return put(fetch(array), sharding)
+        return put(to_host(array), sharding)
 
     return jax.tree.map(one, tree, shardings)
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """Device arrays as whole host arrays, in every process; all of them must call this."""
 
     def one(array: Any) -> Any:

@@ -16,7 +16,14 @@ from mpisjax.data import Batch, eval_batches
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import synapses, synops
-from mpisjax.training.devices import batch_sharding, mesh_of, move, replicated, spread, state_sharding
+from mpisjax.training.devices import (
+    batch_sharding,
+    make_mesh,
+    replicated,
+    reshard,
+    shard_channels,
+    state_sharding,
+)
 from mpisjax.training.step import prepare_images
 
 Array = jax.Array
@@ -66,10 +73,10 @@ def make_eval_step(
       num_steps: time steps; None: `forward.num_steps`.
       mode: "spikes" or "rates" (solve for the equilibrium by the rate map to a tight tolerance).
     """
-    net = spread(net, mesh)
-    neuron = configuration.neuron_of(config)
-    forward = configuration.spikes_of(config, dataset.temporal, num_steps)
-    through_time = configuration.bptt_of(config)
+    net = shard_channels(net, mesh)
+    neuron = configuration.make_neuron(config)
+    forward = configuration.make_spike_forward(config, dataset.temporal, num_steps)
+    through_time = configuration.make_bptt(config)
     height, width, channels = dataset.train.images.shape[-3:]
     links = synapses(net, (height, width, channels))
 
@@ -81,7 +88,7 @@ def make_eval_step(
             return jnp.sum(by_sample * mask)
 
         if mode == "rates":
-            solver = configuration.solved_of(config)
+            solver = configuration.make_evaluation_solver(config)
             out = model.apply(net, variables, x, neuron=neuron, forward=solver)
             found, steps, spike_logits = out.equilibrium.rates, out.equilibrium.num_steps, None
         else:
@@ -128,11 +135,11 @@ def make_evaluator(
     mode: str = "spikes",
 ) -> Callable[[dict[str, Any], Any], Evaluation]:
     """`evaluator(variables, split) -> Evaluation`, compiled once however often it is called."""
-    mesh = mesh_of(config, config.eval.batch_size)
+    mesh = make_mesh(config, config.eval.batch_size)
     step = make_eval_step(config, net, dataset, mesh, num_steps, mode)
 
     def evaluator(variables: dict[str, Any], split: Any) -> Evaluation:
-        variables = move(variables, state_sharding(variables, mesh))
+        variables = reshard(variables, state_sharding(variables, mesh))
         sums: Any = None
         for batch in eval_batches(split, config.eval.batch_size, batch_sharding(mesh)):
             part = jax.device_get(step(variables, batch))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mpisjax.errors import UserError
-from mpisjax.training.processes import first_does
+from mpisjax.training.processes import run_on_primary
 from mpisjax.training.run_folder import is_bucket, path_of, unreachable
 
 LOCK_NAME = ".lock"
@@ -65,7 +65,7 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
         UserError: Another run holds the folder, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        yield path_of(first_does(lambda: os.fspath(stack.enter_context(_hold(workdir)))))
+        yield path_of(run_on_primary(lambda: os.fspath(stack.enter_context(_hold(workdir)))))
 
 
 @contextlib.contextmanager

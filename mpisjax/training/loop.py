@@ -21,16 +21,16 @@ from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, processes, profiling, record, run_folder
 from mpisjax.training.atomic import write_atomically
 from mpisjax.training.checkpoints import FOLDER
-from mpisjax.training.health import DivergenceError, Health
+from mpisjax.training.console import Display, display
+from mpisjax.training.divergence import DivergenceError, DivergenceMonitor
 from mpisjax.training.lock import hold
 from mpisjax.training.metrics import SharedLog, average
-from mpisjax.training.pipeline import Feed, Pipeline, TrainStep
 from mpisjax.training.preemption import Preempted, Stopper, watch
-from mpisjax.training.processes import first_does
+from mpisjax.training.processes import run_on_primary
 from mpisjax.training.profiling import Meter, Tracer, Work
-from mpisjax.training.progress import Display, display
 from mpisjax.training.record import Origin, Progress
 from mpisjax.training.saving import Saver
+from mpisjax.training.step_runner import Feed, StepRunner, TrainStep
 
 RESULTS_NAME = "results.json"
 ADVICE = (
@@ -157,10 +157,17 @@ def fit(
             settings.checkpoint_seconds,
         )
         stack.enter_context(saver)
-        traces = run_folder.local_of(path) / profiling.FOLDER if profile and processes.is_first() else None
+        traces = run_folder.local_of(path) / profiling.FOLDER if profile and processes.is_primary() else None
         run = _Run(
-            *(settings, path, saver, Pipeline(train_step, feed, state), feed.steps_per_epoch, stopper),
-            *(Health(settings.max_skipped, adjoint_tol), Tracer(traces), meter, diagnose, on_epoch, on_end),
+            *(settings, path, saver, StepRunner(train_step, feed, state), feed.steps_per_epoch, stopper),
+            *(
+                DivergenceMonitor(settings.max_skipped, adjoint_tol),
+                Tracer(traces),
+                meter,
+                diagnose,
+                on_epoch,
+                on_end,
+            ),
             *saver.resume(state),
         )
         stack.callback(run.close)
@@ -178,10 +185,10 @@ class _Run:
     settings: LoopSettings
     workdir: Path
     saver: Saver
-    pipeline: Pipeline
+    steps: StepRunner
     steps_per_epoch: int
     stopper: Stopper
-    health: Health
+    monitor: DivergenceMonitor
     tracer: Tracer
     meter: Meter | None
     diagnose: Callable[[Any, int], str] | None
@@ -214,7 +221,7 @@ class _Run:
 
     def train(self, eval_fn: EvalFn | None) -> bool:
         """Steps and validates up to the last step; says whether it was stopped before."""
-        silent = None if processes.is_first() else io.StringIO()
+        silent = None if processes.is_primary() else io.StringIO()
         with display(self.total, self.steps_per_epoch, self.step, silent) as screen:
             while True:
                 if self.at_end_of_epoch and self.progress.validated_step != self.step:
@@ -233,7 +240,7 @@ class _Run:
 
     def _asked_to_stop(self) -> bool:
         """Whether to stop here: with several processes, whether all know by now that one of them was asked to."""
-        return self.stopper.requested is not None if processes.count() == 1 else self.pipeline.outvoted
+        return self.stopper.requested is not None if processes.count() == 1 else self.steps.outvoted
 
     def _interruptible(self) -> contextlib.AbstractContextManager[None]:
         """A signal ends an evaluation at once; several processes go on to its end, since they need one another."""
@@ -250,13 +257,13 @@ class _Run:
         """Takes a step, and does what is due after it."""
         first, self.stepped = not self.stepped, True
         self.tracer.before_step(self.state)
-        self.state = self.pipeline.run(self.state, self.step, self.stopper.requested is not None)
+        self.state = self.steps.run(self.state, self.step, self.stopper.requested is not None)
         self.step += 1
         in_epoch = self.step % self.steps_per_epoch
         row_due = in_epoch % self.settings.log_every == 0 or self.at_end_of_epoch
         every = self.settings.checkpoint_every
         save_due = every > 0 and self.step % every == 0 and not self.at_end_of_epoch
-        if self.pipeline.waits or row_due or first or save_due:
+        if self.steps.waits or row_due or first or save_due:
             self._collect()
         if row_due:
             means, rate = self._write_row()
@@ -265,16 +272,16 @@ class _Run:
             pending = self.progress.pending
             screen.step(self.step, pending[-1] if pending else None, None, due=False)
         if self.at_end_of_epoch:
-            self.health.end_epoch(self.step // self.steps_per_epoch)
+            self.monitor.end_epoch(self.step // self.steps_per_epoch)
         if save_due:
             self._save()
 
     def _collect(self) -> None:
         """Brings the metrics of the steps in flight here, and stops a run that has diverged."""
-        rows = self.pipeline.collect()
+        rows = self.steps.collect()
         self.progress = self.progress._replace(pending=(*self.progress.pending, *rows))
         try:
-            self.health.look(rows, self.step)
+            self.monitor.look(rows, self.step)
         except DivergenceError as error:
             self._save()
             more = f"; {self.diagnose(self.state, self.step)}" if self.diagnose is not None else ""
@@ -285,7 +292,7 @@ class _Run:
     def _write_row(self) -> tuple[Mapping[str, float | None], float | None]:
         """Writes the means over the steps since the last row; gives them, and the rate in images a second."""
         means = average(self.progress.pending)
-        rate = self.pipeline.rate(self.settings.batch_size)
+        rate = self.steps.rate(self.settings.batch_size)
         timing = {"images_per_second": rate, "seconds": time.monotonic() - self.began}
         if self.meter is not None and (work := self.meter(means, rate)) is not None:
             timing |= {"tflops": work.tflops, "flop_utilisation": work.utilisation}
@@ -314,7 +321,7 @@ class _Run:
         self.progress = self.progress.with_validation(self.step, validation)
         if self.on_epoch is not None:
             ends = self.on_epoch(self.state, {"epoch": epoch, "step": self.step, **validation})
-            self.progress = self.progress._replace(ended=first_does(lambda: bool(ends)))
+            self.progress = self.progress._replace(ended=run_on_primary(lambda: bool(ends)))
         if self.progress.ended or self.step in (self.progress.best_step, self.saver.step):
             self._save()
         best_epoch = self.progress.best_step // self.steps_per_epoch
@@ -346,7 +353,7 @@ class _Run:
             self.rows.write("test", self.step, test)
             self.progress = self.progress._replace(test=test)
             self._save()
-        first_does(self._conclude)
+        run_on_primary(self._conclude)
         return False
 
     def _conclude(self) -> None:

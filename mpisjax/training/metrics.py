@@ -19,7 +19,7 @@ from typing import Any
 
 from mpisjax.errors import UserError
 from mpisjax.training import processes, run_folder
-from mpisjax.training.processes import first_does
+from mpisjax.training.processes import run_on_primary
 
 FILE_NAME = "metrics.jsonl"
 TIMING = ("images_per_second", "seconds", "tflops", "flop_utilisation")
@@ -140,11 +140,11 @@ class SharedLog:
         def open_log() -> None:
             self._log = MetricsLog(run_folder.local_of(workdir), length=length, step=step)
 
-        first_does(open_log)
+        run_on_primary(open_log)
 
     def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
         """Appends one row; see `MetricsLog.write`."""
-        first_does(lambda: self._log.write(kind, step, row))
+        run_on_primary(lambda: self._log.write(kind, step, row))
 
     def sync(self) -> int:
         """Forces the rows to the disk, or to the bucket; gives their length in bytes."""
@@ -154,11 +154,11 @@ class SharedLog:
             run_folder.push(self._workdir)
             return self._log.length
 
-        return first_does(length)
+        return run_on_primary(length)
 
     def close(self) -> None:
         """Closes the files."""
-        if processes.is_first():
+        if processes.is_primary():
             self._log.close()
 
 

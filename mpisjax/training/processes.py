@@ -36,7 +36,7 @@ class CommonError(UserError):
     """A user error that every process raises at the same point, so that they can part in good order."""
 
 
-def join(
+def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -58,7 +58,7 @@ def join(
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None):
         if on_cloud_tpu():
-            _join_slice(heartbeat_seconds)
+            _initialize_slice(heartbeat_seconds)
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise UserError(
@@ -85,7 +85,7 @@ def on_cloud_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def _join_slice(heartbeat_seconds: int) -> None:
+def _initialize_slice(heartbeat_seconds: int) -> None:
     try:
         _initialize(heartbeat_seconds)
     except ValueError as error:
@@ -115,7 +115,7 @@ def _initialize(
             f"process cannot join the others ({' '.join(str(error).split())[:300]}); check --coordinator, start every "
             "process within five minutes, and leave no earlier run behind"
         ) from error
-    if not is_first():
+    if not is_primary():
         logger = logging.getLogger("mpisjax")
         logger.setLevel(logging.ERROR)  # the first one tells what all of them see
         for handler in logger.handlers:
@@ -128,12 +128,12 @@ def count() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that writes."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def first_does(fn: Callable[[], T]) -> T:
+def run_on_primary(fn: Callable[[], T]) -> T:
     """Lets the first process run `fn`, and gives its result to all; every process must call this at the same point.
 
     Args:
@@ -149,7 +149,7 @@ def first_does(fn: Callable[[], T]) -> T:
         return fn()
     caught: Exception | None = None
     answer: dict[str, Any] = {}
-    if is_first():
+    if is_primary():
         try:
             answer = {"result": fn()}
         except Exception as error:
@@ -169,12 +169,12 @@ def _broadcast(data: bytes) -> bytes:
 
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few sizes, so that few are compiled
-    if is_first():
+    if is_primary():
         padded[:length] = np.frombuffer(data, np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length].astype(np.uint8))
 
 
-def agree(what: str, value: str) -> None:
+def assert_equal_across_processes(what: str, value: str) -> None:
     """Makes sure that all processes have the same value of something.
 
     Raises:
@@ -228,7 +228,7 @@ def explain(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def parting() -> Any:
+def exit_on_failure() -> Any:
     """Within, a process that fails alone ends at once, so that it keeps none of the others waiting."""
     try:
         yield

@@ -61,7 +61,7 @@ class Work(NamedTuple):
     utilisation: float | None
 
 
-def loops_of(config: ml_collections.ConfigDict) -> list[str] | None:
+def counted_loops(config: ml_collections.ConfigDict) -> list[str] | None:
     """The metrics that count the turns of a step's loops with convolutions, in order; None where nothing counts them."""
     if config.train.jacobian_penalty:
         return None
@@ -90,7 +90,7 @@ class Meter:
         shapes: tuple[Any, ...],
         mesh: jax.sharding.Mesh,
     ) -> None:
-        self._loops = loops_of(config)
+        self._loops = counted_loops(config)
         self._batch_size, self._dtype = config.train.batch_size, config.model.dtype
         self._trace: Callable[[], Any] = lambda: train_step.trace(*shapes).jaxpr
         self._jaxpr: Any = None

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints
 from mpisjax.training.checkpoints import FOLDER, Checkpoint, DamagedError
-from mpisjax.training.processes import first_does
+from mpisjax.training.processes import run_on_primary
 
 # Settings that leave the trajectory as it is: where files lie, how often something is written, when to give up.
 # Data that come from another place must still be the same data: their checksum is compared. `train.epochs` is
@@ -159,7 +159,7 @@ def best(workdir: Path) -> Checkpoint:
     latest = checkpoints.newest(directory)
     if latest is None:
         raise UserError(f"{workdir} holds no checkpoint; train first: python train.py --workdir {workdir}")
-    step = first_does(lambda: _best_step(directory, latest))
+    step = run_on_primary(lambda: _best_step(directory, latest))
     return checkpoints.read(directory, step, verify=False)
 
 

@@ -24,16 +24,16 @@ from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training import checkpoints, devices, processes, record, run_folder, start
+from mpisjax.training import checkpoints, devices, init_from, processes, record, run_folder
 from mpisjax.training.evaluation import Evaluation, make_evaluator
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import FitResult, LoopSettings, OnEpoch, fit
 from mpisjax.training.preemption import Stopper, watch
-from mpisjax.training.processes import first_does
+from mpisjax.training.processes import run_on_primary
 from mpisjax.training.profiling import Meter
 from mpisjax.training.record import Origin
 from mpisjax.training.report import readout_name
-from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
+from mpisjax.training.state import TrainState, evaluated_variables, init_state, make_optimizer
 from mpisjax.training.step import make_train_step, prepare_images
 
 LOG_NAME = "train.log"
@@ -68,13 +68,13 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     configuration.check(config)
     look_for_devices()
     dataset = load(config.data)
-    net = configuration.net_of(config, dataset)
-    mesh = devices.mesh_of(config, config.train.batch_size // config.train.accumulate)
+    net = configuration.make_network(config, dataset)
+    mesh = devices.make_mesh(config, config.train.batch_size // config.train.accumulate)
     feed = Feed(dataset.train, config.train.batch_size, config.seed, devices.batch_sharding(mesh))
-    optimizer = optimizer_of(config, feed.steps_per_epoch)
+    optimizer = make_optimizer(config, feed.steps_per_epoch)
 
     def initial() -> TrainState:
-        return init_state(config, start.initial_variables(config, net, dataset), optimizer)
+        return init_state(config, init_from.initial_variables(config, net, dataset), optimizer)
 
     place = devices.state_sharding(jax.eval_shape(initial), mesh)
     state = jax.jit(initial, out_shardings=place)()
@@ -136,11 +136,13 @@ def run(
             path = stack.enter_context(hold(workdir))
         with stopper.interruptible():
             parts = assemble(config)
-        processes.agree("config", json.dumps(configuration.to_plain(config)))
-        processes.agree("data set", parts.dataset.checksum)
-        first_does(lambda: run_folder.pull(path))
-        if config.train.init_from and not first_does(lambda: checkpoints.steps(path / checkpoints.FOLDER)):
-            parts = parts._replace(state=start.started_from(config, parts.dataset, parts.state))
+        processes.assert_equal_across_processes("config", json.dumps(configuration.to_plain(config)))
+        processes.assert_equal_across_processes("data set", parts.dataset.checksum)
+        run_on_primary(lambda: run_folder.pull(path))
+        if config.train.init_from and not run_on_primary(
+            lambda: checkpoints.steps(path / checkpoints.FOLDER)
+        ):
+            parts = parts._replace(state=init_from.started_from(config, parts.dataset, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
         train_step = make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = make_evaluator(config, parts.net, parts.dataset)
@@ -149,7 +151,7 @@ def run(
             return lambda state: evaluator(variables_of(state), split)
 
         # Whatever a config can have wrong has been found by now: from here on the folder is written.
-        if processes.is_first():
+        if processes.is_primary():
             first_log = run_folder.local_of(path) / LOG_NAME
             stack.callback(run_folder.push, path)
             stack.enter_context(_log_to(first_log))
@@ -245,14 +247,14 @@ def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, resul
 
 def _diagnose(config: ml_collections.ConfigDict, parts: Parts, state: TrainState, step: int) -> str:
     """The spectral radius of the equivalent map's Jacobian at the equilibrium of the last batch."""
-    net, neuron = parts.net, configuration.neuron_of(config)
+    net, neuron = parts.net, configuration.make_neuron(config)
     images = parts.feed.batch(step - 1).images[:SHOWN_SAMPLES]
 
     @jax.jit
     def radius(variables: Any, images: jax.Array) -> jax.Array:
         x = prepare_images(images, parts.dataset)
         rates = model.apply(
-            net, variables, x, neuron=neuron, forward=configuration.solved_of(config)
+            net, variables, x, neuron=neuron, forward=configuration.make_evaluation_solver(config)
         ).equilibrium.rates
         current = net.apply(variables, x, False, method="encode")
         current = weighted_mean_frame(current, neuron.leak) if net.temporal else current
@@ -299,7 +301,7 @@ def restore_best(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Part
 
     Args:
         workdir: The run's folder.
-        config: The run's config (see `config_of`), perhaps with other settings of evaluation.
+        config: The run's config (see `saved_config`), perhaps with other settings of evaluation.
 
     Returns:
         The parts, the state, and the step it was saved at.
@@ -312,13 +314,13 @@ def restore_best(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Part
     return parts, checkpoints.restore(chosen, parts.state), chosen.step
 
 
-def config_of(workdir: Path) -> ml_collections.ConfigDict:
+def saved_config(workdir: Path) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`, from its best checkpoint.
 
     Raises:
         UserError: There is no sound checkpoint.
     """
-    return configuration.completed(configuration.from_plain(record.best(workdir).content["config"]))
+    return configuration.with_defaults(configuration.from_plain(record.best(workdir).content["config"]))
 
 
 def evaluate_at(

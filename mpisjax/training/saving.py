@@ -10,7 +10,7 @@ from typing import Any
 
 from mpisjax.training import checkpoints, record
 from mpisjax.training.checkpoints import Checkpoint, CheckpointWriter
-from mpisjax.training.processes import first_does
+from mpisjax.training.processes import run_on_primary
 from mpisjax.training.record import Origin, Progress
 
 LONGEST_INTERVAL = 600.0  # seconds, unless more is asked for
@@ -65,13 +65,13 @@ class Saver(contextlib.AbstractContextManager):
         found = self._writer.newest()
         if found is None:
             return state, Progress()
-        first_does(lambda: record.check(found, self._origin))
+        run_on_primary(lambda: record.check(found, self._origin))
         self._last = found
         return checkpoints.restore(found, state), record.progress_of(found)
 
     def due(self, elapsed: float) -> bool:
         """Whether an epoch's end is to be saved, `elapsed` seconds into the run; the first process's clock decides."""
-        return first_does(
+        return run_on_primary(
             lambda: time.monotonic() - self._saved_at >= saving_interval(self._seconds, elapsed)
         )
 

@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
     rng: Array
 
 
-def schedule_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Linear warm-up, then cosine to zero or steps down at the milestones."""
     t = config.train
     total = t.epochs * steps_per_epoch
@@ -51,7 +51,7 @@ def schedule_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> opta
     return optax.join_schedules([rise, after], [warmup])
 
 
-def optimizer_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+def make_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """SGD with Nesterov momentum; weight decay on kernels alone, not on gains, scales and shifts.
 
     `train.feedback_decay` adds one on the gains of the feedback convolutions Trans: they have no batch
@@ -75,7 +75,7 @@ def optimizer_of(config: ml_collections.ConfigDict, steps_per_epoch: int) -> opt
         optax.clip_by_global_norm(t.gradient_clip) if t.gradient_clip else optax.identity(),
         optax.chain(*decays),
         optax.sgd(
-            schedule_of(config, steps_per_epoch), momentum=t.momentum or None, nesterov=bool(t.momentum)
+            make_schedule(config, steps_per_epoch), momentum=t.momentum or None, nesterov=bool(t.momentum)
         ),
     )
 

@@ -21,8 +21,8 @@ from mpisjax.nn.mpis import MPIS
 from mpisjax.residuals import global_norm
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.solvers import AdjointStats
-from mpisjax.training.devices import batch_sharding, replicated, spread, state_sharding
-from mpisjax.training.state import TrainState, optimizer_of, schedule_of
+from mpisjax.training.devices import batch_sharding, replicated, shard_channels, state_sharding
+from mpisjax.training.state import TrainState, make_optimizer, make_schedule
 
 Array = jax.Array
 
@@ -97,11 +97,11 @@ def make_train_step(
       `step(state, batch) -> (state, metrics)`; the state's buffers are donated. A step whose loss or gradient is
       not finite leaves parameters, optimiser and statistics as they were and counts itself.
     """
-    net = net if mesh is None else spread(net, mesh)
-    neuron, adjoint = configuration.neuron_of(config), configuration.adjoint_of(config)
-    forward = configuration.forward_of(config, dataset.temporal)
-    through_time = configuration.bptt_of(config)
-    optimizer, schedule = optimizer_of(config, steps_per_epoch), schedule_of(config, steps_per_epoch)
+    net = net if mesh is None else shard_channels(net, mesh)
+    neuron, adjoint = configuration.make_neuron(config), configuration.make_adjoint(config)
+    forward = configuration.make_forward(config, dataset.temporal)
+    through_time = configuration.make_bptt(config)
+    optimizer, schedule = make_optimizer(config, steps_per_epoch), make_schedule(config, steps_per_epoch)
     smoothing, averaging = config.train.label_smoothing, config.train.ema
 
     def loss_fn(params: Any, probe: Any, state: TrainState, x: Array, targets: Array, rng: Array) -> Any:

@@ -129,7 +129,7 @@ def digits():
     config.eval.batch_size = 32
     config.devices.all_cores = False
     dataset = data.load(config.data)
-    net = configuration.net_of(config, dataset)
+    net = configuration.make_network(config, dataset)
     images = jnp.zeros((2, 8, 8, 1))
     init = jax.jit(lambda key: nn.init_variables(net, key, images, mpisjax.IF()))
     return config, net, init(jax.random.key(0)), dataset

@@ -129,13 +129,13 @@ def test_penalty_in_training_makes_the_jacobian_smaller():
         config.adjoint.max_steps = 3
         configuration.check(config)
         dataset = data.load(config.data)
-        net = configuration.net_of(config, dataset)
+        net = configuration.make_network(config, dataset)
         batch = data.Feed(dataset.train, 30, seed=0).batch(0)
         images = step.prepare_images(batch.images, dataset)
-        neuron = configuration.neuron_of(config)
+        neuron = configuration.make_neuron(config)
         variables = nn.init_variables(net, jax.random.key(0), images, neuron)
         train = step.make_train_step(config, net, dataset, steps_per_epoch=20)
-        current = state.init_state(config, variables, state.optimizer_of(config, 20))
+        current = state.init_state(config, variables, state.make_optimizer(config, 20))
         for _ in range(10):
             current, metrics = train(current, batch)
         variables = {"params": current.params, "batch_stats": current.batch_stats}

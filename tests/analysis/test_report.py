@@ -30,7 +30,7 @@ def run():
     config.forward.num_steps = 6
     config.eval.batch_size = 16
     dataset = data.load(config.data)
-    net = configuration.net_of(config, dataset)
+    net = configuration.make_network(config, dataset)
     init = jax.jit(lambda key: nn.init_variables(net, key, jnp.zeros((2, 8, 8, 1)), mpisjax.IF()))
     return config, net, init(jax.random.key(0)), dataset
 

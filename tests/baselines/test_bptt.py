@@ -209,12 +209,12 @@ def test_training_step_takes_the_switch():
     config.forward.num_steps = 6
     configuration.check(config)
     dataset = data.load(config.data)
-    net = configuration.net_of(config, dataset)
+    net = configuration.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = step.prepare_images(batch.images, dataset)
-    variables = nn.init_variables(net, jax.random.key(0), images, configuration.neuron_of(config))
+    variables = nn.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
     train = step.make_train_step(config, net, dataset, steps_per_epoch=20)
-    trained = state.init_state(config, variables, state.optimizer_of(config, 20))
+    trained = state.init_state(config, variables, state.make_optimizer(config, 20))
     losses = []
     for _ in range(12):
         trained, metrics = train(trained, batch)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mpisjax import cli, configuration
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
-from mpisjax.training.state import schedule_of
+from mpisjax.training.state import make_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,14 +48,14 @@ def make(config: ml_collections.ConfigDict) -> None:
     configuration.check(config)
     empty = Split(None, None)
     dataset = DataSet("made up", 10, empty, empty, empty, (0.0,), (1.0,), False, "", "")
-    configuration.net_of(config, dataset)
-    configuration.neuron_of(config)
-    configuration.forward_of(config)
-    configuration.spikes_of(config)
-    configuration.solved_of(config)
-    configuration.adjoint_of(config)
-    configuration.bptt_of(config)
-    schedule_of(config, 19)
+    configuration.make_network(config, dataset)
+    configuration.make_neuron(config)
+    configuration.make_forward(config)
+    configuration.make_spike_forward(config)
+    configuration.make_evaluation_solver(config)
+    configuration.make_adjoint(config)
+    configuration.make_bptt(config)
+    make_schedule(config, 19)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)

@@ -15,7 +15,7 @@ import pytest
 
 from mpisjax import cli, configuration, nn
 from mpisjax.errors import UserError
-from mpisjax.training.state import optimizer_of
+from mpisjax.training.state import make_optimizer
 from mpisjax.training.step import prepare_images
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
@@ -64,7 +64,7 @@ def data_of(config: configuration.ml_collections.ConfigDict) -> SimpleNamespace:
 def parameters_of(config: configuration.ml_collections.ConfigDict) -> int:
     """The parameter count, without computing any of them."""
     dataset = data_of(config)
-    net, neuron = configuration.net_of(config, dataset), configuration.neuron_of(config)
+    net, neuron = configuration.make_network(config, dataset), configuration.make_neuron(config)
 
     def initial() -> dict:
         images = prepare_images(jnp.zeros((1, *dataset.shape), jnp.uint8), dataset)
@@ -91,13 +91,13 @@ def test_settings_build(path, variant, count, paper):
     configuration.check(config)
     assert config.name == (f"{path.stem}_{variant}" if variant else path.stem)
     temporal = data_of(config).temporal
-    forward = configuration.forward_of(config, temporal)
+    forward = configuration.make_forward(config, temporal)
     if variant and (steps := re.search(r"t(\d+)$", variant)):
         assert forward.num_steps == int(steps[1])
     if config.forward.mode == "spikes" and not temporal:
         assert forward.num_steps == config.forward.num_steps
-    configuration.adjoint_of(config)
-    optimizer_of(config, steps_per_epoch=10)
+    configuration.make_adjoint(config)
+    make_optimizer(config, steps_per_epoch=10)
     # The schedule falls from its top only if the run is longer than its warm-up.
     assert config.train.warmup_epochs < config.train.epochs
 

@@ -21,7 +21,7 @@ from mpisjax import cli, configuration, cpu
 from mpisjax.data import Batch
 from mpisjax.nn import model
 from mpisjax.training.evaluation import make_eval_step
-from mpisjax.training.state import TrainState, init_state, optimizer_of
+from mpisjax.training.state import TrainState, init_state, make_optimizer
 from mpisjax.training.step import make_train_step, prepare_images
 
 pytestmark = pytest.mark.unoptimized
@@ -65,12 +65,12 @@ def shapes_of(config: Any) -> tuple[SimpleNamespace, Any, TrainState, Batch]:
         std=(0.3,) * channels,
         train=SimpleNamespace(images=jax.ShapeDtypeStruct((1, *shape), jnp.uint8)),
     )
-    net = configuration.net_of(config, dataset)
+    net = configuration.make_network(config, dataset)
 
     def initial() -> TrainState:
         images = prepare_images(jnp.zeros((1, *shape), jnp.uint8), dataset)
-        variables = model.init_variables(net, jax.random.key(0), images, configuration.neuron_of(config))
-        return init_state(config, variables, optimizer_of(config, steps_per_epoch=100))
+        variables = model.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
+        return init_state(config, variables, make_optimizer(config, steps_per_epoch=100))
 
     size = -(-config.train.batch_size // DEVICES) * DEVICES
     batch = Batch(

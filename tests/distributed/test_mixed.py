@@ -15,8 +15,8 @@ from mpisjax.data import Batch, load
 from mpisjax.nn import model
 from mpisjax.simulate import simulate
 from mpisjax.solvers import Adjoint, RateForward, solve_adjoint, solve_rates
-from mpisjax.training import start
-from mpisjax.training.state import init_state, optimizer_of
+from mpisjax.training import init_from
+from mpisjax.training.state import init_state, make_optimizer
 from mpisjax.training.step import make_train_step, prepare_images
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,7 +33,7 @@ def dataset():
 
 
 def state_of(config, net, dataset):
-    return init_state(config, start.initial_variables(config, net, dataset), optimizer_of(config, 10))
+    return init_state(config, init_from.initial_variables(config, net, dataset), make_optimizer(config, 10))
 
 
 def batch_of(dataset, rows):
@@ -48,7 +48,7 @@ def test_accumulation_is_the_mean_over_its_parts(dataset):
     config.model.dropout, config.train.momentum, config.train.weight_decay = 0.0, 0.0, 0.0
     config.data.augment.update(rotate=0.0, zoom=0.0, shift=0)
     config.train.accumulate = 3
-    net = configuration.net_of(config, dataset)
+    net = configuration.make_network(config, dataset)
     batch = batch_of(dataset, np.arange(ROWS))
     whole, metrics = make_train_step(config, net, dataset, 10)(state_of(config, net, dataset), batch)
     config.train.accumulate = 1
@@ -70,10 +70,10 @@ def test_accumulation_is_the_mean_over_its_parts(dataset):
 def rates_of(dataset, dtype, mode):
     config = settings()
     config.model.dtype, config.model.dropout = dtype, 0.0
-    net = configuration.net_of(config, dataset)
-    variables = jax.jit(lambda: start.initial_variables(config, net, dataset))()
+    net = configuration.make_network(config, dataset)
+    variables = jax.jit(lambda: init_from.initial_variables(config, net, dataset))()
     x = prepare_images(jnp.asarray(dataset.train.images[:ROWS]), dataset)
-    neuron = configuration.neuron_of(config)
+    neuron = configuration.make_neuron(config)
 
     @jax.jit
     def run(variables, x):
@@ -81,7 +81,7 @@ def rates_of(dataset, dtype, mode):
             forward = RateForward("anderson", max_steps=40, tol=1e-3)
             return model.apply(net, variables, x, neuron=neuron, forward=forward).equilibrium.rates
         return model.spikes(
-            net, variables, x, neuron=neuron, forward=configuration.spikes_of(config, num_steps=16)
+            net, variables, x, neuron=neuron, forward=configuration.make_spike_forward(config, num_steps=16)
         ).rates
 
     return jax.tree.map(lambda a: np.asarray(a, np.float32), run(variables, x))
@@ -101,7 +101,7 @@ def test_rates_in_bfloat16_stay_close(dataset, mode, bound):
 def test_bfloat16_leaves_the_rest_in_float32(dataset):
     config = settings()
     config.model.dtype = "bfloat16"
-    net = configuration.net_of(config, dataset)
+    net = configuration.make_network(config, dataset)
     state, batch = jax.eval_shape(lambda: state_of(config, net, dataset)), batch_of(dataset, np.arange(ROWS))
     new, metrics = jax.eval_shape(make_train_step(config, net, dataset, 10), state, batch)
     for leaf in jax.tree.leaves((new.params, new.batch_stats, new.opt_state, metrics)):
@@ -122,14 +122,14 @@ def test_membrane_potentials_keep_float32(dataset):
         return fire("one", x + 0 * rates)
 
     x = jnp.full((1, 1), 3e-3, jnp.bfloat16)
-    neuron = configuration.neuron_of(config)
+    neuron = configuration.make_neuron(config)
     found = simulate(
         transition,
         (),
         x,
         jnp.zeros_like(x),
         neuron=neuron,
-        forward=configuration.spikes_of(config, num_steps=1000),
+        forward=configuration.make_spike_forward(config, num_steps=1000),
     )
     # The current itself is rounded to 8 bits; its thousandfold sum is not rounded any more.
     assert float(found.rates[0, 0]) == pytest.approx(np.floor(1000 * float(x[0, 0])) / 1000, rel=0.01)

@@ -123,15 +123,15 @@ def test_layers_shared_by_two_devices_change_nothing(tmp_path, case, tolerance):
 )
 def test_flags_that_do_not_fit_together(arguments, words):
     with pytest.raises(UserError, match=words):
-        processes.join(*arguments)
+        processes.initialize(*arguments)
 
 
 def test_alone_nothing_changes():
-    processes.join()
-    processes.join("127.0.0.1:1", 1, 0)
-    assert processes.count() == 1 and processes.is_first()
-    assert processes.first_does(lambda: {1, 2}) == {1, 2}  # not by way of JSON
-    processes.agree("anything", "value")
+    processes.initialize()
+    processes.initialize("127.0.0.1:1", 1, 0)
+    assert processes.count() == 1 and processes.is_primary()
+    assert processes.run_on_primary(lambda: {1, 2}) == {1, 2}  # not by way of JSON
+    processes.assert_equal_across_processes("anything", "value")
 
 
 def test_no_slice_is_looked_for_without_tpu(monkeypatch):

@@ -12,7 +12,7 @@ from jax import lax
 
 from mpisjax import configuration
 from mpisjax.training import profiling
-from mpisjax.training.profiling import Meter, Tracer, loops_of
+from mpisjax.training.profiling import Meter, Tracer, counted_loops
 
 pytestmark = pytest.mark.unoptimized
 
@@ -74,7 +74,7 @@ def test_what_cannot_be_told_is_left_out():
 def test_loops_of_a_config(settings, loops):
     config = configuration.base()
     config.update_from_flattened_dict(settings)
-    assert loops_of(config) == loops
+    assert counted_loops(config) == loops
 
 
 def test_a_trace_of_a_few_steps(tmp_path, monkeypatch):

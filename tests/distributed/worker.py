@@ -48,19 +48,19 @@ class Trainer:
 
         from mpisjax import configuration
         from mpisjax.data import Feed
-        from mpisjax.training import devices, start
-        from mpisjax.training.state import init_state, optimizer_of
+        from mpisjax.training import devices, init_from
+        from mpisjax.training.state import init_state, make_optimizer
         from mpisjax.training.step import make_train_step
 
-        self.net = configuration.net_of(config, dataset).clone(dtype=jnp.dtype(dtype))
-        self.mesh = devices.mesh_of(config, BATCH)
+        self.net = configuration.make_network(config, dataset).clone(dtype=jnp.dtype(dtype))
+        self.mesh = devices.make_mesh(config, BATCH)
         if num_devices is not None:
             self.mesh = jax.sharding.Mesh(jax.devices()[:num_devices], ("data",))
         self.feed = Feed(dataset.train, BATCH, config.seed, devices.batch_sharding(self.mesh))
-        optimizer = optimizer_of(config, self.feed.steps_per_epoch)
+        optimizer = make_optimizer(config, self.feed.steps_per_epoch)
 
         def initial() -> Any:
-            return init_state(config, start.initial_variables(config, self.net, dataset), optimizer)
+            return init_state(config, init_from.initial_variables(config, self.net, dataset), optimizer)
 
         place = devices.state_sharding(jax.eval_shape(initial), self.mesh)
         self.state = jax.jit(initial, out_shardings=place)()
@@ -81,9 +81,9 @@ class Trainer:
 
         from mpisjax.training import devices, processes
 
-        tree = devices.fetch({"params": self.state.params, "batch_stats": self.state.batch_stats})
+        tree = devices.to_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
         arrays = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-        if processes.is_first():
+        if processes.is_primary():
             np.savez(path, losses=np.asarray(self.losses), **arrays)
 
 
@@ -108,7 +108,7 @@ def main() -> None:
 
     jax.config.update("jax_disable_most_optimizations", True)
     cores.prepare()
-    processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    processes.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
     config = settings()
     config.devices.model_parallel = arguments.model_parallel
     dataset = load(config.data)
@@ -144,13 +144,13 @@ def evaluate(config: Any, dataset: Any, out: Path) -> None:
     import jax
 
     from mpisjax import configuration
-    from mpisjax.training import processes, start
+    from mpisjax.training import init_from, processes
     from mpisjax.training.evaluation import make_evaluator
 
-    net = configuration.net_of(config, dataset)
-    variables = jax.jit(lambda: start.initial_variables(config, net, dataset))()
+    net = configuration.make_network(config, dataset)
+    variables = jax.jit(lambda: init_from.initial_variables(config, net, dataset))()
     score = make_evaluator(config, net, dataset, num_steps=4)(jax.device_get(variables), dataset.test)
-    if processes.is_first():
+    if processes.is_primary():
         (out / "evaluation.json").write_text(json.dumps(score._asdict()))
 
 

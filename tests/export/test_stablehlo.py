@@ -57,8 +57,8 @@ def test_it_runs_without_this_package(python, monkeypatch, capsys, tmp_path, nam
     done = python("-P", "program.py", cwd=tmp_path, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
     out = np.load(tmp_path / "out.npz")
-    neuron = configuration.neuron_of(trained.config)
-    forward = configuration.spikes_of(trained.config, trained.inputs.temporal, num_steps)
+    neuron = configuration.make_neuron(trained.config)
+    forward = configuration.make_spike_forward(trained.config, trained.inputs.temporal, num_steps)
     x = prepare_images(images, trained.inputs)
     simulation = nn.spikes(trained.net, trained.variables, x, neuron=neuron, forward=forward)
     logits = trained.net.apply(trained.variables, simulation.rates, False, method="classify")

@@ -119,14 +119,14 @@ def test_a_config_switch_trains_it_and_the_direction_follows_the_weights():
     config.train.update(batch_size=30, warmup_epochs=0.0)
     configuration.check(config)
     dataset = data.load(config.data)
-    net = configuration.net_of(config, dataset)
+    net = configuration.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = step.prepare_images(batch.images, dataset)
-    init = jax.jit(lambda key: nn.init_variables(net, key, images[:1], configuration.neuron_of(config)))
+    init = jax.jit(lambda key: nn.init_variables(net, key, images[:1], configuration.make_neuron(config)))
     variables = init(jax.random.key(0))
     before = np.array(variables["params"]["trans_0"]["kernel"])  # the step takes the buffers
     train = step.make_train_step(config, net, dataset, steps_per_epoch=20)
-    trained = state.init_state(config, variables, state.optimizer_of(config, 20))
+    trained = state.init_state(config, variables, state.make_optimizer(config, 20))
     losses = []
     for _ in range(12):
         trained, metrics = train(trained, batch)

@@ -30,11 +30,11 @@ def make(num_steps=4, mode="spikes", batch_size=8, side=12):
     dataset = data.DataSet(
         "noise", 3, data.Split(images, labels), empty, empty, (0.5,), (0.3,), False, "made up", "0" * 64
     )
-    net = configuration.net_of(config, dataset)
+    net = configuration.make_network(config, dataset)
     variables = nn.init_variables(
-        net, jax.random.key(0), jnp.zeros((1, side, side, 1)), configuration.neuron_of(config)
+        net, jax.random.key(0), jnp.zeros((1, side, side, 1)), configuration.make_neuron(config)
     )
-    train_state = state.init_state(config, variables, state.optimizer_of(config, 10))
+    train_state = state.init_state(config, variables, state.make_optimizer(config, 10))
     batch = data.Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(batch_size))
     return step.make_train_step(config, net, dataset, 10), train_state, batch
 
@@ -117,14 +117,14 @@ def test_two_devices_take_the_steps_that_one_takes():
         config.adjoint.update(max_steps=5, tol=0.0)
         config.train.update(batch_size=16, warmup_epochs=0.0, learning_rate=0.05)
         dataset = data.load(config.data)
-        net = configuration.net_of(config, dataset)
+        net = configuration.make_network(config, dataset)
 
         def run(count):
             mesh = jax.sharding.Mesh(jax.devices()[:count], ("data",))
             train_step = step.make_train_step(config, net, dataset, 10, mesh)
             variables = nn.init_variables(net, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32),
-                                          configuration.neuron_of(config))
-            now = state.init_state(config, variables, state.optimizer_of(config, 10))
+                                          configuration.make_neuron(config))
+            now = state.init_state(config, variables, state.make_optimizer(config, 10))
             now = jax.device_put(now, devices.replicated(mesh))
             for k in range(4):
                 rows = slice(16 * k, 16 * k + 16)

@@ -15,10 +15,10 @@ import mpisjax
 from mpisjax import configuration, data
 from mpisjax.analysis.measure import measure
 from mpisjax.errors import UserError
-from mpisjax.training import start
+from mpisjax.training import init_from
 from mpisjax.training.metrics import read_rows
-from mpisjax.training.run import assemble, config_of, evaluate_at, restore_best, run, variables_of
-from mpisjax.training.state import init_state, optimizer_of
+from mpisjax.training.run import assemble, evaluate_at, restore_best, run, saved_config, variables_of
+from mpisjax.training.state import init_state, make_optimizer
 from mpisjax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def test_the_averages_are_those_of_their_formula(first):
 def test_evaluation_and_the_best_checkpoint_use_the_averages(first):
     workdir, _ = first
     row = next(row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == "validation")
-    config = config_of(workdir)
+    config = saved_config(workdir)
     parts, state, _ = restore_best(workdir, config)
     split = parts.dataset.validation
     assert evaluate_at(config, parts, state, split, None).loss == row["loss"]
@@ -93,9 +93,9 @@ def test_the_test_split_is_left_alone_until_it_is_asked_for(first):
 
 def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
     dataset = data.load(tiny().data)
-    net = configuration.net_of(tiny(), dataset)
+    net = configuration.make_network(tiny(), dataset)
     random = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: start.initial_variables(tiny(), net, dataset))["params"]
+    shapes = jax.eval_shape(lambda: init_from.initial_variables(tiny(), net, dataset))["params"]
     params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype), shapes)
     for feedback in (0.0, 0.25):
         config = tiny(
@@ -104,7 +104,7 @@ def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
             train__momentum=0.0,
             train__warmup_epochs=0.0,
         )
-        optimizer = optimizer_of(config, 10)
+        optimizer = make_optimizer(config, 10)
         state = init_state(config, {"params": params}, optimizer)
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state.opt_state, params)
         for path, update in jax.tree_util.tree_leaves_with_path(updates):
@@ -116,10 +116,10 @@ def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
 
 def test_a_first_state_holds_another_runs_averages(first):
     workdir, _ = first
-    _, theirs, _ = restore_best(workdir, config_of(workdir))
+    _, theirs, _ = restore_best(workdir, saved_config(workdir))
     config = tiny(train__init_from=str(workdir))
     parts = assemble(config)
-    state = start.started_from(config, parts.dataset, parts.state)
+    state = init_from.started_from(config, parts.dataset, parts.state)
     found = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(theirs.ema))
     assert int(state.step) == 0 and state.ema == ()
@@ -129,7 +129,7 @@ def test_a_first_state_holds_another_runs_averages(first):
 def test_a_run_starts_from_another_runs_averages(first, tmp_path):
     """A net trained by rates goes on as spikes: step 0 is the other's best state, its optimiser is fresh."""
     workdir, _ = first
-    _, theirs, _ = restore_best(workdir, config_of(workdir))
+    _, theirs, _ = restore_best(workdir, saved_config(workdir))
     config = tiny(
         train__init_from=str(workdir), forward__mode="spikes", forward__returns="spikes",
         neuron__initial_potential=0.5, train__learning_rate=1e-12, train__momentum=0.0, train__test_at_end=False,
@@ -154,7 +154,7 @@ def test_a_run_starts_from_a_pretrained_network():
     config = module.get_config()
     config.train.init_from, config.train.ema = "digits", 0.9
     parts = assemble(config)
-    state = start.started_from(config, parts.dataset, parts.state)
+    state = init_from.started_from(config, parts.dataset, parts.state)
     wanted = mpisjax.load_pretrained("digits").variables
     found = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(wanted))
@@ -204,7 +204,7 @@ def test_the_classifier_may_be_trained_on_the_spikes_own_rates():
 
 def test_evaluation_counts_synaptic_operations_as_the_analysis_does(first):
     workdir, _ = first
-    config = config_of(workdir)
+    config = saved_config(workdir)
     parts, state, _ = restore_best(workdir, config)
     few = data.Split(parts.dataset.validation.images[:50], parts.dataset.validation.labels[:50])
     for count in (1, 4):
@@ -220,6 +220,6 @@ def test_a_config_of_an_earlier_version_is_completed():
     config = tiny(train__ema=0.5)
     old = configuration.to_plain(config)
     del old["train"]["test_at_end"], old["forward"]["returns"], old["data"]["augment"]
-    found = configuration.completed(configuration.from_plain(old))
+    found = configuration.with_defaults(configuration.from_plain(old))
     assert found.train.test_at_end is True and found.forward.returns == "equivalent"
     assert found.train.ema == 0.5 and found.data.augment.shift == 0

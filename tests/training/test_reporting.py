@@ -18,10 +18,10 @@ from mpisjax import configuration
 from mpisjax.analysis.curves import save_curves
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, record
-from mpisjax.training.health import Health
+from mpisjax.training.console import describe, display, duration
+from mpisjax.training.divergence import DivergenceMonitor
 from mpisjax.training.metrics import MetricsLog, average, read_rows
-from mpisjax.training.pipeline import Pipeline
-from mpisjax.training.progress import describe, display, duration
+from mpisjax.training.step_runner import StepRunner
 
 
 def test_average_leaves_out_what_was_skipped():
@@ -140,27 +140,27 @@ def test_bar_on_a_terminal(monkeypatch, log):
 
 
 def test_health_counts_skips_across_reads():
-    health = Health(max_skipped=3)
+    monitor = DivergenceMonitor(max_skipped=3)
     good = {"finite": 1.0, "skipped": 0.0, "learning_rate": 0.1}
-    health.look([good, {**good, "finite": 0.0, "skipped": 1.0}], 2)
-    health.look([{**good, "finite": 0.0, "skipped": 2.0}], 3)
+    monitor.look([good, {**good, "finite": 0.0, "skipped": 1.0}], 2)
+    monitor.look([{**good, "finite": 0.0, "skipped": 2.0}], 3)
     with pytest.raises(UserError, match="training stopped at step 4: 3 steps in a row"):
-        health.look([{**good, "finite": 0.0, "skipped": 3.0}, good], 5)
+        monitor.look([{**good, "finite": 0.0, "skipped": 3.0}, good], 5)
 
 
 def test_pipeline_hands_over_every_step_once():
     config = tiny.get_config()
     state = tiny.init_state(config)
-    pipeline = Pipeline(tiny.make_train_step(config), tiny.Feed(), state)
-    assert pipeline.waits  # on a CPU
+    runner = StepRunner(tiny.make_train_step(config), tiny.Feed(), state)
+    assert runner.waits  # on a CPU
     for waits in (True, False):
-        pipeline.waits = waits
+        runner.waits = waits
         for step in range(9):
-            state = pipeline.run(state, step)
-        rows = pipeline.collect()
-        assert len(rows) == 9 and pipeline.collect() == []
+            state = runner.run(state, step)
+        rows = runner.collect()
+        assert len(rows) == 9 and runner.collect() == []
         assert set(rows[0]) == set(tiny.Metrics._fields)
-        assert pipeline.rate(16) > 0 and pipeline.rate(16) is None
+        assert runner.rate(16) > 0 and runner.rate(16) is None
 
 
 def test_curves_of_a_run_and_of_nothing(tmp_path):

@@ -15,9 +15,9 @@ import pytest
 from mpisjax.analysis.curves import draw_curves
 from mpisjax.errors import UserError
 from mpisjax.training import report
-from mpisjax.training.health import DivergenceError
+from mpisjax.training.divergence import DivergenceError
 from mpisjax.training.metrics import read_rows
-from mpisjax.training.run import config_of, evaluate_at, restore_best, run
+from mpisjax.training.run import evaluate_at, restore_best, run, saved_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_behind(done):
 
 def test_evaluation_reproduces_the_test_figures(done):
     workdir, result = done
-    config = config_of(workdir)
+    config = saved_config(workdir)
     assert config.to_dict() == digits().to_dict()
     parts, state, step = restore_best(workdir, config)
     assert step == result.best_step == result.test["checkpoint_step"]

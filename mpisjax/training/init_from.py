@@ -16,7 +16,7 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.training import checkpoints, record
 from mpisjax.training.run_folder import path_of
-from mpisjax.training.state import TrainState, evaluated_variables, init_state, optimizer_of
+from mpisjax.training.state import TrainState, evaluated_variables, init_state, make_optimizer
 
 Variables = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def initial_variables(config: ml_collections.ConfigDict, net: MPIS, dataset: Dat
     """Random weights, by `config.seed`."""
     shape = dataset.train.images.shape[1:]
     images = jnp.zeros((shape[0], 1, *shape[1:]) if dataset.temporal else (1, *shape))
-    return model.init_variables(net, jax.random.key(config.seed), images, configuration.neuron_of(config))
+    return model.init_variables(net, jax.random.key(config.seed), images, configuration.make_neuron(config))
 
 
 def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: Any) -> TrainState:
@@ -37,8 +37,8 @@ def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: A
         dataset: What the network reads.
         place: The sharding of every array.
     """
-    net = configuration.net_of(config, dataset)
-    optimizer = optimizer_of(config, 1)  # the schedule's length changes no shape
+    net = configuration.make_network(config, dataset)
+    optimizer = make_optimizer(config, 1)  # the schedule's length changes no shape
     state = jax.eval_shape(lambda: init_state(config, initial_variables(config, net, dataset), optimizer))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state)
 
@@ -77,7 +77,7 @@ def best_variables(workdir: Path, dataset: DataSet, place: Any) -> tuple[Variabl
         UserError: There is no sound checkpoint.
     """
     chosen = record.best(workdir)
-    config = configuration.completed(configuration.from_plain(chosen.content["config"]))
+    config = configuration.with_defaults(configuration.from_plain(chosen.content["config"]))
     state = checkpoints.restore(chosen, abstract_state(config, dataset, place))
     return evaluated_variables(state), chosen.step
 

@@ -16,7 +16,7 @@ class DivergenceError(UserError):
     """Training stopped because too many steps in a row were not finite."""
 
 
-class Health:
+class DivergenceMonitor:
     """Counts what goes wrong; warns at the first occurrence, and then once an epoch with counts.
 
     Args:

@@ -31,7 +31,7 @@ class Feed(Protocol):
 TrainStep = Callable[[Any, Any], tuple[Any, Any]]
 
 
-class Pipeline:
+class StepRunner:
     """The steps in flight.
 
     On a CPU every step is waited for: several host devices can otherwise block one another's all-reduce for
