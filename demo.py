@@ -9,29 +9,27 @@ NAME_spikes.png and NAME_spikes.gif in the current folder, or --out's.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpisjax import cli, pretrained
+from mpisjax.arguments import Parser, whole_number
 from mpisjax.errors import UserError
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("image", help="a PNG or JPEG file")
-    parser.add_argument(
-        "--pretrained",
-        default="digits",
-        help=f"the network: {', '.join(pretrained.available())} (default: digits)",
-    )
-    parser.add_argument("--steps", type=int, help="time steps; as trained by default")
+    parser = Parser("python demo.py", __doc__)
+    parser.add_argument("image", type=Path, help="a PNG or JPEG file")
+    parser.add_argument("--pretrained", default="digits", help=f"one of {', '.join(pretrained.available())}")
+    parser.add_argument("--steps", type=whole_number(1), help="time steps; as trained by default")
     parser.add_argument("--out", help="where to write, less .png and .gif; ./NAME_spikes by default")
     parser.add_argument("--live", action="store_true", help="also play it in the terminal")
     parser.add_argument("--no_gif", dest="gif", action="store_false", help="write the picture alone")
     parser.add_argument(
         "--no_crop", dest="crop", action="store_false", help="scale the image without cropping it"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(given: argparse.Namespace) -> None:
@@ -48,9 +46,7 @@ def main(given: argparse.Namespace) -> None:
     from mpisjax.pretrained.trace import trace
     from mpisjax.training import devices
 
-    if given.steps is not None and given.steps < 1:
-        raise UserError(f"--steps is {given.steps}: set it to at least 1.")
-    out = given.out or f"{Path(given.image).stem}_spikes"
+    out = given.out or f"{given.image.stem}_spikes"
     if not Path(out).absolute().parent.is_dir():
         raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
     cores.prepare(all_cores=False)

@@ -15,47 +15,53 @@ import argparse
 import datetime
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import launch
+from mpisjax.arguments import Parser, names, whole_number
 
 SECTIONS = ("peaks", "steps", "memory", "adjoint", "scaling", "solvers", "profile", "loader")
 QUICK = ("peaks", "steps", "memory", "adjoint", "solvers", "loader")
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; `sections` is what it asks for."""
+    parser = Parser("python -m benchmarks", __doc__)
+    parser.add_argument(
+        "--only", type=names((*SECTIONS, "peer")), help="sections, separated by commas; all by default"
     )
-    parser.add_argument("--only", default="", help="sections, separated by commas; all by default")
     parser.add_argument("--out", default="runs/benchmarks", type=Path, help="folder for the results")
     parser.add_argument("--data_dir", default="", help="of the loader section: data sets' files or folders")
     parser.add_argument("--quick", action="store_true", help="fewer sections, points and repeats")
     parser.add_argument("--peer", choices=["torch"], help="also measure the PyTorch peer")
-    parser.add_argument("--repeats", type=int, default=0, help="most timed calls of a point (10; quick: 3)")
+    parser.add_argument(
+        "--repeats", type=whole_number(1), help="most timed calls of a point; 10, with --quick 3"
+    )
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="of currents and rates"
     )
     parser.add_argument("--one_core", action="store_true", help="on a CPU, keep to one core")
     flags = parser.parse_args(argv)
-    flags.sections = tuple(s for s in flags.only.split(",") if s) or (QUICK if flags.quick else SECTIONS)
-    if unknown := set(flags.sections) - {*SECTIONS, "peer", "none"}:
-        parser.error(f"--only names {', '.join(sorted(unknown))}: choose among {', '.join(SECTIONS)}, peer")
+    flags.sections = flags.only or (QUICK if flags.quick else SECTIONS)
     if "peer" in flags.sections:
         flags.peer = "torch"
     return flags
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures and writes; returns the results."""
     flags = arguments(argv)
     if flags.peer:
         try:
             import torch  # noqa: F401
         except ImportError:
-            sys.exit("benchmarks: --peer torch needs PyTorch, which is not installed: pip install torch")
+            print(
+                "error: --peer torch needs PyTorch, which is not installed: pip install torch",
+                file=sys.stderr,
+            )
+            sys.exit(1)
     from mpisjax.cpu import cores
 
     cores.prepare(all_cores=not flags.one_core)

@@ -10,11 +10,13 @@ of collective moves in a step, and the arithmetic of its convolutions and matrix
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
+
+from mpisjax.arguments import Parser, whole_number
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {
@@ -146,16 +148,18 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
     return step.lower(state, batch).compile(), parameters, operations
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Compiles and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m benchmarks.pod", __doc__)
+    parser.add_argument("--config", default="configs/cifar100.py", help="config file, as train.py takes it")
+    parser.add_argument("--batch_size", type=whole_number(1), default=1024, help="images in a batch")
+    parser.add_argument("--devices", type=whole_number(1), default=8, help="devices that share it")
+    parser.add_argument(
+        "--model_parallel", type=whole_number(1), default=1, help="devices that share each layer's channels"
     )
-    parser.add_argument("--config", default="configs/cifar100.py")
-    parser.add_argument("--batch_size", type=int, default=1024)
-    parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--model_parallel", type=int, default=1)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of currents and rates"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="compile with few optimisations: quicker, more memory"
     )

@@ -17,79 +17,54 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import launch
 from experiments.catalog import EXPERIMENTS, document, plan
 from experiments.scales import NAMES, Scale, scale_of
 from mpisjax import cli
-from mpisjax.errors import UserError
+from mpisjax.arguments import Parser, whole_number, whole_numbers
 from mpisjax.training.preemption import SIGNALS, Preempted, watch
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; `scale` and `names` are what it asks for."""
+    parser = Parser("python -m experiments", __doc__)
+    parser.add_argument(
+        "experiment", choices=(*EXPERIMENTS, "all", "docs"), help="which one, or all; docs writes docs/ anew"
     )
-    commands = parser.add_subparsers(
-        dest="experiment", required=True, metavar="|".join([*EXPERIMENTS, "all", "docs"])
+    parser.add_argument("--scale", choices=NAMES, default="smoke", help="size of the experiments")
+    parser.add_argument("--out", type=Path, help="folder for everything; runs/experiments/SCALE by default")
+    parser.add_argument(
+        "--data_dir", default="", help="the data sets' files, or folders named after the sets"
     )
-    for name in (*EXPERIMENTS, "all"):
-        help_text = "every experiment" if name == "all" else EXPERIMENTS[name].TITLE
-        command = commands.add_parser(name, help=help_text, description=help_text)
-        command.add_argument("--scale", choices=NAMES, default="smoke")
-        command.add_argument(
-            "--out", type=Path, help="folder for everything; runs/experiments/SCALE by default"
-        )
-        command.add_argument(
-            "--data_dir", default="", help="the data sets' files, or folders named after the sets"
-        )
-        command.add_argument("--seeds", help="such as 0,1,2; the scale's own by default")
-        command.add_argument("--epochs", type=int, help="instead of the small or paper scale's own")
-        command.add_argument("--steps", help="of table1, only these T, such as 30")
-        command.add_argument("--no_timing", action="store_true", help="leave times of a step out")
-        command.add_argument("--dry_run", action="store_true", help="say what would be trained, and end")
-    command = commands.add_parser("docs", help="writes the tables of docs/ anew from docs/results")
-    command.add_argument(
-        "--take", type=Path, metavar="OUT", help="first copy the results of this folder there"
+    parser.add_argument("--seeds", type=whole_numbers(0), help="such as 0,1,2; the scale's own by default")
+    parser.add_argument("--epochs", type=whole_number(1), help="instead of the small or paper scale's own")
+    parser.add_argument("--steps", type=whole_numbers(1), help="of table1, only these T, such as 30")
+    parser.add_argument("--no_timing", action="store_true", help="leave times of a step out")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be trained, and end")
+    parser.add_argument(
+        "--take", type=Path, metavar="OUT", help="docs: first copy the results of this folder"
     )
-    command.add_argument(
-        "--check", action="store_true", help="change nothing; fail where a table is not as generated"
-    )
-    return parser.parse_args(argv)
-
-
-def chosen_scale(flags: argparse.Namespace) -> Scale:
-    """The scale as the command line changes it.
-
-    Raises:
-        UserError: A flag says what cannot be.
-    """
-    if flags.epochs is not None and (flags.epochs < 1 or flags.scale == "smoke"):
-        raise UserError(f"--epochs is {flags.epochs}: give at least 1, with --scale small or paper.")
-    scale = scale_of(flags.scale, flags.epochs)
-    if flags.seeds is not None:
-        scale = scale._replace(seeds=tuple(_numbers("--seeds", flags.seeds, 0)))
-    if flags.steps is not None:
-        wanted = _numbers("--steps", flags.steps, 1)
-        pairs = tuple(p for p in scale.through_time if p.ours.steps in wanted)
+    parser.add_argument("--check", action="store_true", help="docs: change nothing; fail if a table is stale")
+    given = parser.parse_args(argv)
+    if (given.take or given.check) and given.experiment != "docs":
+        parser.error("--take and --check are for docs")
+    given.names = tuple(EXPERIMENTS) if given.experiment == "all" else (given.experiment,)
+    if given.epochs is not None and given.scale == "smoke":
+        parser.error("--epochs is for --scale small or paper")
+    scale = scale_of(given.scale, given.epochs)
+    if given.seeds is not None:
+        scale = scale._replace(seeds=given.seeds)
+    if given.steps is not None:
+        pairs = tuple(pair for pair in scale.through_time if pair.ours.steps in given.steps)
         if not pairs:
-            known = sorted({p.ours.steps for p in scale.through_time})
-            raise UserError(f"--steps is {flags.steps}: choose among {', '.join(map(str, known))}.")
+            known = ", ".join(map(str, sorted({pair.ours.steps for pair in scale.through_time})))
+            parser.error(f"--steps asks for no T of table1 at this scale: choose among {known}")
         scale = scale._replace(through_time=pairs)
-    return scale
-
-
-def _numbers(flag: str, text: str, least: int) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) >= least for part in parts):
-        raise UserError(
-            f"{flag} is {text!r}: give whole numbers from {least} on, such as {least},{least + 1}."
-        )
-    return list(dict.fromkeys(map(int, parts)))
+    given.chosen_scale = scale
+    return given
 
 
 def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None:
@@ -122,13 +97,12 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
 def shown_flags(flags: argparse.Namespace) -> str:
     """The flags that a table's command needs to be the same again."""
     data = " --data_dir DIR" if flags.data_dir else ""
-    given = "".join(
-        f" --{k} {getattr(flags, k)}" for k in ("seeds", "epochs", "steps") if getattr(flags, k) is not None
-    )
+    listed = {"seeds": flags.seeds, "epochs": flags.epochs and (flags.epochs,), "steps": flags.steps}
+    given = "".join(f" --{k} {','.join(map(str, v))}" for k, v in listed.items() if v is not None)
     return data + given + (" --no_timing" if flags.no_timing else "")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
     flags = arguments(argv)
     for name, level in (("experiments", logging.INFO), ("mpisjax", logging.WARNING)):
@@ -143,12 +117,10 @@ def main(argv: list[str] | None = None) -> int:
             from experiments import docs as pages
 
             return pages.main(flags.take, flags.check)
-        scale = chosen_scale(flags)
-        names = tuple(EXPERIMENTS) if flags.experiment == "all" else (flags.experiment,)
         if flags.dry_run:
-            print(plan(names, scale))
+            print(plan(flags.names, flags.chosen_scale))
             return 0
-        run(names, scale, flags)
+        run(flags.names, flags.chosen_scale, flags)
         return 0
     except Preempted as stop:
         for number in SIGNALS:

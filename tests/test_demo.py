@@ -43,8 +43,7 @@ def demo():
 def run(demo, monkeypatch, capsys, *arguments: object) -> str:
     monkeypatch.setattr(cores, "prepare", lambda all_cores: None)  # this process has computed already
     monkeypatch.setattr(devices, "compilation_cache", lambda: "")
-    monkeypatch.setattr(demo.sys, "argv", ["demo.py", *map(str, arguments)])
-    demo.main(demo.arguments())
+    demo.main(demo.arguments([*map(str, arguments)]))
     return capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CORE = ["equilibrium", "neurons", "simulate", "solvers", "hoisting", "jacobian", "residuals", "errors"]
 LAYERS = [
-    ["launch", *(f"mpisjax.{name}" for name in CORE)],
+    ["launch", "mpisjax.arguments", *(f"mpisjax.{name}" for name in CORE)],
     ["mpisjax.cpu"],
     ["mpisjax.nn", "mpisjax.weights"],
     ["mpisjax.baselines", "mpisjax.data", "mpisjax.training"],

@@ -7,52 +7,55 @@ python -m mpisjax.export --workdir runs/digits --format nir --out digits.nir
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mpisjax import cli
+from mpisjax.arguments import Parser, whole_number
 from mpisjax.errors import UserError
 
 
-def main() -> None:
-    """Parses the command line and writes the file."""
-    parser = argparse.ArgumentParser(prog="python -m mpisjax.export", description=__doc__.split("\n")[0])
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser("python -m mpisjax.export", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", help="folder of a run; its best state is exported")
     source.add_argument("--pretrained", help="a network that comes with the package")
     parser.add_argument("--data_dir", help="folder with the run's original files, if they have moved")
-    parser.add_argument("--format", required=True, choices=("nir", "stablehlo"))
-    parser.add_argument("--out", required=True, help="file to write")
-    parser.add_argument("--steps", type=int, help="stablehlo: time steps; as trained by default")
+    parser.add_argument("--format", required=True, choices=("nir", "stablehlo"), help="what to write")
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--steps", type=whole_number(1), help="stablehlo: time steps; as trained by default")
     parser.add_argument(
-        "--batch_size", type=int, help="stablehlo: fixes the batch size, which is open by default"
+        "--batch_size", type=whole_number(1), help="stablehlo: the one batch size; any by default"
     )
     parser.add_argument(
-        "--neurons", default="exact", choices=("exact", "lif"),
-        help="nir: exact nodes (default), or IF/LIF nodes that must be told to reset by subtraction",
-    )  # fmt: skip
-    given = parser.parse_args()
+        "--neurons",
+        default="exact",
+        choices=("exact", "lif"),
+        help="nir: exact nodes, or IF/LIF nodes that must be told to reset by subtraction",
+    )
+    given = parser.parse_args(argv)
+    if (given.steps or given.batch_size) and given.format == "nir":
+        parser.error(
+            "--steps and --batch_size are for --format stablehlo; a NIR graph is stepped by its host"
+        )
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line and writes the file."""
+    given = arguments(argv)
     with cli.report_user_errors():
-        out = Path(given.out)
-        if not out.absolute().parent.is_dir():
-            raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
-        if (given.steps or given.batch_size) and given.format == "nir":
-            raise UserError(
-                "--steps and --batch_size are for --format stablehlo; a NIR graph is stepped by its host"
-            )
-        for name in ("steps", "batch_size"):
-            if getattr(given, name) is not None and getattr(given, name) < 1:
-                raise UserError(f"--{name} is {getattr(given, name)}: set it to at least 1.")
+        if not given.out.absolute().parent.is_dir():
+            raise UserError(f"--out {given.out} lies in no folder; make the folder or name another file")
         trained = _trained(given)
         if trained.inputs.temporal and given.steps:
             raise UserError(
                 "--steps needs a constant input; an event set takes as many steps as it has frames"
             )
-        print(
-            _write_nir(trained, given, out)
-            if given.format == "nir"
-            else _write_stablehlo(trained, given, out)
-        )
+        write = _write_nir if given.format == "nir" else _write_stablehlo
+        print(write(trained, given, given.out))
 
 
 def _trained(given: argparse.Namespace) -> Any:

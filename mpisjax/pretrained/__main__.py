@@ -8,22 +8,23 @@ training command is found from the run's config; give --command where training t
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import runpy
 import shlex
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mpisjax import cli
+from mpisjax.arguments import Parser
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and writes the two files."""
-    parser = argparse.ArgumentParser(prog="python -m mpisjax.pretrained", description=__doc__.split("\n")[0])
+    parser = Parser("python -m mpisjax.pretrained", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--name", required=True, help="what load_pretrained is to call it")
     parser.add_argument(
@@ -38,7 +39,7 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", help=what)
     parser.add_argument("--note", default="", help="anything else worth knowing")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     with cli.report_user_errors():
         from mpisjax.pretrained import save
         from mpisjax.training.run import saved_config

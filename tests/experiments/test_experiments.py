@@ -214,10 +214,21 @@ def test_command_beside_a_table_has_the_flags_that_matter():
         (["table1", "--seeds", "one"], "--seeds"),
         (["table1", "--scale", "small", "--steps", "31"], "choose among 30, 100"),
         (["table1", "--epochs", "3"], "--epochs"),
-        (["docs", "--take", "/nonexistent"], "--take"),
+        (["table1", "--epochs=five", "--scale", "small"], "--epochs: 'five' is not a whole number"),
+        (["table9"], "table9"),
+        (["table1", "--data-dir", "x"], "did you mean --data_dir?"),
+        (["table1", "--check"], "--check are for docs"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(flags, word, capsys):
-    assert program.main(flags) == 1
+def test_mistyped_flags_are_told_in_one_sentence(flags, word, capsys):
+    with pytest.raises(SystemExit) as left:
+        program.main(flags)
+    assert left.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and word in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_folder_without_results_is_told_in_one_sentence(capsys):
+    assert program.main(["docs", "--take", "/nonexistent"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "--take" in said and len(said.strip().splitlines()) == 1

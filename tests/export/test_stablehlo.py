@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from pathlib import Path
 
@@ -42,15 +41,12 @@ PROGRAM = """
 @pytest.mark.parametrize(
     ("name", "num_steps"), [("digits", 5), pytest.param("saccade_digits", None, marks=pytest.mark.slow)]
 )
-def test_it_runs_without_this_package(python, monkeypatch, capsys, tmp_path, name, num_steps):
+def test_it_runs_without_this_package(python, capsys, tmp_path, name, num_steps):
     trained = mpisjax.load_pretrained(name)
     images = np.asarray(data.load(trained.config.data).validation.images[:20])
     steps = [] if num_steps is None else ["--steps", str(num_steps)]
     out = str(tmp_path / "net.stablehlo")
-    monkeypatch.setattr(
-        sys, "argv", ["export", "--pretrained", name, "--format", "stablehlo", "--out", out, *steps]
-    )
-    main()
+    main(["--pretrained", name, "--format", "stablehlo", "--out", out, *steps])
     assert "for cpu, cuda, tpu, batch size any" in capsys.readouterr().out
     np.save(tmp_path / "images.npy", images)
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM.format(root=str(ROOT))))
@@ -77,13 +73,10 @@ def test_it_runs_without_this_package(python, monkeypatch, capsys, tmp_path, nam
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_nir_file(monkeypatch, capsys, tmp_path):
+def test_the_command_writes_a_nir_file(capsys, tmp_path):
     nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
     out = tmp_path / "digits.nir"
-    monkeypatch.setattr(
-        sys, "argv", ["export", "--pretrained", "digits", "--format", "nir", "--out", str(out)]
-    )
-    main()
+    main(["--pretrained", "digits", "--format", "nir", "--out", str(out)])
     assert "28 nodes" in capsys.readouterr().out and list(tmp_path.iterdir()) == [out]
     graph = nir.read(out)
     assert list(graph.output_type) == ["output_stream1", "output_stream2"]
@@ -92,23 +85,30 @@ def test_the_command_writes_a_nir_file(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code", "words"),
     [
-        (["--pretrained", "nonsense", "--format", "nir"], "no pretrained network 'nonsense'"),
-        (["--workdir", "nowhere", "--format", "stablehlo"], "holds no checkpoint"),
-        (["--pretrained", "digits", "--format", "nir", "--steps", "3"], "are for --format stablehlo"),
-        (["--pretrained", "digits", "--format", "stablehlo", "--steps", "0"], "--steps is 0"),
+        ("--pretrained nonsense --format nir", 1, "no pretrained network 'nonsense'"),
+        ("--workdir nowhere --format stablehlo", 1, "holds no checkpoint"),
+        ("--pretrained saccade_digits --format stablehlo --steps 3", 1, "needs a constant input"),
+        ("--pretrained digits --format nir --steps 3", 2, "are for --format stablehlo"),
         (
-            ["--pretrained", "saccade_digits", "--format", "stablehlo", "--steps", "3"],
-            "needs a constant input",
+            "--pretrained digits --format stablehlo --steps 0",
+            2,
+            "--steps: '0' is not a whole number of at least 1",
         ),
+        ("--pretrained digits --format onnx", 2, "invalid choice: 'onnx'"),
+        (
+            "--pretrained digits --format nir --batch-size 3",
+            2,
+            "no flag --batch-size; did you mean --batch_size?",
+        ),
+        ("--format nir", 2, "--workdir --pretrained is required"),
     ],
 )
-def test_mistakes_are_one_sentence(monkeypatch, capsys, tmp_path, arguments, words):
-    monkeypatch.setattr(sys, "argv", ["export", *arguments, "--out", str(tmp_path / "file")])
+def test_mistakes_are_one_sentence(capsys, tmp_path, arguments, code, words):
     with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 1
+        main([*arguments.split(), "--out", str(tmp_path / "file")])
+    assert left.value.code == code
     said = capsys.readouterr().err
     assert said.startswith("error: ") and words in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
