@@ -30,7 +30,7 @@ _FEWEST = 8
 Pair = tuple[int, int]
 
 
-def supports(x: Array, w_shape: tuple[int, ...]) -> bool:
+def supports(x: Array | jax.ShapeDtypeStruct, w_shape: tuple[int, ...]) -> bool:
     """Whether an x [batch, height, width, in] may be convolved here with a kernel [k, k, in, out] of that shape."""
     return (
         x.dtype == jnp.float32
@@ -145,7 +145,12 @@ def _kernel_gradient(kernel: Pair, stride: int, low: Pair) -> Callable[[Array, A
         return jax.vjp(lambda w: _in_xla(x, w, stride, 1, low, (g.shape[1], g.shape[2])), w)[1](g)[0]
 
     def lower(axes: Any) -> Callable[[Array, Array, Array], Array]:
-        return (lambda x, g, numbers: lax.psum(native(x, g, numbers), axes)) if axes else native
+        def summed(x: Array, g: Array, numbers: Array) -> Array:
+            # With explicit axes in sight, JAX writes a sharding into the sum's computation, which XLA does not take.
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                return lax.psum(native(x, g, numbers), axes)
+
+        return summed if axes else native
 
     def partition(mesh: Any, arguments: Any, result: Any) -> Any:
         axes = _batch_axes(arguments[0])

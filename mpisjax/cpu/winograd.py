@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 
 Array = jax.Array
+_Shaped = jax.Array | jax.ShapeDtypeStruct
 _OUTPUTS = 4
 _POINTS = {3: (0, 1, -1, 2, -2), 5: (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))}  # and infinity
 # Below so many channels the passes over memory cost more than the multiplications saved, by kernel size.
@@ -61,7 +62,7 @@ def _tiles(size: int) -> int:
     return -(-size // _OUTPUTS)
 
 
-def worthwhile(x: Array, w: Array, stride: int) -> bool:
+def worthwhile(x: _Shaped, w: _Shaped, stride: int) -> bool:
     """Whether a CPU convolves `x` [batch, height, width, in] with `w` [k, k, in, out] faster this way."""
     k = w.shape[0]
     if stride != 1 or w.shape[1] != k or k not in _POINTS or jnp.finfo(x.dtype).bits < 32:
@@ -76,7 +77,7 @@ def worthwhile(x: Array, w: Array, stride: int) -> bool:
     return min(w.shape[2:]) >= _LEAST_CHANNELS[k] and usual >= 2 * ours
 
 
-def worthwhile_gradient(x: Array, w: Array, stride: int) -> bool:
+def worthwhile_gradient(x: _Shaped, w: _Shaped, stride: int) -> bool:
     """The same for `kernel_gradient`, which passes over all transformed kernels for every chunk."""
     size = (w.shape[0] + _OUTPUTS - 1) ** 2 * math.prod(w.shape[2:]) * w.dtype.itemsize
     return worthwhile(x, w, stride) and size <= _LARGE_KERNELS

@@ -59,7 +59,7 @@ class ConvNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
         def along(vector: Array) -> Array:
-            return vector[:, None] if self.transpose else vector
+            return vector[None, None, :, None] if self.transpose else vector[None, None, None]
 
         others = tuple(a for a in range(4) if a != out_axis)
         # An explicit rsqrt: with sqrt and a quotient XLA rewrites one use and not another, and then no longer sees
@@ -75,7 +75,7 @@ class ConvNorm(nn.Module):
             return conv2d(x.astype(dtype), kernel, self.stride)
 
         if not self.batch_norm:
-            return convolve(kernel) + bias.astype(dtype)
+            return convolve(kernel) + bias.astype(dtype)[None, None, None]
         scale = self.param("scale", nn.initializers.ones, (self.features,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
@@ -83,11 +83,12 @@ class ConvNorm(nn.Module):
             factor = scale * lax.rsqrt(var.value + EPSILON)
             # The scale fuses with the addition; folded into the kernel it would part this convolution from the
             # same one with batch statistics, which a constant input (the injection) shares.
-            return convolve(kernel) * factor.astype(dtype) + (bias - mean.value * factor).astype(dtype)
+            factor, shift = (v.astype(dtype)[None, None, None] for v in (factor, bias - mean.value * factor))
+            return convolve(kernel) * factor + shift
 
         out, batch_mean, batch_var = batch_normalize(convolve(kernel), scale, bias)
         if not self.is_initializing():
             keep = self.momentum
-            mean.value = keep * mean.value + (1 - keep) * batch_mean
-            var.value = keep * var.value + (1 - keep) * batch_var
+            for running, of_batch in ((mean, batch_mean), (var, batch_var)):
+                running.value = keep * running.value + (1 - keep) * of_batch.astype(running.value.dtype)
         return out
