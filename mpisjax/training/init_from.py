@@ -23,10 +23,14 @@ _log = logging.getLogger(__name__)
 
 
 def initial_variables(config: ml_collections.ConfigDict, net: MPIS, dataset: DataSet) -> Variables:
-    """Random weights, by `config.seed`."""
+    """Random weights, by `config.seed`: float32 (float64 for a float64 network), whether or not JAX's x64 is on."""
     shape = dataset.train.images.shape[1:]
     images = jnp.zeros((shape[0], 1, *shape[1:]) if dataset.temporal else (1, *shape))
-    return model.init_variables(net, jax.random.key(config.seed), images, configuration.make_neuron(config))
+    variables = model.init_variables(
+        net, jax.random.key(config.seed), images, configuration.make_neuron(config)
+    )
+    dtype = jnp.promote_types(net.dtype or jnp.float32, jnp.float32)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
 
 
 def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: Any) -> TrainState:

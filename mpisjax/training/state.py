@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
       ema: averaged parameters and running statistics (`{"params": ..., "batch_stats": ...}`), () where none are
         kept.
       skipped: int32 scalar, steps in a row whose loss or gradient was not finite.
-      rng: uint32 key data; every step folds its number in.
+      rng: a random key; every step folds its number in. It keeps its implementation, whatever JAX's default is.
     """
 
     step: Array
@@ -93,7 +93,7 @@ def init_state(
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, averaged) if config.train.ema else (),
         skipped=jnp.zeros((), jnp.int32),
-        rng=jax.random.key_data(jax.random.key(config.seed + 1)),
+        rng=jax.random.key(config.seed + 1),
     )
 
 

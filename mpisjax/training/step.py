@@ -170,7 +170,7 @@ def make_train_step(
         return jax.tree.map(lambda a: a / parts, sums)._replace(batch_stats=batch_stats)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        rng = jax.random.fold_in(state.rng, state.step)
         augment_key, mixup_key, dropout_key = jax.random.split(rng, 3)
         targets = jax.nn.one_hot(batch.labels, dataset.num_classes)
         x = augment(augment_key, batch.images, config.data.augment)
@@ -190,7 +190,8 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            # In the dtype of the old, which x64 widens here and there.
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b).astype(b.dtype), new, old)
 
         ema = state.ema
         if averaging:

@@ -109,7 +109,7 @@ def init_state(config: Any) -> State:
         batch_stats={"mean": jnp.zeros(2)},
         opt_state=optimizer(config.train.learning_rate).init(params),
         ema=(),
-        rng=jax.random.key_data(jax.random.key(config.seed)),
+        rng=jax.random.key(config.seed),
         skipped=jnp.zeros((), jnp.int32),
     )
 
@@ -130,8 +130,7 @@ def _make_train_step(learning_rate: float, converged: bool) -> Any:
     @jax.jit
     def train_step(state: State, batch: tuple[jax.Array, jax.Array]) -> tuple[State, Metrics]:
         points, labels = batch
-        key = jax.random.wrap_key_data(state.rng)
-        noisy = points + 0.1 * jax.random.normal(jax.random.fold_in(key, state.step), points.shape)
+        noisy = points + 0.1 * jax.random.normal(jax.random.fold_in(state.rng, state.step), points.shape)
         (loss, logits), grads = jax.value_and_grad(_loss, has_aux=True)(state.params, noisy, labels)
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
