@@ -64,7 +64,7 @@ def main(steps=120):
     train, test = slice(0, 1437), slice(1437, None)
     zeros = jnp.zeros((1, FED_BACK))
     rates = {"fast": zeros, "slow": zeros}
-    fire = mpisjax.neurons.RateReading(NEURON)
+    fire = mpisjax.firing.RateReading(NEURON)
     variables = {
         "streams": Streams().init(jax.random.key(0), rates, x[:1], fire),
         "head": Classifier().init(jax.random.key(1), rates),

@@ -7,7 +7,7 @@ differentiated implicitly. Everything else in the package serves it.
 from mpisjax import cpu
 from mpisjax.equilibrium import Equilibrium, adjoint_probe, equilibrium_forward
 from mpisjax.errors import UserError
-from mpisjax.neurons import IF, LIF, dbrelu
+from mpisjax.neurons import IF, LIF, GradedIF, Neuron, TernaryIF, dbrelu
 from mpisjax.pretrained import Pretrained, load_pretrained
 from mpisjax.simulate import Simulation, SpikeForward, simulate
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward
@@ -19,10 +19,13 @@ __all__ = [
     "Adjoint",
     "AdjointStats",
     "Equilibrium",
+    "GradedIF",
+    "Neuron",
     "Pretrained",
     "RateForward",
     "Simulation",
     "SpikeForward",
+    "TernaryIF",
     "UserError",
     "adjoint_probe",
     "cpu",

@@ -8,43 +8,50 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from mpisjax import firing
 from mpisjax.errors import UserError
-from mpisjax.hoisting import detach, hoist
-from mpisjax.neurons import IF, LIF, RateReading
-from mpisjax.residuals import relative_residual, worst
+from mpisjax.hoisting import hoist
+from mpisjax.neurons import IF, Neuron
+from mpisjax.residuals import relative_residual, sample_norms, worst
 from mpisjax.simulate import SpikeForward, simulate, weighted_mean_frame
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward, solve_adjoint, solve_rates
 
-Array = jax.Array
 Transition = Callable[..., Any]
+Rates = TypeVar("Rates")
 
 
-class Equilibrium(NamedTuple):
+class Equilibrium(NamedTuple, Generic[Rates]):
     """An equilibrium of a transition.
 
+    `rates`, `layer_rates` and `aux` carry the whole gradient, in both modes and to any order. `residual`, `num_steps`
+    and `converged` report on the forward solve and have no gradient.
+
     Attributes:
-      rates: firing rates, pytree like `init`; differentiable in `params` and `x`.
+      rates: firing rates, pytree like `init`.
       residual: ||f(r) - r|| / ||f(r)|| of the rates the forward found, by stream and sample: pytree like `init`
         with float leaves of shape [batch] (scalars without a batch axis).
       num_steps: int32 scalar: time steps simulated, or evaluations of f by the solver; the most of any sample.
       converged: bool [batch] (scalar without a batch axis): every stream's residual is within the forward's
         tolerance, and with an early stop the rates settled. Never raises; NaN counts as not converged.
+      layer_rates: the firing rate of every population at the equilibrium, by name, in the shape of its current.
       aux: what `step` returned beside the rates; None without `step`.
     """
 
-    rates: Any
-    residual: Any
-    num_steps: Array
-    converged: Array
+    rates: Rates
+    residual: PyTree[Float[Array, "*batch"]]
+    num_steps: Int[Array, ""]
+    converged: Bool[Array, "*batch"]
+    layer_rates: dict[str, Float[Array, "..."]]
     aux: Any = None
 
 
-def adjoint_probe() -> AdjointStats:
+def adjoint_probe(batch_size: int | None = None) -> AdjointStats:
     """Zeros to pass as `probe`: their "gradient" is what the adjoint solve reports.
 
     A backward pass has no other way out for a value. Example::
@@ -53,58 +60,236 @@ def adjoint_probe() -> AdjointStats:
             return head(mpisjax.equilibrium_forward(f, params, x, init, probe=probe).rates)
         grads, stats = jax.grad(loss, argnums=(0, 1))(params, mpisjax.adjoint_probe())
         stats.residual, stats.num_steps
+
+    Args:
+      batch_size: None: one residual over the whole batch, and the most steps of any sample. Otherwise both by sample,
+        float32 [batch_size].
     """
-    return AdjointStats(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    shape = () if batch_size is None else (batch_size,)
+    return AdjointStats(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _implicit(rate_map: Transition, adjoint: Adjoint, constants: list[Any], rates: Any, probe: Any) -> Any:
-    """The identity on `rates`, whose cotangent g leaves as v = (I - J^T)^-1 g."""
-    return rates
+class _Problem(NamedTuple):
+    """An equilibrium r = f(r) and the step that is taken there, as functions that close over nothing traced."""
+
+    step: Callable[
+        [list[Any], Any], tuple[Any, Any]
+    ]  # (constants, rates) -> (rates, what else carries a gradient)
+    rate_map: Callable[[list[Any], Any], Any]  # (constants, rates) -> rates: f, whose Jacobian J is taken
+    adjoint: Adjoint
+    batch_axis: int | None
 
 
-def _implicit_fwd(
-    rate_map: Transition, adjoint: Adjoint, constants: list[Any], rates: Any, probe: Any
+class _Constants(NamedTuple):
+    """All that the equilibrium depends on: what is differentiated."""
+
+    step: list[Any]
+    rate_map: list[Any]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _at_equilibrium(
+    problem: _Problem, constants: _Constants, found: Any, probe: AdjointStats | None
+) -> tuple[Any, Any]:
+    """One step from the rates that the forward found; its derivative is that of the equilibrium (Eq. 5).
+
+    With z the rates and d the tangents of everything else, dz = (I - J)^-1 (df/dtheta) d.
+    """
+    return problem.step(constants.step, found)
+
+
+@_at_equilibrium.defjvp
+def _at_equilibrium_jvp(problem: _Problem, primals: Any, tangents: Any) -> Any:
+    constants, found, probe = primals
+    # Of a first derivative `found` is a constant. A second one moves it, too.
+    found = _anchored(problem, constants, found, probe)
+    (rates, extras), (d_rates, d_extras) = jax.jvp(
+        lambda c: problem.step(c, found), (constants.step,), (tangents[0].step,)
+    )
+    d_rates = _solve(problem, constants.rate_map, rates, d_rates, tangents[2])
+    if jax.tree.leaves(extras):
+        through_rates = jax.jvp(lambda r: problem.step(constants.step, r)[1], (found,), (d_rates,))[1]
+        d_extras = jax.tree.map(
+            lambda a, b: a if a.dtype == jax.dtypes.float0 else a + b, d_extras, through_rates
+        )
+    return (rates, extras), (d_rates, d_extras)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _anchored(problem: _Problem, constants: _Constants, found: Any, probe: AdjointStats | None) -> Any:
+    """The rates that the forward found, with the derivative of the equilibrium."""
+    return found
+
+
+@_anchored.defjvp
+def _anchored_jvp(problem: _Problem, primals: Any, tangents: Any) -> Any:
+    (_, _), (d_rates, _) = jax.jvp(functools.partial(_at_equilibrium, problem), primals, tangents)
+    return _anchored(problem, *primals), d_rates
+
+
+def _solve(
+    problem: _Problem, constants: list[Any], rates: Any, tangent: Any, probe: AdjointStats | None
 ) -> Any:
-    return rates, (constants, rates)
+    """(I - J)^-1 `tangent`, with J = df/dr at `rates`. Its transpose is the adjoint solve (Eq. 8).
+
+    A probe takes part as one more unknown that nothing else depends on. The transposed solve writes its report there.
+    """
+    batch_axis = problem.batch_axis
+
+    def product(r: Any, v: Any) -> Any:
+        return jax.jvp(lambda r: problem.rate_map(constants, r), (r,), (v,))[1]
+
+    def matvec(unknown: Any) -> Any:
+        v, report = unknown
+        return _linked((jax.tree.map(jnp.subtract, v, product(rates, v)), report))
+
+    def solve(_: Any, right: Any) -> Any:
+        tangent, report = right
+        along, fixed = hoist(lambda v: product(rates, v), tangent)
+        return solve_adjoint(along, fixed, tangent, problem.adjoint, batch_axis)[0], report
+
+    def transpose_solve(_: Any, right: Any) -> Any:
+        g, report = right
+        _, vjp = jax.vjp(lambda r: problem.rate_map(constants, r), rates)
+        # Out of the loop with what does not change in it: flipped kernels, products of weights.
+        back, fixed = hoist(lambda v: vjp(v)[0], g)
+        v, stats = solve_adjoint(back, fixed, g, problem.adjoint, batch_axis)
+        return v, None if report is None else _as_asked(stats, report, g, batch_axis)
+
+    right = _linked((tangent, probe))
+    return _linked(jax.lax.custom_linear_solve(matvec, right, solve, transpose_solve))[0]
 
 
-def _implicit_bwd(rate_map: Transition, adjoint: Adjoint, saved: tuple[list[Any], Any], g: Any) -> Any:
-    constants, rates = saved
-    _, vjp = jax.vjp(lambda r: rate_map(constants, r), rates)
-    # Once more out of the loop with what does not change in it: flipped kernels, products of weights.
-    product, fixed = hoist(lambda v: vjp(v)[0], g)
-    v, stats = solve_adjoint(lambda v: product(fixed, v), g, adjoint)
-    return None, v, stats
+def _linked(tree: Any) -> Any:
+    """The tree as it is, each leaf of which depends on all, to the letter; XLA drops it.
+
+    JAX transposes a linear solve only if every leaf of its right-hand side depends on what is differentiated.
+    """
+    leaves = jax.tree.leaves(tree)
+    if len(leaves) == 1:
+        return tree
+    total = sum(jnp.sum(leaf).astype(jnp.float32) for leaf in leaves)
+    never = jnp.where(False, total, jnp.zeros((), jnp.float32))
+    return jax.tree.map(lambda leaf: leaf + never.astype(leaf.dtype), tree)
 
 
-_implicit.defvjp(_implicit_fwd, _implicit_bwd)
+def _as_asked(stats: AdjointStats, probe: AdjointStats, g: Any, batch_axis: int | None) -> AdjointStats:
+    """The report in the probe's shape: by sample, or of the whole batch."""
+    if probe.residual.ndim or batch_axis is None:
+        return AdjointStats(*(jnp.broadcast_to(s, p.shape) for s, p in zip(stats, probe, strict=True)))
+    # Scaled, so that no square over- or underflows; a sample without a finite gradient says nothing.
+    largest = worst(
+        jax.tree.map(lambda a: jnp.max(jnp.where(jnp.isfinite(a), jnp.abs(a), 0)).astype(jnp.float32), g)
+    )
+    scaled = jax.tree.map(lambda a: a.astype(jnp.float32) / jnp.where(largest > 0, largest, 1), g)
+    squares = [jnp.square(n) for n in jax.tree.leaves(sample_norms(scaled, batch_axis))]
+    sizes = jnp.sqrt(sum(squares[1:], squares[0]))
+    sizes = jnp.where(jnp.isfinite(sizes), sizes, 0)
+    errors = jnp.where(sizes > 0, stats.residual * sizes, 0)
+    norm = jnp.linalg.norm(sizes)
+    residual = jnp.linalg.norm(errors) / jnp.where(norm > 0, norm, 1)
+    return AdjointStats(residual.astype(jnp.float32), jnp.max(stats.num_steps))
 
 
-def _check_transition(transition: Transition, params: Any, x: Any, init: Any, neuron: LIF) -> None:
-    """Refuses, in one sentence, a transition that does not return what `init` promises."""
+def _describe(tree: Any) -> list[str]:
+    return [
+        f"{jax.tree_util.keystr(path) or 'rates'}: {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
-    def describe(tree: Any) -> list[str]:
-        return [
-            f"{jax.tree_util.keystr(path) or 'rates'}: {leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        ]
 
-    out = jax.eval_shape(lambda *a: transition(*a, RateReading(neuron)), params, init, x)
-    if str(jax.tree.structure(out)) != str(jax.tree.structure(init)) or describe(out) != describe(init):
+def _check_same(what: str, out: Any, init: Any) -> None:
+    """Refuses, in one sentence, rates that are not what `init` promises."""
+    structures: list[Any] = [jax.tree.structure(out), jax.tree.structure(init)]
+    if structures[0] != structures[1]:
         raise UserError(
-            f"the transition returns rates {describe(out)} but init is {describe(init)}: give both the same "
+            f"the {what} returns rates of structure {structures[0]} but init has {structures[1]}: init "
+            "is to be the like; give both the same structure, shapes and dtypes."
+        )
+    if _describe(out) != _describe(init):
+        raise UserError(
+            f"the {what} returns rates {_describe(out)} but init is {_describe(init)}: give both the same "
             "structure, shapes and dtypes."
         )
 
 
+def _check_fires(traced: firing.Traced, params: Any, init: Any, x: Any) -> None:
+    """Refuses a transition whose rates are no neurons' activity."""
+    if not traced.populations:
+        raise UserError(
+            "the transition never calls fire: every population of neurons is a call fire(name, current) in it."
+        )
+    tags = [
+        tag for tag, tree in (("params", params), ("rates", init), ("x", x)) for _ in jax.tree.leaves(tree)
+    ]
+    seen = firing.sources(traced, tags)
+    paths = [jax.tree_util.keystr(path) or "rates" for path, _ in jax.tree_util.tree_leaves_with_path(init)]
+    # Rates that are handed on from the step before (a delay) are activity as well.
+    strange = [
+        path
+        for path, found in zip(paths, seen, strict=True)
+        if "fire" not in found and ("rates" not in found or "x" in found)
+    ]
+    if strange or not any("fire" in found for found in seen):
+        raise UserError(
+            f"the transition returns {', '.join(strange or paths)} without calling fire on the way: return activity, what "
+            "fire(name, current) gives."
+        )
+
+
+def _check_batch(init: Any, batch_axis: int | None) -> None:
+    leaves = jax.tree.leaves(init)
+    if not leaves:
+        raise UserError("init holds no arrays: give it one for every stream of rates.")
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise UserError(f"init holds {leaf.dtype}{list(leaf.shape)}: rates are floats.")
+        if batch_axis is not None and not -leaf.ndim <= batch_axis < leaf.ndim:
+            raise UserError(
+                f"batch_axis is {batch_axis} but init holds an array of shape {list(leaf.shape)}: name the axis of the "
+                "samples, or None if there is none."
+            )
+        if 0 in leaf.shape:
+            raise UserError(
+                f"init holds an array of shape {list(leaf.shape)}, which is empty: give it at least one sample and one "
+                "neuron."
+            )
+    if batch_axis is not None:
+        sizes = sorted({leaf.shape[batch_axis] for leaf in leaves})
+        if len(sizes) > 1:
+            raise UserError(
+                f"init holds {sizes} samples on batch_axis {batch_axis} of its leaves: give all the same number, or set "
+                "batch_axis to None."
+            )
+
+
+def _check_instance(name: str, value: Any, kinds: tuple[type, ...], example: str) -> None:
+    if not isinstance(value, kinds):
+        told = value.__name__ if isinstance(value, type) else repr(value)
+        raise UserError(f"{name} is {told}: pass an instance, such as {example}.")
+
+
+def _without_static(params: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays in `params`, and how to put them back among what is no array (functions, Python numbers, strings)."""
+    leaves, structure = jax.tree.flatten(params)
+    arrays = [leaf for leaf in leaves if firing.is_array(leaf)]
+
+    def whole(arrays: list[Any]) -> Any:
+        remaining = iter(arrays)
+        return jax.tree.unflatten(
+            structure, [next(remaining) if firing.is_array(leaf) else leaf for leaf in leaves]
+        )
+
+    return arrays, whole
+
+
 def equilibrium_forward(
     transition: Transition,
-    params: Any,
-    x: Any,
-    init: Any,
+    params: PyTree,
+    x: PyTree,
+    init: Rates,
     *,
-    neuron: LIF | None = None,
+    neuron: Neuron | None = None,
     forward: SpikeForward | RateForward | None = None,
     adjoint: Adjoint | None = None,
     time_axis: int | None = None,
@@ -112,31 +297,39 @@ def equilibrium_forward(
     returns: str = "equivalent",
     batch_axis: int | None = 0,
     probe: AdjointStats | None = None,
-) -> Equilibrium:
+) -> Equilibrium[Rates]:
     """Finds the equilibrium firing rates of a spiking network, differentiable without a derivative in time.
 
     The network is one pure function, read twice: `transition(params, rates, x, fire) -> rates`, in which every
-    neuron population is a call `fire(name, current) -> activity`. As spikes, `fire` steps LIF neurons and the
-    transition is simulated (Eq. 2, 11); as rates, `fire` is DBReLU and the transition is the equivalent map f
-    (Eq. 10). Both have the same fixed point. A network of two layers, complete::
+    neuron population is a call `fire(name, current, neuron=None) -> activity`. As spikes, `fire` steps the neurons and
+    the transition is simulated (Eq. 2, 11); as rates, `fire` is the neuron's rate, DBReLU for LIF neurons, and the
+    transition is the equivalent map f (Eq. 10). Both have the same fixed point. A network of two layers, complete::
 
         lambda p, z, x, fire: fire("out", fire("hidden", x @ p["in"] + z @ p["back"]) @ p["out"])
+
+    `fire` may stand inside `jit`, `vmap`, `remat`, `cond` and `scan`. In a scan over layers one call is all layers'
+    population, with the layer as leading axis.
 
     Forward: r_T from the simulation or the rate solver, with no derivative taken, then one differentiable
     step r* = f(r_T), the paper's equivalent pathway. Backward (Eq. 5, 8): with g = dL/dr* and J = df/dr at r*,
     solve (I - J^T) v = g; then dL/dtheta = (df/dtheta)^T v through that one step. Memory does not depend on
     the number of time steps.
 
-    Works under `jit`, `grad`, `vmap` (with `batch_axis=None`, or one more batch axis) and sharded `jit`.
-    First-order reverse mode only: `jax.jvp` and second derivatives are refused by JAX.
+    Works under `jit`, `grad`, `jvp`, `vmap` (with `batch_axis=None`, or one more batch axis), `shard_map` and sharded
+    `jit`. Derivatives of any order are those of the equilibrium, by the implicit function theorem; each is as exact as the
+    forward and the adjoint solve are (a phantom gradient's derivative is cut off as the gradient is). Forward mode and
+    second derivatives need a transition that allows them: JAX refuses them where it calls a `custom_vjp` function.
 
     Args:
       transition: the network, as above. It may close over arrays, traced ones included (they get gradients
         too), but passing them in `params` is plainer.
-      params: pytree of whatever the transition needs; float leaves get gradients.
-      x: pytree: the input, a constant current; with `time_axis`, T frames. Float leaves get gradients.
-      init: rates pytree, zeros as a rule: fixes structure, shape and dtype, and is where the solve starts.
-      neuron: `LIF(...)` or `IF(...)`; IF with threshold 1 by default.
+      params: pytree of whatever the transition needs; float arrays get gradients. What is no array (functions, Python
+        numbers, strings) is handed on as it is.
+      x: pytree: the input, a constant current; with `time_axis`, T frames. Float leaves get gradients. Frames of small
+        integers are read as float32 by both readings; a constant input of integers (indices, say) is kept as it is.
+      init: rates pytree of float arrays, zeros as a rule: fixes structure, shape and dtype, and is where the solve
+        starts.
+      neuron: of the populations that bring none; `IF()` by default. Its leak weights the firing rates.
       forward: `SpikeForward(...)` (the default) or `RateForward(...)`.
       adjoint: `Adjoint(...)`.
       time_axis: None, or the axis of the frames in every leaf of `x`. The rate reading sees the leak-weighted
@@ -144,7 +337,8 @@ def equilibrium_forward(
       step: the one differentiable step, if it differs from the transition: same arguments, returns
         `(rates, aux)`. Batch normalisation uses it to take batch statistics there and there only.
       returns: "equivalent" for r* = f(r_T), or "spikes" for r_T itself with r*'s gradient.
-      batch_axis: the samples' axis in every leaf of `init`; None if they have none.
+      batch_axis: the samples' axis in every leaf of `init`: samples are solved, stopped and reported on one by one. None
+        if they have none, or if the transition couples its samples: then the batch is one problem.
       probe: `adjoint_probe()`, to learn from its gradient how the adjoint solve went.
 
     Returns:
@@ -156,51 +350,81 @@ def equilibrium_forward(
     neuron = IF() if neuron is None else neuron
     forward = SpikeForward() if forward is None else forward
     adjoint = Adjoint() if adjoint is None else adjoint
-    probe = adjoint_probe() if probe is None else probe
     if returns not in ("equivalent", "spikes"):
         raise UserError(f"returns is {returns!r}: choose 'equivalent' or 'spikes'.")
+    if not callable(transition) or hasattr(transition, "apply"):
+        raise UserError(
+            f"the transition is {type(transition).__name__!r}: pass a function (params, rates, x, fire) -> rates; of a Flax "
+            "module that is a function that calls its .apply."
+        )
+    _check_instance("neuron", neuron, (Neuron,), "mpisjax.LIF(leak=0.9)")  # type: ignore[arg-type]
+    if isinstance(neuron, type):
+        raise UserError(
+            f"neuron is the class {neuron.__name__}: pass an instance, such as mpisjax.LIF(leak=0.9)."
+        )
+    _check_instance("forward", forward, (SpikeForward, RateForward), "mpisjax.RateForward('picard')")
+    _check_instance("adjoint", adjoint, (Adjoint,), "mpisjax.Adjoint('neumann')")
+    init = jax.tree.map(jnp.asarray, init)
+    _check_batch(init, batch_axis)
+    arrays, whole = _without_static(params)
     mean_x = x if time_axis is None else weighted_mean_frame(x, neuron.leak, time_axis)
-    _check_transition(transition, params, mean_x, init, neuron)
 
-    def f(rates: Any) -> Any:
-        return transition(params, rates, mean_x, RateReading(neuron))
+    def of_arrays(fn: Transition) -> Transition:
+        return lambda arrays, rates, x, fire: fn(whole(arrays), rates, x, fire)
 
-    rate_map, constants = hoist(f, init)
-    constants, start = jax.lax.stop_gradient((constants, init))
+    rated = firing.trace(of_arrays(transition), arrays, init, mean_x)
+    _check_same("transition", jax.eval_shape(_reader(rated, neuron), arrays, init, mean_x)[0], init)
+    _check_fires(rated, arrays, init, mean_x)
+    rate_map, map_constants = hoist(lambda r: _reader(rated, neuron)(arrays, r, mean_x)[0], init)
+    if step is None:
 
+        def stepped(r: Any) -> tuple[Any, Any]:
+            rates, layer_rates = _reader(rated, neuron)(arrays, r, mean_x)
+            return rates, (None, layer_rates)
+    else:
+        stepping = firing.trace(of_arrays(step), arrays, init, mean_x)
+
+        def stepped(r: Any) -> tuple[Any, Any]:
+            (rates, aux), layer_rates = _reader(stepping, neuron)(arrays, r, mean_x)
+            return rates, (aux, layer_rates)
+
+        _check_same("step", jax.eval_shape(stepped, init)[0], init)
+    one_step, step_constants = hoist(stepped, init)
+
+    fixed, start = jax.lax.stop_gradient((map_constants, init))
     if isinstance(forward, RateForward):
-        solved = solve_rates(lambda r: rate_map(constants, r), start, forward, batch_axis)
-        found, num_steps, settled = solved.value, solved.num_steps, True
+        solved = solve_rates(rate_map, fixed, start, forward, batch_axis)
+        found, num_steps, settled = solved.value, jnp.max(solved.num_steps), jnp.ones((), bool)
         tolerance = forward.tol
     else:
-
-        def spikes(params: Any, x: Any, init: Any) -> Any:
-            return simulate(
-                transition,
-                params,
-                x,
-                init,
-                neuron=neuron,
-                forward=forward,
-                time_axis=time_axis,
-                batch_axis=batch_axis,
-            )
-
-        simulation = detach(spikes, params, x, init)
+        simulation = simulate(
+            of_arrays(transition),
+            *jax.lax.stop_gradient((arrays, x)),
+            start,
+            neuron=jax.lax.stop_gradient(neuron),
+            forward=forward,
+            time_axis=time_axis,
+            batch_axis=batch_axis,
+        )
         found, num_steps, settled = simulation.rates, jnp.max(simulation.num_steps), simulation.settled
         tolerance = forward.residual_tol
     found = jax.lax.stop_gradient(found)
 
-    if step is None:
-        rates, aux = f(found), None
-        residual = relative_residual(jax.lax.stop_gradient(rates), found, batch_axis)
+    problem = _Problem(one_step, rate_map, adjoint, batch_axis)
+    constants = _Constants(step_constants, map_constants)
+    rates, (aux, layer_rates) = _at_equilibrium(problem, constants, found, probe)
+    if isinstance(forward, RateForward) and step is not None:
+        residual = solved.residual
     else:
-        rates, aux = step(params, found, mean_x, RateReading(neuron))
-        if isinstance(forward, RateForward):
-            residual = solved.residual
-        else:
-            residual = relative_residual(rate_map(constants, found), found, batch_axis)
-    rates = _implicit(rate_map, adjoint, constants, rates, probe)
+        better = jax.lax.stop_gradient(rates) if step is None else rate_map(fixed, found)
+        residual = relative_residual(better, found, batch_axis)
     if returns == "spikes":
         rates = jax.tree.map(lambda r, s: r + jax.lax.stop_gradient(s - r), rates, found)
-    return Equilibrium(rates, residual, num_steps, settled & (worst(residual) <= tolerance), aux)
+    residual = jax.lax.stop_gradient(residual)
+    return Equilibrium(rates, residual, num_steps, settled & (worst(residual) <= tolerance), layer_rates, aux)
+
+
+def _reader(traced: firing.Traced, neuron: Neuron) -> Callable[..., tuple[Any, dict[str, Array]]]:
+    """The rate reading of a traced function: what it returns, and the rate of every population."""
+    rule = firing.rates(neuron)
+    return lambda *args: firing.follow(traced, rule, {}, *args)

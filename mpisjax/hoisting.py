@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, Literal, Var
 
 # Primitives that cost less to run again inside a loop (where they fuse) than to read back as an array.
@@ -20,13 +21,23 @@ _CHEAP = frozenset(
 )
 
 
-def _run(eqns: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else env[atom]
+def read(env: dict[Var, Any], atoms: Iterable[Any]) -> list[Any]:
+    """The values of variables and literals."""
+    return [atom.val if isinstance(atom, Literal) else env[atom] for atom in atoms]
 
+
+def bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """Runs one equation as it was traced: with its name scope (for profiles) and its context."""
+    source = eqn.source_info
+    name_stack = source_info_util.current_name_stack() + source.name_stack
+    with source_info_util.user_context(source.traceback, name_stack=name_stack), eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _run(eqns: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
     for eqn in eqns:
-        out = eqn.primitive.bind(*map(read, eqn.invars), **eqn.primitive.get_bind_params(eqn.params))
-        env.update(zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True))
+        env.update(zip(eqn.outvars, bind(eqn, read(env, eqn.invars)), strict=True))
 
 
 def _needed(eqns: Sequence[JaxprEqn], roots: Iterable[Any]) -> tuple[list[JaxprEqn], set[Var]]:
@@ -64,21 +75,21 @@ def hoist(fn: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], l
             fixed.append(eqn)
             if eqn.primitive.name in _CHEAP:
                 inner.append(eqn)
-    inner, read = _needed(inner, jaxpr.outvars)
+    inner, wanted = _needed(inner, jaxpr.outvars)
     made_inside = {v for eqn in inner for v in eqn.outvars} | set(jaxpr.invars)
-    constants = sorted(read - made_inside, key=str)
+    # In the order in which they are made, so that the program's text is the same in every process.
+    made_before = [*jaxpr.constvars, *(v for eqn in fixed for v in eqn.outvars)]
+    constants = [v for v in made_before if v in wanted and v not in made_inside]
 
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     _run(_needed(fixed, constants)[0], env)
-    values = [env[v] for v in constants]
+    values = read(env, constants)
 
     def loop_fn(constant_values: list[Any], *args: Any) -> Any:
         env: dict[Any, Any] = dict(zip(constants, constant_values, strict=True))
         env.update(zip(jaxpr.invars, jax.tree.leaves(args), strict=True))
         _run(inner, env)
-        return jax.tree.unflatten(
-            out_tree, [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
-        )
+        return jax.tree.unflatten(out_tree, read(env, jaxpr.outvars))
 
     return loop_fn, values
 
@@ -91,5 +102,4 @@ def detach(fn: Callable[..., Any], *args: Any) -> Any:
         zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], [*consts, *leaves], strict=True)
     )
     _run(closed.jaxpr.eqns, env)
-    out = [v.val if isinstance(v, Literal) else env[v] for v in closed.jaxpr.outvars]
-    return jax.tree.unflatten(jax.tree.structure(out_shape), out)
+    return jax.tree.unflatten(jax.tree.structure(out_shape), read(env, closed.jaxpr.outvars))

@@ -1,45 +1,153 @@
-"""Spiking neurons and the two readings of `fire`: membrane potentials (spikes) and DBReLU (rates)."""
+"""Spiking neurons: the protocol, and IF, LIF, ternary and graded neurons (Eq. 2, 10 and 11).
+
+A neuron is a few pure functions: the state it starts from, one spiking step, and the rate at which it settles under a
+constant current. The network's two readings use the last two, so they share one fixed point.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpisjax.errors import UserError
 
 Array = jax.Array
-Fire = Callable[[str, Array], Array]
-"""`fire(name, current) -> activity`: one neuron population, named uniquely within a transition."""
+State = TypeVar("State")
 
 
+@runtime_checkable
+class Neuron(Protocol):
+    """What a population of neurons has to offer. To add a neuron, write a class with these three methods.
+
+    The class is a pytree, or is hashable and holds no arrays: make it a frozen dataclass, and register it with
+    `jax.tree_util.register_dataclass` if it has parameters that are trained. The rate must be the limit of the mean
+    activity under a constant current; otherwise the two readings have two fixed points. All functions act on each
+    neuron alone.
+
+    Attributes:
+      leak: weight of a step against the next one in the firing rate (Eq. 3); 1 for neurons without a leak.
+    """
+
+    @property
+    def leak(self) -> float:
+        """See above."""
+
+    def initial_state(self, current: Any) -> Any:
+        """The state before the first step: a pytree of arrays of the current's shape.
+
+        Args:
+          current: an array or `jax.ShapeDtypeStruct` of the population's shape and dtype; its values are not used.
+        """
+
+    def step(self, state: Any, current: Array) -> tuple[Any, Array]:
+        """One time step.
+
+        Args:
+          state: as the step before left it.
+          current: float, the population's shape.
+
+        Returns:
+          `(state, activity)`; the activity has the current's shape and dtype.
+        """
+
+    def rate(self, current: Array) -> Array:
+        """The mean activity that a constant current leads to; the current's shape and dtype. Differentiable."""
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def bounded(u: Array, lower: float, upper: float) -> Array:
+    """`clip(u, lower, upper)` with a derivative of 1 on the closed interval and 0 outside.
+
+    A neuron that rests exactly at a bound can so be moved off it.
+    """
+    return jnp.clip(u, lower, upper)
+
+
+@bounded.defjvp
+def _bounded_jvp(
+    lower: float, upper: float, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    (u,), (du,) = primals, tangents
+    return bounded(u, lower, upper), jnp.where((u >= lower) & (u <= upper), du, jnp.zeros_like(du))
+
+
+def dbrelu(u: Array) -> Array:
+    """Double-bounded ReLU, `clip(u, 0, 1)`: the rate of a neuron driven by `u` thresholds a step (Eq. 10)."""
+    return bounded(u, 0.0, 1.0)
+
+
+def potential_dtype(current: Any) -> Any:
+    """Membrane potentials have the current's dtype, and float32 at least: sums over time keep their digits."""
+    return jnp.promote_types(current.dtype, jnp.float32)
+
+
+def _like(threshold: Any, x: Any) -> Array:
+    """The threshold in x's dtype, and in its shape unless it is one number."""
+    threshold = (
+        jnp.asarray(threshold).astype(x.dtype)
+        if hasattr(threshold, "dtype")
+        else jnp.asarray(threshold, x.dtype)
+    )
+    return jnp.broadcast_to(threshold, x.shape) if threshold.ndim else threshold
+
+
+def _in_thresholds(current: Array, threshold: Any) -> Array:
+    if isinstance(threshold, (int, float)) and threshold == 1:
+        return current
+    return current / _like(threshold, current)
+
+
+def _check_threshold(threshold: Any) -> None:
+    """Refuses a threshold whose value is known and impossible. Traced ones are not looked into."""
+    if isinstance(threshold, (int, float, np.ndarray, np.number)) and not np.all(np.asarray(threshold) > 0):
+        raise UserError(f"neuron.threshold is {threshold}: set it to a number above 0.")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["threshold"],
+    meta_fields=["leak", "initial_potential"],
+)
 @dataclasses.dataclass(frozen=True)
 class LIF:
     """Leaky integrate-and-fire neurons with reset by subtraction (Eq. 2 and 11).
 
-    One step is `u <- u + current; s = (u >= threshold); u <- leak * (u - threshold * s)`.
+    One step is `u <- u + current; s = (u >= threshold); u <- leak * (u - threshold * s)`. The rate in equilibrium is
+    `dbrelu(current / threshold)` (Eq. 10).
+
+    The state is the membrane potential before spike and reset: a CPU then writes it in one pass, in place.
 
     Attributes:
-      threshold: firing threshold, in the unit of the currents; > 0.
-      leak: factor the membrane potential keeps from one step to the next, in (0, 1]; 1 is IF.
+      threshold: firing threshold, in the unit of the currents; > 0. A number, or an array that broadcasts against
+        the current (one threshold a channel, say), traced or not: it is trained through the rate, and the simulation
+        uses the same values.
+      leak: factor the membrane potential keeps from one step to the next, in (0, 1]; 1 is IF. A number: the rate in
+        equilibrium does not depend on it, so it has no gradient.
       initial_potential: membrane potential before the first step, in units of `threshold`, in [0, 1).
-        Half a threshold turns the truncation of a T-step count into rounding, which halves the largest
-        error of the rate at small T and leaves the limit T -> infinity as it is.
+        At half a threshold the count of T steps under a constant current is rounded, at 0 it is truncated: the rate is
+        off by at most 1/(2T) instead of 1/T.
 
     Raises:
       UserError: a value is outside its range.
     """
 
-    threshold: float = 1.0
+    threshold: Any = 1.0
     leak: float = 1.0
     initial_potential: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0:
-            raise UserError(f"neuron.threshold is {self.threshold}: set it to a number above 0.")
+        _check_threshold(self.threshold)
+        for name in ("leak", "initial_potential"):
+            if isinstance(getattr(self, name), jax.core.Tracer):
+                raise UserError(
+                    f"neuron.{name} is traced, but the equilibrium does not depend on it and gives it no gradient: pass "
+                    "a number."
+                )
         if not 0 < self.leak <= 1:
             raise UserError(f"neuron.leak is {self.leak}: set it in (0, 1]; 1 means no leak (IF).")
         if not 0 <= self.initial_potential < 1:
@@ -48,104 +156,124 @@ class LIF:
                 "the threshold."
             )
 
-    def reset(self, u: Array) -> Array:
+    def initial_state(self, current: Any) -> Array:
+        """The potential before a reset that leads to `initial_potential` (at a leak below 1, to rounding)."""
+        potential = jax.ShapeDtypeStruct(current.shape, potential_dtype(current))
+        threshold = _like(self.threshold, potential)
+        u = self.initial_potential * threshold / self.leak
+        return jnp.broadcast_to(jnp.where(u >= threshold, u + threshold, u), current.shape)
+
+    def after_reset(self, u: Array) -> Array:
         """The membrane potential that the next step starts from: `u` after its spike, if any, and the leak."""
-        threshold = jnp.asarray(self.threshold, u.dtype)
+        threshold = _like(self.threshold, u)
         u = u - jnp.where(u >= threshold, threshold, jnp.zeros((), u.dtype))
         return u if self.leak == 1 else u * self.leak
 
+    def step(self, state: Array, current: Array) -> tuple[Array, Array]:
+        """One time step (Eq. 2 and 11)."""
+        u = self.after_reset(state) + current.astype(state.dtype)
+        return u, (u >= _like(self.threshold, u)).astype(current.dtype)
 
-def IF(threshold: float = 1.0, initial_potential: float = 0.0) -> LIF:  # noqa: N802 (the field's name)
+    def rate(self, current: Array) -> Array:
+        """DBReLU of the current over the threshold (Eq. 10)."""
+        return dbrelu(_in_thresholds(current, self.threshold))
+
+
+def IF(threshold: Any = 1.0, initial_potential: float = 0.0) -> LIF:  # noqa: N802 (the field's name)
     """Integrate-and-fire neurons: `LIF` with `leak = 1`."""
     return LIF(threshold=threshold, leak=1.0, initial_potential=initial_potential)
 
 
-@jax.custom_jvp
-def dbrelu(u: Array) -> Array:
-    """Double-bounded ReLU, `clip(u, 0, 1)`: the rate of a neuron driven by `u` thresholds a step (Eq. 10).
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["threshold"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TernaryIF:
+    """Integrate-and-fire neurons that spike up and down: activity -1, 0 or 1.
 
-    Its derivative is 1 on the closed interval [0, 1] and 0 outside, so that a neuron resting exactly at a
-    bound can still be moved off it.
-    """
-    return jnp.clip(u, 0, 1)
-
-
-@dbrelu.defjvp
-def _dbrelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (u,), (du,) = primals, tangents
-    return dbrelu(u), jnp.where((u >= 0) & (u <= 1), du, jnp.zeros_like(du))
-
-
-class _Population:
-    """Bookkeeping shared by the readings: what fired under which name, each name once."""
-
-    def __init__(self) -> None:
-        self.activity: dict[str, Array] = {}
-
-    def record(self, name: str, activity: Array) -> Array:
-        if name in self.activity:
-            raise UserError(
-                f"fire() was called twice with the name {name!r}: give every neuron population of the "
-                "transition a name of its own."
-            )
-        self.activity[name] = activity
-        return activity
-
-
-class RateReading(_Population):
-    """`fire` as the equivalent map f reads it: DBReLU of the current over the threshold.
+    One step is `u <- u + current; s = sign(u) where |u| >= threshold, else 0; u <- u - threshold * s`. The rate in
+    equilibrium is `clip(current / threshold, -1, 1)`. The potential starts from 0, as both directions are alike.
 
     Attributes:
-      activity: after the transition ran, the firing rate of every population by name.
+      threshold: as for `LIF`.
+
+    Raises:
+      UserError: the threshold is not above 0.
     """
 
-    def __init__(self, neuron: LIF) -> None:
-        super().__init__()
-        self.neuron = neuron
+    threshold: Any = 1.0
 
-    def __call__(self, name: str, current: Array) -> Array:
-        scaled = current if self.neuron.threshold == 1 else current / self.neuron.threshold
-        return self.record(name, dbrelu(scaled))
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
+    @property
+    def leak(self) -> float:
+        """No leak."""
+        return 1.0
+
+    def initial_state(self, current: Any) -> Array:
+        """A potential of 0."""
+        return jnp.zeros(current.shape, potential_dtype(current))
+
+    def step(self, state: Array, current: Array) -> tuple[Array, Array]:
+        """One time step."""
+        threshold = _like(self.threshold, state)
+        u = state + current.astype(state.dtype)
+        spikes = (u >= threshold).astype(u.dtype) - (u <= -threshold).astype(u.dtype)
+        return u - threshold * spikes, spikes.astype(current.dtype)
+
+    def rate(self, current: Array) -> Array:
+        """`clip(current / threshold, -1, 1)`."""
+        return bounded(_in_thresholds(current, self.threshold), -1.0, 1.0)
 
 
-class SpikeReading(_Population):
-    """`fire` as the simulation reads it: one time step of LIF neurons.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["threshold"],
+    meta_fields=["levels", "initial_potential"],
+)
+@dataclasses.dataclass(frozen=True)
+class GradedIF:
+    """Integrate-and-fire neurons of graded spikes: 0, 1, ... or `levels` in one step.
 
-    Args:
-      neuron: the neuron's constants.
-      potentials: membrane potentials by name, as the last step left them.
+    One step is `u <- u + current; s = clip(floor(u / threshold), 0, levels); u <- u - threshold * s`. The rate in
+    equilibrium is `clip(current / threshold, 0, levels)`.
 
     Attributes:
-      activity: after the transition ran, this step's spikes (0 or 1) by name.
-      integrated: the membrane potentials before spike and reset.
-      potentials: the membrane potentials that the next step starts from.
+      levels: the largest spike, >= 1; 1 gives `IF`.
+      threshold: as for `LIF`: what a spike of 1 takes from the potential.
+      initial_potential: as for `LIF`.
+
+    Raises:
+      UserError: a value is outside its range.
     """
 
-    def __init__(self, neuron: LIF, potentials: dict[str, Array]) -> None:
-        super().__init__()
-        self.neuron, self.before = neuron, potentials
-        self.integrated, self.potentials = dict[str, Array](), dict[str, Array]()
+    levels: int = 2
+    threshold: Any = 1.0
+    initial_potential: float = 0.0
 
-    def __call__(self, name: str, current: Array) -> Array:
-        u = self.integrated[name] = self.before[name] + current
-        self.potentials[name] = self.neuron.reset(u)
-        return self.record(name, (u >= self.neuron.threshold).astype(current.dtype))
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+        if self.levels < 1:
+            raise UserError(f"neuron.levels is {self.levels}: a spike needs at least 1 level.")
+        if not 0 <= self.initial_potential < 1:
+            raise UserError(f"neuron.initial_potential is {self.initial_potential}: set it in [0, 1).")
 
+    @property
+    def leak(self) -> float:
+        """No leak."""
+        return 1.0
 
-def population_shapes(transition: Callable[..., Any], *args: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every population's current, from one abstract pass of `transition(*args, fire)`."""
-    shapes: dict[str, jax.ShapeDtypeStruct] = {}
-    reading = _Population()
+    def initial_state(self, current: Any) -> Array:
+        """`initial_potential` thresholds."""
+        potential = jax.ShapeDtypeStruct(current.shape, potential_dtype(current))
+        return jnp.broadcast_to(self.initial_potential * _like(self.threshold, potential), current.shape)
 
-    def fire(name: str, current: Array) -> Array:
-        shapes[name] = jax.ShapeDtypeStruct(current.shape, current.dtype)
-        return reading.record(name, current)
+    def step(self, state: Array, current: Array) -> tuple[Array, Array]:
+        """One time step."""
+        threshold = _like(self.threshold, state)
+        u = state + current.astype(state.dtype)
+        spikes = jnp.clip(jnp.floor(u / threshold), 0, self.levels)
+        return u - threshold * spikes, spikes.astype(current.dtype)
 
-    jax.eval_shape(lambda *a: transition(*a, fire), *args)
-    return shapes
-
-
-def resting_potentials(neuron: LIF, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
-    """Membrane potentials before the first step; float32 at least, whatever the currents' precision."""
-    u0 = neuron.initial_potential * neuron.threshold
-    return {k: jnp.full(s.shape, u0, jnp.promote_types(s.dtype, jnp.float32)) for k, s in shapes.items()}
+    def rate(self, current: Array) -> Array:
+        """`clip(current / threshold, 0, levels)`."""
+        return bounded(_in_thresholds(current, self.threshold), 0.0, float(self.levels))

@@ -32,15 +32,26 @@ def sample_norms(tree: Any, batch_axis: int | None = 0) -> Any:
     return jax.tree.map(norm, tree)
 
 
+def by_sample(values: Array, like: Array, batch_axis: int | None) -> Array:
+    """[batch] values, shaped to broadcast against `like`; scalars as they are."""
+    if batch_axis is None:
+        return values
+    shape = [1] * like.ndim
+    shape[batch_axis] = -1
+    return values.reshape(shape)
+
+
 def relative_residual(value: Any, previous: Any, batch_axis: int | None = 0) -> Any:
     """||value - previous|| / ||value|| by stream and sample, with `value = f(previous)`.
 
-    A silent stream (both zero) has residual 0; the denominator is floored at the dtype's epsilon, so the
-    quotient is finite wherever the rates are.
+    A stream that falls silent (value zero, previous not) has residual 1, one that stays silent 0. The denominator is
+    floored at the dtype's epsilon, so the quotient is finite wherever the rates are.
     """
 
     def ratio(difference: Array, norm: Array) -> Array:
-        return difference / jnp.maximum(norm, jnp.finfo(norm.dtype).eps)
+        quotient = difference / jnp.maximum(norm, jnp.finfo(norm.dtype).eps)
+        # Of a value of zero the difference is the previous norm.
+        return jnp.where(norm == 0, jnp.sign(difference), quotient)
 
     differences = sample_norms(jax.tree.map(lambda a, b: _wide(a) - _wide(b), value, previous), batch_axis)
     return jax.tree.map(ratio, differences, sample_norms(value, batch_axis))

@@ -1,4 +1,4 @@
-"""The spiking reading of a transition: `lax.scan` over time steps, constant memory, optional early stop."""
+"""The spiking reading over time: the one loop, firing rates, early stop. Memory does not depend on the steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mpisjax import firing
+from mpisjax.carries import carried
 from mpisjax.errors import UserError
 from mpisjax.hoisting import hoist
-from mpisjax.neurons import LIF, SpikeReading, population_shapes, resting_potentials
-from mpisjax.residuals import relative_residual, sample_norms, worst
+from mpisjax.neurons import Neuron
+from mpisjax.residuals import by_sample, relative_residual, sample_norms, worst
 
 Array = jax.Array
 
@@ -54,7 +56,8 @@ class Simulation(NamedTuple):
     Attributes:
       rates: leak-weighted firing rates of the fed-back populations, structure of `init`.
       layer_rates: leak-weighted mean activity of every population by name; empty unless recorded.
-      spike_counts: plain number of spikes of every population by name, summed over time; as above.
+      spike_counts: plain sum of the activity of every population by name over time (the number of its spikes); empty
+        unless recorded.
       num_steps: time steps taken by each sample, int32 [batch] (scalar without a batch axis).
       settled: whether each sample's rates settled to `tol`; all True where `tol` is None. bool [batch].
     """
@@ -66,17 +69,77 @@ class Simulation(NamedTuple):
     settled: Array
 
 
-class _Carry(NamedTuple):
-    # Membrane potentials before spike and reset: a CPU then writes each in one pass, in place. What the next step starts
-    # from would be a second one, and a copy, since the spikes are of the potential too.
-    integrated: dict[str, Array]
-    spikes: Any
-    total: Any  # leak-weighted spike sum of the fed-back populations
-    weight: Array  # sum of the weights leak^(T-t), by sample
-    recorded: dict[str, tuple[Array, Array]]  # (leak-weighted sum, count) of every population
-    active: Array  # samples that go on
-    settled: Array  # samples whose rates did not move by more than the tolerance
-    num_steps: Array
+class Step(NamedTuple):
+    """One time step, as an observer sees it.
+
+    Attributes:
+      feedback: this step's activity of the fed-back populations, structure of `init`.
+      populations: every population by name: its neurons' state after the step, and its activity.
+      x: the input of this step.
+    """
+
+    feedback: Any
+    populations: dict[str, firing.Fired]
+    x: Any
+
+
+Observer = Callable[[Any, Step], tuple[Any, Any]]
+"""`observer(seen, step) -> (seen, shown)`: what is carried from step to step, and what is kept of each."""
+
+
+class Timing(NamedTuple):
+    """How the input meets the time steps.
+
+    Attributes:
+      frames: the frames on the leading axis of every leaf; None where the input is constant.
+      example: the input of one step: the constant one, or shapes and dtypes.
+      num_steps: time steps.
+    """
+
+    frames: Any
+    example: Any
+    num_steps: int
+
+
+def as_currents(x: Any) -> Any:
+    """Frames of counts or pixels (bool, and integers of 8 or 16 bits) as float32; anything else as it is.
+
+    Both readings see the same numbers so. Wider integers are taken for indices, which have no mean.
+    """
+
+    def current(a: Any) -> Any:
+        small = a.dtype == bool or (jnp.issubdtype(a.dtype, jnp.integer) and a.dtype.itemsize <= 2)
+        return a.astype(jnp.float32) if small else a
+
+    return jax.tree.map(current, jax.tree.map(jnp.asarray, x))
+
+
+def timing(x: Any, num_steps: int | None, time_axis: int | None) -> Timing:
+    """Says how long to simulate, and on what.
+
+    Raises:
+      UserError: neither the number of steps nor frames say how long, or they disagree.
+    """
+    if time_axis is None:
+        if num_steps is None:
+            raise UserError(
+                "forward.num_steps is None but x is constant in time: set the number of time steps."
+            )
+        return Timing(None, x, num_steps)
+    frames = jax.tree.map(lambda a: jnp.moveaxis(a, time_axis, 0), as_currents(x))
+    lengths = {a.shape[0] for a in jax.tree.leaves(frames)}
+    if len(lengths) != 1:
+        raise UserError(f"x carries {sorted(lengths)} frames in its leaves: give every leaf the same number.")
+    (length,) = lengths
+    if length == 0:
+        raise UserError("x carries 0 frames: give it at least 1.")
+    if num_steps not in (None, length):
+        raise UserError(
+            f"forward.num_steps is {num_steps} but x carries {length} frames: make them equal, or "
+            "set forward.num_steps to None."
+        )
+    example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), frames)
+    return Timing(frames, example, length)
 
 
 def weighted_mean_frame(x: Any, leak: float, time_axis: int = 0) -> Any:
@@ -85,38 +148,136 @@ def weighted_mean_frame(x: Any, leak: float, time_axis: int = 0) -> Any:
     Weighted as the firing rates are, so that the rate reading and the simulation agree on the input.
 
     Args:
-      x: pytree of arrays that carry T frames on `time_axis`; integers become float32.
+      x: pytree of arrays that carry T frames on `time_axis`; see `as_currents` for integers.
       leak: the neuron's leak.
       time_axis: the axis of the frames.
+
+    Raises:
+      UserError: a leaf holds indices.
     """
 
     def mean(frames: Array) -> Array:
-        dtype = frames.dtype if jnp.issubdtype(frames.dtype, jnp.floating) else jnp.float32
+        dtype = frames.dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise UserError(
+                f"x carries frames of dtype {dtype}, which are indices and have no mean: give floats, uint8 or uint16."
+            )
         steps = frames.shape[time_axis]
         weights = leak ** jnp.arange(steps - 1, -1, -1, dtype=jnp.promote_types(dtype, jnp.float32))
         weights = weights / weights.sum()
         return jnp.tensordot(weights, frames.astype(weights.dtype), (0, time_axis)).astype(dtype)
 
-    return jax.tree.map(mean, x)
+    return jax.tree.map(mean, as_currents(x))
 
 
-def _before_reset(neuron: LIF, potentials: dict[str, Array]) -> dict[str, Array]:
-    """Membrane potentials from which `neuron.reset` makes these (at a leak below 1, to rounding)."""
-
-    def before(u: Array) -> Array:
-        u = u / neuron.leak
-        return jnp.where(u >= neuron.threshold, u + neuron.threshold, u)
-
-    return {k: before(u) for k, u in potentials.items()}
+def accumulate(total: Any, activity: Any, leak: float) -> Any:
+    """One step of Eq. 3's weighted sum: `leak * total + activity`, in the total's dtype."""
+    return jax.tree.map(lambda t, s: leak * t + s.astype(t.dtype), total, activity)
 
 
-def _by_sample(values: Array, like: Array, batch_axis: int | None) -> Array:
-    """[batch] values, shaped to broadcast against `like`."""
-    if batch_axis is None:
-        return values
-    shape = [1] * like.ndim
-    shape[batch_axis] = -1
-    return values.reshape(shape)
+def firing_rate(total: Any, weight: Array, batch_axis: int | None = None) -> Any:
+    """The firing rate (Eq. 3): `sum_t leak^(T-t) s_t / sum_t leak^(T-t)`.
+
+    Both sums are carried from step to step (`accumulate`): the closed form of the second is 0/0 at leak = 1.
+
+    Args:
+      total: pytree: the weighted sums of activity.
+      weight: the sum of the weights: a scalar, or [batch] with a `batch_axis`. Before the first step it is 0, and so is
+        the rate.
+      batch_axis: the samples' axis of the totals, where the weight is by sample.
+    """
+    weight = jnp.maximum(weight, 1)
+    return jax.tree.map(lambda t: t / by_sample(weight, t, batch_axis).astype(t.dtype), total)
+
+
+def wide_zeros(like: Any) -> Any:
+    """Zeros to sum up activity in: float32 at least."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), like)
+
+
+def over_time(
+    transition: Callable[..., Any],
+    params: Any,
+    x: Any,
+    init: Any,
+    *,
+    neuron: Neuron,
+    num_steps: int | None,
+    observer: Observer,
+    start: Callable[[dict[str, Any]], Any],
+    time_axis: int | None = None,
+    goes_on: Callable[[Any], Array] | None = None,
+    of: Callable[[Neuron], Neuron] = lambda neuron: neuron,
+    remat: bool = False,
+) -> tuple[Any, Any]:
+    """Runs the spiking network step by step: the one loop over time (Eq. 2 and 11).
+
+    Within a step a layer sees this step's spikes of the layer below; the feedback `rates` argument of the
+    transition is the previous step's. It is differentiable wherever the neurons' step is.
+
+    Args:
+      transition: `transition(params, rates, x, fire) -> rates`, or one that is traced.
+      params: pytree, passed through.
+      x: pytree: a constant current, or frames on `time_axis`.
+      init: rates pytree: the first step's feedback.
+      neuron: of the populations that bring none.
+      num_steps: time steps; None: as many as there are frames.
+      observer: what is made of each step.
+      start: shape and dtype of every population's current, by name -> what the observer has seen before the first step.
+      time_axis: None, or the frames' axis in every leaf of `x`.
+      goes_on: what was seen -> whether to take another step; None takes all. The steps' own results are not kept then.
+      of: what is made of every neuron (a surrogate derivative, say).
+      remat: keep only the state between steps and compute each step again in the backward pass.
+
+    Returns:
+      `(seen, shown)`: what was seen after the last step, and what was shown, stacked over the steps.
+    """
+    when = timing(x, num_steps, time_axis)
+    fixed = when.frames is None
+    traced = firing.trace(transition, params, init, when.example)
+    first = when.example if fixed else jax.tree.map(lambda a: a[0], when.frames)
+    states = firing.initial_states(traced, neuron, params, init, first, of=of)
+    rule = firing.spikes(neuron, of)
+
+    def one_step(states: dict[str, Any], feedback: Any, x_t: Any) -> Any:
+        x_t = x if fixed else x_t
+        return firing.follow(traced, rule, states, params, feedback, x_t)
+
+    step, constants = hoist(one_step, states, init, None if fixed else when.example)
+
+    def advance(constants: list[Any], carry: Any, x_t: Any) -> Any:
+        states, feedback, seen = carry
+        feedback, populations = step(constants, states, feedback, x_t)
+        seen, shown = observer(seen, Step(feedback, populations, x if fixed else x_t))
+        return ({k: p.state for k, p in populations.items()}, feedback, seen), shown
+
+    # The barrier against common subexpressions that checkpoint adds is not needed in a scan, and is slow.
+    advance = jax.checkpoint(advance, prevent_cse=False) if remat else advance
+    carry = (states, jax.tree.map(jnp.asarray, init), start(traced.populations))
+    carry = carried(lambda c: advance(constants, c, None if fixed else first)[0], carry)
+    if goes_on is None:
+        carry, shown = jax.lax.scan(
+            lambda c, x_t: advance(constants, c, x_t),
+            carry,
+            when.frames,
+            length=when.num_steps,
+        )
+        return carry[2], shown
+    counted = jax.lax.while_loop(
+        lambda c: goes_on(c[0][2]) & (c[1] < when.num_steps),
+        lambda c: (advance(constants, c[0], None)[0], c[1] + 1),
+        (carry, jnp.zeros((), jnp.int32)),
+    )
+    return counted[0][2], None
+
+
+class _Seen(NamedTuple):
+    total: Any  # leak-weighted sum of the fed-back activity
+    weight: Array  # sum of the weights leak^(T-t), by sample
+    recorded: dict[str, tuple[Array, Array]]  # (leak-weighted sum, count) of every population
+    active: Array  # samples that go on
+    settled: Array  # samples whose rates did not move by more than the tolerance
+    num_steps: Array
 
 
 def simulate(
@@ -125,7 +286,7 @@ def simulate(
     x: Any,
     init: Any,
     *,
-    neuron: LIF,
+    neuron: Neuron,
     forward: SpikeForward,
     time_axis: int | None = None,
     batch_axis: int | None = 0,
@@ -133,17 +294,13 @@ def simulate(
 ) -> Simulation:
     """Runs the spiking network and returns its firing rates (Eq. 2, 3 and 11).
 
-    Within a step a layer sees this step's spikes of the layer below; the feedback `rates` argument of the
-    transition is the previous step's. The firing rate is `r_T = sum_t leak^(T-t) s_t / sum_t leak^(T-t)`; the
-    running weight is carried along, since the closed form of the denominator is 0/0 at leak = 1.
-
     Args:
       transition: `transition(params, rates, x, fire) -> rates`.
       params: pytree, passed through.
-      x: pytree: a constant current, or frames on `time_axis`.
+      x: pytree: a constant current, or frames on `time_axis`. Frames of small integers are read as float32.
       init: pytree of arrays that fixes structure, shape and dtype of the fed-back activity; the first step's
         feedback.
-      neuron: the neuron's constants.
+      neuron: of the populations that bring none; its leak weights the rates.
       forward: number of steps and early stop.
       time_axis: None or the frames' axis in every leaf of `x`; input over time is not stopped early.
       batch_axis: the samples' axis of every leaf of `init`, or None.
@@ -155,100 +312,70 @@ def simulate(
     Raises:
       UserError: the number of steps and of frames differ, or `tol` is combined with input over time.
     """
-    frames = None
-    if time_axis is not None:
-        frames = jax.tree.map(lambda a: jnp.moveaxis(a, time_axis, 0), x)
-        lengths = {a.shape[0] for a in jax.tree.leaves(frames)}
-        if len(lengths) != 1:
-            raise UserError(
-                f"x carries {sorted(lengths)} frames in its leaves: give every leaf the same number."
-            )
-        (length,) = lengths
-        if forward.num_steps not in (None, length):
-            raise UserError(
-                f"forward.num_steps is {forward.num_steps} but x carries {length} frames: make them equal, or "
-                "set forward.num_steps to None."
-            )
-        if forward.tol is not None:
-            raise UserError("forward.tol cannot be combined with input over time: set it to None.")
-        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), frames)
-        num_steps = length
-    elif forward.num_steps is None:
-        raise UserError("forward.num_steps is None but x is constant in time: set the number of time steps.")
-    else:
-        example, num_steps = x, forward.num_steps
-
-    shapes = population_shapes(transition, params, init, example)
+    if forward.tol is not None and time_axis is not None:
+        raise UserError("forward.tol cannot be combined with input over time: set it to None.")
+    init = jax.tree.map(jnp.asarray, init)
+    leak, tol = neuron.leak, forward.tol
     batch_shape = () if batch_axis is None else (jax.tree.leaves(init)[0].shape[batch_axis],)
 
-    def one_step(integrated: dict[str, Array], spikes: Any, x_t: Any) -> Any:
-        fire = SpikeReading(neuron, {k: neuron.reset(u) for k, u in integrated.items()})
-        spikes = transition(params, spikes, x if frames is None else x_t, fire)
-        return fire.integrated, spikes, fire.activity if record else {}
+    def start(shapes: dict[str, Any]) -> _Seen:
+        return _Seen(
+            total=wide_zeros(init),
+            weight=jnp.zeros(batch_shape, jnp.result_type(jnp.float32, *jax.tree.leaves(init))),
+            recorded={k: (wide_zeros(s), wide_zeros(s)) for k, s in shapes.items()} if record else {},
+            active=jnp.ones(batch_shape, bool),
+            settled=jnp.full(batch_shape, tol is None),
+            num_steps=jnp.zeros(batch_shape, jnp.int32),
+        )
 
-    integrated = _before_reset(neuron, resting_potentials(neuron, shapes))
-    step, constants = hoist(one_step, integrated, init, None if frames is None else example)
+    def among(active: Array, new: Any, old: Any) -> Any:
+        if tol is None:
+            return new
+        return jax.tree.map(lambda a, b: jnp.where(by_sample(active, a, batch_axis), a, b), new, old)
 
-    def advance(carry: _Carry, x_t: Any) -> _Carry:
-        integrated, spikes, fired = step(constants, carry.integrated, carry.spikes, x_t)
-        active = carry.active
-        weight = jnp.where(active, neuron.leak * carry.weight + 1, carry.weight)
-
-        def accumulate(total: Array, s: Array) -> Array:
-            new = neuron.leak * total + s
-            return new if forward.tol is None else jnp.where(_by_sample(active, s, batch_axis), new, total)
-
-        def count(total: Array, s: Array) -> Array:
-            return total + (
-                s if forward.tol is None else s * _by_sample(active, s, batch_axis).astype(s.dtype)
-            )
-
-        total = jax.tree.map(accumulate, carry.total, spikes)
+    def observe(seen: _Seen, step: Step) -> tuple[_Seen, None]:
+        active = seen.active
+        weight = jnp.where(active, leak * seen.weight + 1, seen.weight)
+        total = among(active, accumulate(seen.total, step.feedback, leak), seen.total)
         recorded = {
-            k: (accumulate(carry.recorded[k][0], s), count(carry.recorded[k][1], s)) for k, s in fired.items()
+            k: among(active, (accumulate(rate, s, leak), accumulate(count, s, 1.0)), (rate, count))
+            for k, (rate, count) in seen.recorded.items()
+            for s in [step.populations[k].activity]
         }
-        steps, settled = carry.num_steps + active, carry.settled
-        if forward.tol is not None:
-            moved = worst(
-                relative_residual(_rates(total, weight), _rates(carry.total, carry.weight), batch_axis)
+        steps, settled = seen.num_steps + active.astype(jnp.int32), seen.settled
+        if tol is not None:
+            now, before = (
+                firing_rate(total, weight, batch_axis),
+                firing_rate(seen.total, seen.weight, batch_axis),
             )
+            moved = worst(relative_residual(now, before, batch_axis))
             # The first step moves from nothing: it settles no one.
-            settled = jnp.where(active, (moved <= forward.tol) & (steps > 1), settled)
+            settled = jnp.where(active, (moved <= tol) & (steps > 1), settled)
             quietest = -worst(jax.tree.map(jnp.negative, sample_norms(total, batch_axis)))
             active = active & ~(settled & (quietest > 0))
-        return _Carry(integrated, spikes, total, weight, recorded, active, settled, steps)
+        return _Seen(total, weight, recorded, active, settled, steps), None
 
-    def _rates(total: Any, weight: Array) -> Any:
-        weight = jnp.maximum(weight, 1)
-        return jax.tree.map(lambda t: t / _by_sample(weight, t, batch_axis).astype(t.dtype), total)
-
-    def sums(like: Any) -> Any:
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), like)
-
-    carry = _Carry(
-        integrated=integrated,
-        spikes=init,
-        total=sums(init),
-        weight=jnp.zeros(batch_shape),
-        recorded={k: (sums(s), sums(s)) for k, s in shapes.items()} if record else {},
-        active=jnp.ones(batch_shape, bool),
-        settled=jnp.full(batch_shape, forward.tol is None),
-        num_steps=jnp.zeros(batch_shape, jnp.int32),
+    seen, _ = over_time(
+        transition,
+        params,
+        x,
+        init,
+        neuron=neuron,
+        num_steps=forward.num_steps,
+        observer=observe,
+        start=start,
+        time_axis=time_axis,
+        goes_on=None if tol is None else lambda seen: jnp.any(seen.active),
     )
-    if forward.tol is None:
-        length = None if frames is not None else num_steps
-        carry, _ = jax.lax.scan(lambda c, x_t: (advance(c, x_t), None), carry, frames, length=length)
-    else:
-
-        def unsettled(carry: _Carry) -> Array:
-            return jnp.any(carry.active) & (jnp.max(carry.num_steps) < num_steps)
-
-        carry = jax.lax.while_loop(unsettled, lambda c: advance(c, None), carry)
-    rates = jax.tree.map(lambda r, i: r.astype(i.dtype), _rates(carry.total, carry.weight), init)
+    rates = firing_rate(seen.total, seen.weight, batch_axis)
+    sums = {k: rate for k, (rate, _) in seen.recorded.items()}
     return Simulation(
-        rates=rates,
-        layer_rates=_rates({k: total for k, (total, _) in carry.recorded.items()}, carry.weight),
-        spike_counts={k: n for k, (_, n) in carry.recorded.items()},
-        num_steps=carry.num_steps,
-        settled=carry.settled,
+        rates=jax.tree.map(lambda r, i: r.astype(i.dtype), rates, init),
+        # A population inside a scan has its samples on another axis; without an early stop all weights are equal.
+        layer_rates=firing_rate(sums, jnp.max(seen.weight))
+        if tol is None
+        else firing_rate(sums, seen.weight, batch_axis),
+        spike_counts={k: count for k, (_, count) in seen.recorded.items()},
+        num_steps=seen.num_steps,
+        settled=seen.settled,
     )

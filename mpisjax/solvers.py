@@ -1,13 +1,13 @@
 """Forward and adjoint solvers. The only module that imports jaxopt.
 
-jaxopt's solvers advance; the stopping rules are ours, since jaxopt stops on absolute errors summed over the
-batch, and a rate equilibrium wants a relative one by stream and sample.
+Each is written for one sample and run for every one (`mpisjax.samples`): a sample that diverges, or is not a number,
+leaves the others as they are alone. jaxopt mixes and multiplies; the stopping rules are ours, since jaxopt stops on
+absolute errors, and a rate equilibrium wants a relative one by stream.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mpisjax.carries import carried
 from mpisjax.errors import UserError
 from mpisjax.residuals import global_norm, relative_residual, worst
+from mpisjax.samples import for_each_sample
 
 with warnings.catch_warnings():
     # jaxopt announces at import that it is no longer maintained: a matter for us, not for every user.
     warnings.simplefilter("ignore")
-    from jaxopt import AndersonAcceleration, FixedPointIteration
+    from jaxopt import AndersonAcceleration
     from jaxopt.linear_solve import solve_bicgstab, solve_gmres, solve_normal_cg
 
 Array = jax.Array
@@ -50,7 +52,7 @@ class RateForward:
     Attributes:
       solver: "picard" (fixed-point iteration) or "anderson".
       max_steps: most evaluations of f, >= 1.
-      tol: stop when every stream of every sample has a relative residual ||f(r) - r|| / ||f(r)|| of at most
+      tol: a sample stops when each of its streams has a relative residual ||f(r) - r|| / ||f(r)|| of at most
         this; 0 takes `max_steps` steps.
       history: iterates that Anderson mixes.
       damping: in [0, 1): solve with r <- damping * r + (1 - damping) * f(r), which can settle a map that
@@ -78,7 +80,7 @@ class Adjoint:
       solver: "neumann" (v <- g + J^T v), "anderson", "gmres", "bicgstab", "normal_cg", or "phantom": exactly
         `max_steps` Neumann steps whatever the residual; 0 of them give the one-step gradient v = g.
       max_steps: most products with J^T (for "gmres", "bicgstab" and "normal_cg": most solver iterations).
-      tol: stop when ||g - (I - J^T) v|| <= tol * ||g||, over the whole batch.
+      tol: a sample stops when ||g - (I - J^T) v|| <= tol * ||g||, over its streams.
       history: iterates that Anderson mixes; Krylov vectors of GMRES between restarts.
       damping: in [0, 1), of "neumann", "anderson" and "phantom": v <- damping * v + (1 - damping) * (g + J^T v).
         J^T has J's eigenvalues, so what settles an overshooting forward settles its adjoint.
@@ -103,7 +105,14 @@ class Adjoint:
 
 
 class FixedPoint(NamedTuple):
-    """A fixed-point solve: `value`, its `residual` (float [batch] by leaf) and the evaluations `num_steps`."""
+    """A fixed-point solve.
+
+    Attributes:
+      value: pytree like the start.
+      residual: the pytree with leaves of float [batch] (scalars without a batch axis): of the last iterate from which
+        `value` was computed.
+      num_steps: evaluations of f, int32 [batch] (or a scalar).
+    """
 
     value: Any
     residual: Any
@@ -114,8 +123,8 @@ class AdjointStats(NamedTuple):
     """What an adjoint solve reports.
 
     Attributes:
-      residual: ||g - (I - J^T) v|| / ||g|| over the batch, float32 scalar.
-      num_steps: products with J^T, float32 scalar; -1 where the Krylov solver does not count them.
+      residual: ||g - (I - J^T) v|| / ||g||: float32 [batch], or a scalar over the whole batch (see `adjoint_probe`).
+      num_steps: products with J^T: float32, as above, the most of any sample; -1 where the Krylov solver does not count.
     """
 
     residual: Array
@@ -140,27 +149,30 @@ def _iterate(
     measure: Callable[[Any, Any], Any],
     keep_best: bool,
 ) -> _State:
-    """Drives a jaxopt fixed-point solver until `measure(f(z), z)` is at most `config.tol` everywhere."""
+    """Iterates z <- fn(z), mixed or not, until `measure(fn(z), z)` is at most `config.tol` everywhere."""
     anderson = config.solver == "anderson"
 
-    def solver(ridge: Any) -> Any:
-        options = {"maxiter": config.max_steps, "implicit_diff": False}
-        if anderson:
-            return AndersonAcceleration(fn, history_size=config.history, ridge=ridge, **options)
-        return FixedPointIteration(fn, **options)
+    def mixing(ridge: Any) -> Any:
+        return AndersonAcceleration(
+            fn, history_size=config.history, ridge=ridge, maxiter=config.max_steps, implicit_diff=False
+        )
 
-    ridge = 1e-5 if jax.tree.leaves(init)[0].dtype != jnp.float64 else 1e-12
-    inner = jax.tree.map(jnp.asarray, solver(ridge).init_state(init))
+    dtype = jnp.result_type(*jax.tree.leaves(init))
+    ridge = 1e-5 if dtype != jnp.float64 else 1e-12
+    inner, gram = None, jnp.zeros((), dtype)
     if anderson:
+        inner = jax.tree.map(jnp.asarray, mixing(ridge).init_state(init))
         # jaxopt keeps the products in the default float type, whatever the iterates are.
-        dots = jnp.result_type(*jax.tree.leaves(init))
-        inner = inner._replace(residual_gram=inner.residual_gram.astype(dots), error=inner.error.astype(dots))
+        inner = inner._replace(
+            residual_gram=inner.residual_gram.astype(dtype), error=inner.error.astype(dtype)
+        )
+        gram = inner.residual_gram
     shapes = jax.eval_shape(measure, init, init)
     infinite = jax.tree.map(lambda s: jnp.full(s.shape, jnp.inf, s.dtype), shapes)
     start = _State(
         value=init,
         inner=inner,
-        gram=inner.residual_gram if anderson else jnp.zeros(()),
+        gram=gram,
         residual=infinite,
         num_steps=jnp.zeros((), jnp.int32),
         best=init if keep_best else None,
@@ -175,18 +187,17 @@ def _iterate(
         if anderson:
             # The mixing weights depend on the products' ratios alone: scaled to 1 they stay well
             # conditioned, and the ridge relative, however small the residuals have become.
-            scale = jnp.maximum(jnp.max(jnp.diagonal(state.gram)), jnp.finfo(state.gram.dtype).tiny)
+            scale = jnp.maximum(jnp.max(jnp.diagonal(state.gram)), jnp.finfo(dtype).tiny)
             scaled = state.inner._replace(residual_gram=state.gram / scale)
-            value, inner = solver(ridge).update(state.value, scaled)
+            value, inner = mixing(ridge).update(state.value, scaled)
             slot = jnp.mod(state.inner.iter_num, config.history)
-            row = inner.residual_gram[slot]
+            row = inner.residual_gram[slot].astype(dtype)
             gram = state.gram.at[slot, :].set(row).at[:, slot].set(row)
             previous = jax.tree.map(lambda h: h[slot], inner.params_history)
+            value = _cast_like(value, state.value)
             inner = jax.tree.map(lambda new, old: new.astype(old.dtype), inner, state.inner)
         else:
-            value, inner = solver(ridge).update(state.value, state.inner)
-            gram, previous = state.gram, state.value
-            inner = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), inner, state.inner)
+            value, inner, gram, previous = fn(state.value), None, state.gram, state.value
         residual = measure(value, previous)
         best, best_residual, improved = state.best, state.best_residual, state.improved
         if keep_best:
@@ -196,7 +207,7 @@ def _iterate(
             best_residual = jnp.where(improved, now, best_residual)
         return _State(value, inner, gram, residual, state.num_steps + 1, best, best_residual, improved)
 
-    return jax.lax.while_loop(unsolved, advance, start)
+    return jax.lax.while_loop(unsolved, advance, carried(advance, start))
 
 
 def _mix(keep: float, old: Any, new: Any) -> Any:
@@ -209,66 +220,87 @@ def _cast_like(tree: Any, like: Any) -> Any:
 
 
 def _widened(fn: Callable[[Any], Any], init: Any) -> tuple[Callable[[Any], Any], Any]:
-    """`fn` and `init` for iterates of float32 at least: `fn` itself still computes in `init`'s dtypes.
+    """`fn` and `init` for iterates of one dtype, float32 at least: `fn` itself still computes in `init`'s dtypes.
 
     So the sums and inner products of a solve keep their digits, however coarse the activity is.
     """
-    wide = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), init)
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(init))
+    wide = jax.tree.map(lambda a: a.astype(dtype), init)
     return lambda tree: _cast_like(fn(_cast_like(tree, init)), wide), wide
 
 
 def solve_rates(
-    fn: Callable[[Any], Any], init: Any, config: RateForward, batch_axis: int | None = 0
+    fn: Callable[[list[Any], Any], Any],
+    constants: list[Any],
+    init: Any,
+    config: RateForward,
+    batch_axis: int | None = 0,
 ) -> FixedPoint:
-    """Solves r = fn(r).
+    """Solves r = fn(constants, r), for each sample.
 
     Args:
-      fn: the equivalent map f, from a rates pytree to the like.
+      fn: the equivalent map f of the whole batch: `(constants, rates) -> rates`; see `for_each_sample`.
+      constants: arrays, passed through.
       init: where to start; a warm start is a good guess here.
       config: solver, tolerance and limit.
-      batch_axis: the samples' axis, or None.
+      batch_axis: the samples' axis; None: the whole batch is one problem.
 
     Returns:
-      A `FixedPoint`; the residual is that of the last iterate from which `value` was computed. A solve that
-      stopped at `max_steps`, or met a NaN, shows it in its residual; nothing is raised.
+      A `FixedPoint`. A solve that stopped at `max_steps`, or met a NaN, shows it in its residual; nothing is raised.
     """
     keep = config.damping
-    narrow = init
-    fn, init = _widened(fn, init)
 
-    def damped(r: Any) -> Any:
-        return _mix(keep, r, fn(r))
+    def solve(one: Callable[[Any], Any], init: Any) -> Any:
+        fn, wide = _widened(one, init)
 
-    def measure(value: Any, previous: Any) -> Any:
-        residual = relative_residual(value, previous, batch_axis)
-        return jax.tree.map(lambda a: a / (1 - keep), residual) if keep else residual
+        def damped(r: Any) -> Any:
+            return _mix(keep, r, fn(r))
 
-    state = _iterate(damped, init, config, measure, keep_best=False)
-    return FixedPoint(_cast_like(state.value, narrow), state.residual, state.num_steps)
+        def measure(value: Any, previous: Any) -> Any:
+            residual = relative_residual(value, previous, None)
+            return jax.tree.map(lambda a: a / (1 - keep), residual) if keep else residual
+
+        state = _iterate(damped, wide, config, measure, keep_best=False)
+        return _cast_like(state.value, init), (state.residual, state.num_steps)
+
+    value, (residual, num_steps) = for_each_sample(solve, fn, constants, init, batch_axis)
+    return FixedPoint(value, residual, num_steps)
 
 
-def solve_adjoint(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[Any, AdjointStats]:
-    """Solves (I - J^T) v = g.
+def solve_adjoint(
+    product: Callable[[list[Any], Any], Any],
+    constants: list[Any],
+    g: Any,
+    config: Adjoint,
+    batch_axis: int | None = 0,
+) -> tuple[Any, AdjointStats]:
+    """Solves (I - J^T) v = g, for each sample.
 
-    The system is solved for g scaled to a largest entry of 1, so that no square over- or underflows.
+    Each sample's system is solved for a g scaled to a largest entry of 1, so that no square over- or underflows.
 
     Args:
-      vjp: v -> J^T v.
+      product: `(constants, v) -> J^T v` of the whole batch, linear in v; see `for_each_sample`.
+      constants: arrays, passed through.
       g: the loss's gradient with respect to the equilibrium rates.
       config: solver, tolerance and limit.
+      batch_axis: the samples' axis; None: the whole batch is one problem.
 
     Returns:
-      `(v, stats)`. Where the solve diverges (spectral radius of J above 1) `v` is the iterate with the smallest
-      residual seen, finite whenever `g` and J are, and the residual says so. The residual is measured, for the
+      `(v, stats)`, the stats by sample. Where a solve diverges (spectral radius of J above 1), the fixed-point solvers
+      give the iterate with the smallest residual seen, and the Krylov solvers the better of their last iterate and
+      v = g; it is finite whenever g and J are, and the residual says so. The residual is measured, for the
       fixed-point solvers, on the iterate that the last product was taken of.
     """
-    narrow = g
-    vjp, g = _widened(vjp, g)
-    largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(g)])
-    scalable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
-    scale = jnp.where(scalable, largest, jnp.ones_like(largest))
-    v, stats = _solve_scaled(vjp, jax.tree.map(lambda a: a / scale.astype(a.dtype), g), config)
-    return _cast_like(jax.tree.map(lambda a: a * scale.astype(a.dtype), v), narrow), stats
+
+    def solve(one: Callable[[Any], Any], narrow: Any) -> Any:
+        vjp, g = _widened(one, narrow)
+        largest = worst(jax.tree.map(lambda leaf: jnp.max(jnp.abs(leaf)), g))
+        scalable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
+        scale = jnp.where(scalable, largest, jnp.ones_like(largest))
+        v, stats = _solve_scaled(vjp, jax.tree.map(lambda a: a / scale, g), config)
+        return _cast_like(jax.tree.map(lambda a: a * scale, v), narrow), stats
+
+    return for_each_sample(solve, product, constants, g, batch_axis)
 
 
 def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[Any, AdjointStats]:
@@ -293,7 +325,7 @@ def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
         v, last = g, g
         for _ in range(config.max_steps):
             v, last = advanced(v), v
-        residual = measure(v, last) if config.max_steps else jnp.full((), jnp.nan)
+        residual = measure(v, last) if config.max_steps else jnp.full_like(g_norm, jnp.nan)
         return v, report(residual, config.max_steps)
 
     if config.solver in ("neumann", "anderson"):
@@ -316,8 +348,9 @@ def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
         )
     else:
         v = _KRYLOV[config.solver](matvec, g, init=g, tol=config.tol, maxiter=config.max_steps)
-    residual = relative(subtract(g, matvec(v)))
-    # A Krylov breakdown gives NaN: the one-step gradient is worse than a solve but is a gradient.
-    sound = jnp.isfinite(residual)
-    v = jax.tree.map(lambda a, b: jnp.where(sound, a, b), v, g)
-    return v, report(jnp.where(sound, residual, jnp.inf), -1)
+    v = _cast_like(v, g)
+    residual, of_g = relative(subtract(g, matvec(v))), relative(vjp(g))
+    # A breakdown gives NaN, or a wild iterate: the one-step gradient is worse than a solve but is a gradient.
+    better = ~(residual <= of_g)
+    v = jax.tree.map(lambda a, b: jnp.where(better, b, a), v, g)
+    return v, report(jnp.where(better, of_g, residual), -1)

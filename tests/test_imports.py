@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CORE = ["equilibrium", "neurons", "simulate", "solvers", "hoisting", "jacobian", "residuals", "errors"]
+CORE = [
+    "equilibrium",
+    "neurons",
+    "firing",
+    "simulate",
+    "solvers",
+    "samples",
+    "carries",
+    "hoisting",
+    "jacobian",
+    "residuals",
+    "errors",
+]
 LAYERS = [
     ["launch", "mpisjax.arguments", *(f"mpisjax.{name}" for name in CORE)],
     ["mpisjax.cpu"],
@@ -17,7 +29,7 @@ LAYERS = [
     ["mpisjax", "mpisjax.cli", "mpisjax.pretrained.__main__", "mpisjax.export.__main__"],
     ["benchmarks", "experiments", "examples", "train", "evaluate", "demo"],
 ]
-PACKAGES = {0: {"jax", "jaxopt", "numpy"}, 1: {"jax", "numpy"}}  # by layer, beside Python's own
+PACKAGES = {0: {"jax", "jaxopt", "jaxtyping", "numpy"}, 1: {"jax", "numpy"}}  # by layer, beside Python's own
 EXCEPTIONS = {
     ("mpisjax.training.evaluation", "mpisjax.configuration"),
     ("mpisjax.training.init_from", "mpisjax.configuration"),

@@ -39,7 +39,7 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from mpisjax.neurons import RateReading
+    from mpisjax.firing import RateReading
     from mpisjax.residuals import relative_residual, worst
     from mpisjax.simulate import weighted_mean_frame
 

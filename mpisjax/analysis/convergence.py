@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mpisjax.neurons import LIF, RateReading, SpikeReading, population_shapes, resting_potentials
+from mpisjax.firing import RateReading
+from mpisjax.neurons import Neuron
 from mpisjax.residuals import sample_norms
+from mpisjax.simulate import Step, accumulate, firing_rate, over_time, timing, wide_zeros
 
 Array = jax.Array
 
@@ -34,7 +36,7 @@ def convergence(
     x: Any,
     init: Any,
     *,
-    neuron: LIF,
+    neuron: Neuron,
     num_steps: int | None,
     time_axis: int | None = None,
 ) -> Curves:
@@ -55,30 +57,40 @@ def convergence(
     Returns:
       The `Curves`.
     """
-    frames = None if time_axis is None else jax.tree.map(lambda a: jnp.moveaxis(a, time_axis, 0), x)
-    first = x if frames is None else jax.tree.map(lambda a: a[0], frames)
-    shapes = population_shapes(transition, params, init, first)
-    zeros = jax.tree.map(jnp.zeros_like, (init, () if frames is None else first))
+    temporal = time_axis is not None
+    when = timing(x, num_steps, time_axis)
+    leak = neuron.leak
 
-    def mean(total: Any, weight: Array) -> Any:
-        return jax.tree.map(lambda a: a / weight.astype(a.dtype), total)
+    def start(shapes: dict[str, Any]) -> Any:
+        return (
+            wide_zeros(init),
+            wide_zeros(when.example) if temporal else (),
+            jnp.zeros((), jnp.result_type(jnp.float32, *jax.tree.leaves(init))),
+        )
 
-    def advance(carry: Any, x_t: Any) -> Any:
-        potentials, spikes, total, seen, weight = carry
-        fire = SpikeReading(neuron, potentials)
-        spikes = transition(params, spikes, x if frames is None else x_t, fire)
-        before = mean(total, jnp.maximum(weight, 1))
-        weight = neuron.leak * weight + 1
-        total = jax.tree.map(lambda a, s: neuron.leak * a + s, total, spikes)
-        seen = seen if frames is None else jax.tree.map(lambda a, s: neuron.leak * a + s, seen, x_t)
-        rates = mean(total, weight)
-        stepped = transition(params, rates, x if frames is None else mean(seen, weight), RateReading(neuron))
+    def observe(seen: Any, step: Step) -> tuple[Any, Curves]:
+        total, frames, weight = seen
+        before, total = firing_rate(total, weight), accumulate(total, step.feedback, leak)
+        frames = accumulate(frames, step.x, leak) if temporal else ()
+        weight = leak * weight + 1
+        rates = jax.tree.map(lambda r, i: r.astype(i.dtype), firing_rate(total, weight), init)
+        mean_x = firing_rate(frames, weight) if temporal else x
+        stepped = transition(params, rates, mean_x, RateReading(neuron))
         curves = Curves(
             change=sample_norms(jax.tree.map(jnp.subtract, rates, before)),
             residual=sample_norms(jax.tree.map(jnp.subtract, stepped, rates)),
             norm=sample_norms(rates),
         )
-        return (fire.potentials, spikes, total, seen, weight), curves
+        return (total, frames, weight), curves
 
-    carry = (resting_potentials(neuron, shapes), init, *zeros, jnp.zeros(()))
-    return jax.lax.scan(advance, carry, frames, length=num_steps if frames is None else None)[1]
+    return over_time(
+        transition,
+        params,
+        x,
+        init,
+        neuron=neuron,
+        num_steps=num_steps,
+        observer=observe,
+        start=start,
+        time_axis=time_axis,
+    )[1]

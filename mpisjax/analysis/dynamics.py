@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from mpisjax.analysis.convergence import Curves, convergence
+from mpisjax.firing import RateReading
 from mpisjax.jacobian import spectral_radius
-from mpisjax.neurons import LIF, RateReading
+from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from mpisjax.equilibrium import Equilibrium
 from mpisjax.errors import UserError
-from mpisjax.neurons import LIF, RateReading
+from mpisjax.firing import RateReading
+from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import SpikeForward, weighted_mean_frame

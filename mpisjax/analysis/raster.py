@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpisjax.neurons import LIF, SpikeReading, population_shapes, resting_potentials
+from mpisjax import firing
+from mpisjax.neurons import Neuron
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
+from mpisjax.simulate import Step, over_time
 
 Array = jax.Array
 
 
 def raster(
-    net: MPIS, variables: dict[str, Any], images: Array, neuron: LIF, num_steps: int | None
+    net: MPIS, variables: dict[str, Any], images: Array, neuron: Neuron, num_steps: int | None
 ) -> dict[str, np.ndarray]:
     """Simulates one example and keeps all its spikes.
 
@@ -30,20 +32,28 @@ def raster(
     Returns:
       bool [time, neurons] by population, in the order in which they fire within a step.
     """
-    transition = model.transition_of(net)
     x = net.apply(variables, images, False, method="encode")
-    first: Any = x[0] if net.temporal else x
-    init = net.initial_rates(images)
-    shapes = population_shapes(transition, variables, init, first)
 
-    def advance(carry: Any, x_t: Any) -> Any:
-        fire = SpikeReading(neuron, carry[0])
-        spikes = transition(variables, carry[1], x_t if net.temporal else x, fire)
-        return (fire.potentials, spikes), {k: jnp.ravel(v) > 0 for k, v in fire.activity.items()}
+    def observe(seen: None, step: Step) -> tuple[None, dict[str, Array]]:
+        return None, {k: jnp.ravel(fired.activity) > 0 for k, fired in step.populations.items()}
 
-    carry = (resting_potentials(neuron, shapes), init)
-    frames, length = (x, None) if net.temporal else (None, num_steps)
-    spikes = jax.jit(lambda carry, frames: jax.lax.scan(advance, carry, frames, length=length)[1])(
-        carry, frames
-    )
-    return {k: np.asarray(spikes[k]) for k in shapes}
+    @jax.jit
+    def run(variables: dict[str, Any], x: Array) -> dict[str, Array]:
+        return over_time(
+            model.transition_of(net),
+            variables,
+            x,
+            net.initial_rates(images),
+            neuron=neuron,
+            num_steps=None if net.temporal else num_steps,
+            observer=observe,
+            start=lambda shapes: None,
+            time_axis=0 if net.temporal else None,
+        )[1]
+
+    # A dict comes out of jit sorted by its keys.
+    spikes = run(variables, x)
+    order = firing.trace(
+        model.transition_of(net), variables, net.initial_rates(images), x[0] if net.temporal else x
+    ).populations
+    return {k: np.asarray(spikes[k]) for k in order}

@@ -13,15 +13,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mpisjax.baselines.surrogates import SurrogateReading, check_surrogate
+from mpisjax import firing
+from mpisjax.baselines.surrogates import check_surrogate, with_surrogate
 from mpisjax.equilibrium import Equilibrium
 from mpisjax.errors import UserError
-from mpisjax.hoisting import detach, hoist
-from mpisjax.neurons import LIF, RateReading, population_shapes, resting_potentials
+from mpisjax.firing import RateReading
+from mpisjax.hoisting import detach
+from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS, sample_masks
 from mpisjax.residuals import relative_residual, worst
-from mpisjax.simulate import SpikeForward, weighted_mean_frame
+from mpisjax.simulate import (
+    SpikeForward,
+    Step,
+    accumulate,
+    firing_rate,
+    over_time,
+    timing,
+    weighted_mean_frame,
+    wide_zeros,
+)
 
 Array = jax.Array
 READOUTS = ("rate", "membrane")
@@ -93,55 +104,51 @@ def unroll(
     Raises:
       UserError: neither `num_steps` nor frames say how long to simulate, or they disagree.
     """
-    frames = None if time_axis is None else jax.tree.map(lambda a: jnp.moveaxis(a, time_axis, 0), x)
-    if frames is None:
-        if num_steps is None or num_steps < 1:
-            raise UserError(f"forward.num_steps is {num_steps}: a simulation needs at least 1 time step.")
-        example, length = x, num_steps
-    else:
-        length = jax.tree.leaves(frames)[0].shape[0]
-        if num_steps not in (None, length):
-            raise UserError(
-                f"forward.num_steps is {num_steps} but x carries {length} frames: make them equal."
-            )
-        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), frames)
-    shapes = population_shapes(transition, params, init, example)
-    potentials = resting_potentials(neuron, shapes)
+    if time_axis is None and (num_steps is None or num_steps < 1):
+        raise UserError(f"forward.num_steps is {num_steps}: a simulation needs at least 1 time step.")
+    membranes = bptt.readout == "membrane"
+    leak = neuron.leak
 
-    def one_step(potentials: dict[str, Array], spikes: Any, x_t: Any) -> Any:
-        fire = SurrogateReading(neuron, potentials, bptt.surrogate)
-        spikes = transition(params, spikes, x if frames is None else x_t, fire)
-        return fire.potentials, spikes, fire.membranes
+    def start(shapes: dict[str, Any]) -> Any:
+        return (
+            wide_zeros(init),
+            wide_zeros(shapes) if membranes else {},
+            jnp.zeros((), jnp.result_type(jnp.float32, *jax.tree.leaves(init))),
+        )
 
-    step, constants = hoist(one_step, potentials, init, None if frames is None else example)
+    def observe(seen: Any, step: Step) -> tuple[Any, None]:
+        total, potentials, weight = seen
+        if membranes:
+            now = {k: fired.state.membrane for k, fired in step.populations.items()}
+            potentials = accumulate(potentials, now, leak)
+        return (accumulate(total, step.feedback, leak), potentials, leak * weight + 1), None
 
-    def accumulate(total: Any, now: Any) -> Any:
-        return jax.tree.map(lambda a, b: neuron.leak * a + b, total, now)
-
-    def advance(constants: Any, carry: Any, x_t: Any) -> Any:
-        potentials, spikes, total, membranes = carry
-        potentials, spikes, membranes_now = step(constants, potentials, spikes, x_t)
-        membranes = accumulate(membranes, membranes_now) if bptt.readout == "membrane" else membranes
-        return potentials, spikes, accumulate(total, spikes), membranes
-
-    # The barrier against common subexpressions that checkpoint adds is not needed in a scan, and is slow.
-    advance = jax.checkpoint(advance, prevent_cse=False) if bptt.remat else advance
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), init)
-    silent = {k: jnp.zeros_like(u) for k, u in potentials.items()} if bptt.readout == "membrane" else {}
-    carry = (potentials, init, zeros, silent)
-    (_, _, total, membranes), _ = jax.lax.scan(
-        lambda carry, x_t: (advance(constants, carry, x_t), None), carry, frames, length=length
+    (total, potentials, weight), _ = over_time(
+        transition,
+        params,
+        x,
+        init,
+        neuron=neuron,
+        num_steps=num_steps,
+        observer=observe,
+        start=start,
+        time_axis=time_axis,
+        of=with_surrogate(bptt.surrogate),
+        remat=bptt.remat,
     )
-    weight = sum(neuron.leak**k for k in range(length))
-    mean = jax.tree.map(lambda s, like: (s / weight).astype(like.dtype), total, init)
-    if bptt.readout == "rate":
+    mean = jax.tree.map(lambda r, like: r.astype(like.dtype), firing_rate(total, weight), init)
+    if not membranes:
         return Unrolled(mean, mean)
     # The transition itself says which populations are fed back, and in which structure.
-    example_x = x if frames is None else jax.tree.map(lambda a: a[0], frames)
-    seen = transition(
-        params, init, example_x, lambda name, current: (membranes[name] / weight).astype(current.dtype)
-    )
-    return Unrolled(mean, seen)
+    means = firing_rate(potentials, weight)
+    when = timing(x, num_steps, time_axis)
+    first = x if when.frames is None else jax.tree.map(lambda a: a[0], when.frames)
+
+    def mean_potential(name: str, own: Any, current: Array, state: Any) -> tuple[Array, None]:
+        return means[name].astype(current.dtype), None
+
+    traced = firing.trace(transition, params, init, first)
+    return Unrolled(mean, firing.follow(traced, mean_potential, {}, params, init, first)[0])
 
 
 def apply(
@@ -211,5 +218,5 @@ def apply(
     steps = images.shape[0] if net.temporal else num_steps
     converged = worst(residual) <= SpikeForward().residual_tol
     return model.Output(
-        logits, Equilibrium(unrolled.rates, residual, jnp.asarray(steps, jnp.int32), converged), stats
+        logits, Equilibrium(unrolled.rates, residual, jnp.asarray(steps, jnp.int32), converged, {}), stats
     )

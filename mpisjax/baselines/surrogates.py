@@ -1,15 +1,17 @@
-"""A third reading of `fire`: the spiking neuron of the simulation, with a surrogate derivative."""
+"""The spiking neuron of the simulation, with a surrogate derivative."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mpisjax.errors import UserError
-from mpisjax.neurons import LIF, SpikeReading
+from mpisjax.neurons import LIF, Neuron, potential_dtype
 
 Array = jax.Array
 
@@ -55,27 +57,69 @@ def _spike_jvp(
     return spike(u, threshold, surrogate), slope.astype(du.dtype) * du
 
 
-class SurrogateReading(SpikeReading):
-    """`fire` as backpropagation through time reads it: `SpikeReading`'s update and values, differentiable.
+class Surrogate(NamedTuple):
+    """The state of a `SurrogateLIF`.
+
+    Attributes:
+      potential: the membrane potential that the next step starts from.
+      membrane: the membrane potential before its reset, in thresholds; for a readout.
+    """
+
+    potential: Array
+    membrane: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SurrogateLIF:
+    """A LIF neuron as backpropagation through time needs it: the same steps and values, differentiable.
 
     The reset is differentiated too, through the spike that causes it.
 
-    Args:
-      neuron: the neuron's constants.
-      potentials: membrane potentials by name, as the last step left them.
-      surrogate: a key of `SURROGATES`.
-
     Attributes:
-      membranes: after the transition ran, by name, each membrane potential before its reset, in thresholds.
+      lif: the neuron.
+      surrogate: a key of `SURROGATES`.
     """
 
-    def __init__(self, neuron: LIF, potentials: dict[str, Array], surrogate: str) -> None:
-        super().__init__(neuron, potentials)
-        self.surrogate, self.membranes = surrogate, dict[str, Array]()
+    lif: LIF
+    surrogate: str
 
-    def __call__(self, name: str, current: Array) -> Array:
-        u = self.before[name] + current
-        fired = spike(u, self.neuron.threshold, self.surrogate)
-        self.membranes[name] = u / self.neuron.threshold
-        self.potentials[name] = self.neuron.leak * (u - self.neuron.threshold * fired)
-        return self.record(name, fired.astype(current.dtype))
+    @property
+    def leak(self) -> float:
+        """The neuron's."""
+        return self.lif.leak
+
+    def initial_state(self, current: Any) -> Surrogate:
+        """The neuron's initial potential."""
+        dtype = potential_dtype(current)
+        u = self.lif.initial_potential * jnp.asarray(self.lif.threshold, dtype)
+        return Surrogate(jnp.broadcast_to(u, current.shape), jnp.zeros(current.shape, dtype))
+
+    def step(self, state: Surrogate, current: Array) -> tuple[Surrogate, Array]:
+        """One time step (Eq. 2 and 11)."""
+        u = state.potential + current.astype(state.potential.dtype)
+        threshold = self.lif.threshold
+        fired = spike(u, threshold, self.surrogate)
+        after = self.lif.leak * (u - threshold * fired)
+        return Surrogate(after, u / threshold), fired.astype(current.dtype)
+
+    def rate(self, current: Array) -> Array:
+        """The neuron's."""
+        return self.lif.rate(current)
+
+
+def with_surrogate(surrogate: str) -> Callable[[Neuron], Neuron]:
+    """Makes a neuron differentiable through time.
+
+    Raises:
+      UserError: it is no LIF neuron, or its threshold is trained.
+    """
+
+    def of(neuron: Neuron) -> Neuron:
+        if not isinstance(neuron, LIF) or not isinstance(neuron.threshold, (int, float)):
+            raise UserError(
+                f"backpropagation through time has no surrogate derivative for {neuron!r}: use LIF or IF neurons with a "
+                "number for a threshold."
+            )
+        return SurrogateLIF(neuron, surrogate)
+
+    return of

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from mpisjax.equilibrium import Equilibrium, equilibrium_forward
-from mpisjax.neurons import LIF, RateReading
+from mpisjax.firing import RateReading
+from mpisjax.neurons import LIF
 from mpisjax.nn.mpis import MPIS, sample_masks
 from mpisjax.residuals import relative_residual
 from mpisjax.simulate import Simulation, SpikeForward, simulate, weighted_mean_frame

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mpisjax.errors import UserError
-from mpisjax.neurons import Fire, dbrelu
+from mpisjax.firing import Fire
+from mpisjax.neurons import dbrelu
 from mpisjax.nn.convolution import halved, upsample
 from mpisjax.nn.layers import ConvNorm
 from mpisjax.nn.spectral import SpectralConvTranspose

@@ -19,8 +19,8 @@ from mpisjax import configuration
 from mpisjax.cpu import cores, library
 from mpisjax.data import Batch, DataSet, Feed, load, summary
 from mpisjax.errors import UserError
+from mpisjax.firing import RateReading
 from mpisjax.jacobian import spectral_radius
-from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame

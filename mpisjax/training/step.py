@@ -14,8 +14,8 @@ from mpisjax import configuration
 from mpisjax.baselines import bptt
 from mpisjax.data import Batch, augment, mixup, normalize
 from mpisjax.equilibrium import adjoint_probe
+from mpisjax.firing import RateReading
 from mpisjax.jacobian import jacobian_penalty
-from mpisjax.neurons import RateReading
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.residuals import global_norm

@@ -49,7 +49,7 @@ def test_every_convolution_of_the_network_is_counted(settings):
     def everything(variables):
         x = net.apply(variables, images, False, method="encode")
         x = x[0] if net.temporal else x
-        reading = mpisjax.neurons.RateReading(mpisjax.IF())
+        reading = mpisjax.firing.RateReading(mpisjax.IF())
         rates = net.apply(variables, net.initial_rates(images), x, reading, False, method="transition")
         return net.apply(variables, rates, False, method="classify")
 

@@ -140,7 +140,7 @@ def test_penalty_in_training_makes_the_jacobian_smaller():
             current, metrics = train(current, batch)
         variables = {"params": current.params, "batch_stats": current.batch_stats}
         x = net.apply(variables, images, False, method="encode")
-        reading = mpisjax.neurons.RateReading
+        reading = mpisjax.firing.RateReading
         f = lambda r: nn.transition_of(net)(variables, r, x, reading(neuron))  # noqa: E731
         rates = f(f(f(net.initial_rates(images))))
         return float(jacobian_penalty(f, rates, jax.random.key(5))), metrics

@@ -426,9 +426,3 @@ def test_an_unknown_result_is_refused():
     p, x, init, _ = problem(dtype=np.float32)
     with pytest.raises(mpisjax.UserError, match="returns is 'rates'"):
         mpisjax.equilibrium_forward(transition, p, x, init, returns="rates")
-
-
-def test_forward_mode_is_refused_by_jax_not_answered_wrongly():
-    p, x, init, _ = problem(dtype=np.float32)
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(lambda p: mpisjax.equilibrium_forward(transition, p, x, init).rates, (p,), (p,))

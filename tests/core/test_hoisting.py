@@ -32,6 +32,8 @@ def loop_bodies(jaxpr) -> list:
             found.append(eqn.params["jaxpr"])
         elif eqn.primitive.name == "while":
             found.append(eqn.params["body_jaxpr"])
+        elif eqn.primitive.name == "custom_linear_solve":
+            found += loop_bodies(eqn.params["jaxprs"].solve)  # the only one that is compiled
         else:
             for value in eqn.params.values():
                 if hasattr(value, "eqns") or hasattr(value, "jaxpr"):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import mpisjax
-from mpisjax.neurons import RateReading, SpikeReading, dbrelu, population_shapes, resting_potentials
+from mpisjax import firing
+from mpisjax.firing import RateReading
+from mpisjax.neurons import dbrelu
 
 pytestmark = pytest.mark.unoptimized
 
@@ -15,36 +17,39 @@ pytestmark = pytest.mark.unoptimized
 @pytest.mark.parametrize("threshold", [1.0, 0.75])
 def test_a_step_of_lif_neurons(leak, threshold):
     rng = np.random.default_rng(0)
-    # Multiples of 1/8: exact in float32, and some potentials meet the threshold exactly.
-    u = (rng.integers(-16, 17, size=(64, 8)) / 8).astype(np.float32)
+    # Multiples of 1/8: exact in float32 (but for a leak of 0.9), and some potentials meet the threshold exactly.
+    state = (rng.integers(-16, 17, size=(64, 8)) / 8).astype(np.float32)
     current = (rng.integers(-16, 17, size=(64, 8)) / 8).astype(np.float32)
-    fire = SpikeReading(mpisjax.LIF(threshold, leak), {"a": jnp.asarray(u)})
-    spikes = fire("a", jnp.asarray(current))
+    neuron = mpisjax.LIF(threshold, leak)
+    # The state is the potential before its reset.
+    before = np.float32(leak) * (state - np.float32(threshold) * (state >= threshold))
+    current[:, 0] = np.float32(threshold) - before[:, 0]
+    state, spikes = neuron.step(jnp.asarray(state), jnp.asarray(current))
 
-    integrated = u + current
+    integrated = before + current
     fired = integrated >= threshold
     assert (integrated == threshold).any(), "the case of a tie is not covered"
     np.testing.assert_array_equal(spikes, fired.astype(np.float32))
     np.testing.assert_array_equal(
-        fire.potentials["a"], np.float32(leak) * (integrated - np.float32(threshold) * fired)
+        neuron.after_reset(state), np.float32(leak) * (integrated - np.float32(threshold) * fired)
     )
-    assert spikes.dtype == jnp.float32 and fire.activity["a"] is spikes
+    assert spikes.dtype == jnp.float32
 
 
 def test_half_precision_currents_keep_full_precision_potentials():
     neuron = mpisjax.IF()
-    shapes = population_shapes(lambda z, fire: fire("a", z), jnp.zeros((2, 3), jnp.bfloat16))
-    potentials = resting_potentials(neuron, shapes)
-    assert shapes["a"].dtype == jnp.bfloat16 and potentials["a"].dtype == jnp.float32
-    fire = SpikeReading(neuron, potentials)
-    assert fire("a", jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
-    assert fire.potentials["a"].dtype == jnp.float32
+    current = jnp.ones((2, 3), jnp.bfloat16)
+    traced = firing.trace(lambda z, fire: fire("a", z), current)
+    state = neuron.initial_state(traced.populations["a"])
+    assert traced.populations["a"].dtype == jnp.bfloat16 and state.dtype == jnp.float32
+    state, activity = neuron.step(state, current)
+    assert activity.dtype == jnp.bfloat16 and state.dtype == jnp.float32
 
 
 def test_the_initial_potential_is_a_fraction_of_the_threshold():
-    shapes = {"a": jax.ShapeDtypeStruct((2,), jnp.float32)}
     neuron = mpisjax.IF(threshold=4.0, initial_potential=0.5)
-    np.testing.assert_array_equal(resting_potentials(neuron, shapes)["a"], [2.0, 2.0])
+    state = neuron.initial_state(jax.ShapeDtypeStruct((2,), jnp.float32))
+    np.testing.assert_array_equal(neuron.after_reset(state), [2.0, 2.0])
 
 
 def test_dbrelu_value_and_gradient():

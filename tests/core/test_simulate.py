@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 import mpisjax
 from mpisjax import SpikeForward, simulate
-from mpisjax.neurons import resting_potentials
-from mpisjax.simulate import _before_reset, weighted_mean_frame
+from mpisjax.simulate import weighted_mean_frame
 
 pytestmark = pytest.mark.unoptimized
 
@@ -293,6 +292,6 @@ def test_leaves_with_different_numbers_of_frames_are_refused():
 )
 def test_a_simulation_starts_from_the_initial_potential(leak, fraction, threshold):
     neuron = mpisjax.LIF(threshold, leak, fraction)
-    resting = resting_potentials(neuron, {"a": jax.ShapeDtypeStruct((2,), jnp.float32)})
-    before = _before_reset(neuron, resting)
-    np.testing.assert_allclose(neuron.reset(before["a"]), resting["a"], rtol=1e-6, atol=3e-7 * threshold)
+    state = neuron.initial_state(jax.ShapeDtypeStruct((2,), jnp.float32))
+    resting = np.full(2, fraction * threshold)
+    np.testing.assert_allclose(neuron.after_reset(state), resting, rtol=1e-6, atol=3e-7 * threshold)

@@ -58,11 +58,12 @@ def bounds(A):
 @functools.cache
 def forward_solver(solver, clipped, dtype, damping=0.0):
     def solve(A, b):
-        def f(r):
+        def f(constants, r):
+            A, b = constants
             return jnp.clip(A @ r + b, 0, 1) if clipped else A @ r + b
 
         config = RateForward(solver, STEPS, TOL[dtype], damping=damping)
-        return solve_rates(f, jnp.zeros_like(b), config, batch_axis=None)
+        return solve_rates(f, [A, b], jnp.zeros_like(b), config, batch_axis=None)
 
     return jax.jit(solve)
 
@@ -135,7 +136,11 @@ def test_damping_settles_a_map_that_overshoots_and_keeps_the_fixed_point():
 @functools.cache
 def adjoint_solver(solver, dtype, damping=0.0):
     config = Adjoint(solver, STEPS, TOL[dtype], history=20 if solver == "gmres" else 5, damping=damping)
-    return jax.jit(lambda A, g: solve_adjoint(lambda v: {"v": A.T @ v["v"]}, {"v": g}, config))
+    return jax.jit(
+        lambda A, g: solve_adjoint(
+            lambda c, v: {"v": c[0].T @ v["v"]}, [A], {"v": g}, config, batch_axis=None
+        )
+    )
 
 
 @precisions
@@ -184,7 +189,9 @@ def test_a_damped_adjoint_reports_the_residual_of_the_system_itself(x64):
     A, g = random_map({"seed": 1, "width": 20, "radius": 0.9, "normal": False, "scale": "plain"}, np.float64)
     keep, steps, v = 0.3, 3, g
     config = Adjoint("neumann", steps, 0.0, damping=keep)
-    found, stats = solve_adjoint(lambda v: A.T @ v, jnp.asarray(g), config)
+    found, stats = solve_adjoint(
+        lambda c, v: c[0].T @ v, [jnp.asarray(A)], jnp.asarray(g), config, batch_axis=None
+    )
     for _ in range(steps):
         before, v = v, keep * v + (1 - keep) * (g + A.T @ v)
     np.testing.assert_allclose(found, v, rtol=1e-10)

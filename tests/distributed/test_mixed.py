@@ -144,11 +144,12 @@ def test_adjoint_in_bfloat16_is_solved_in_float32(solver):
     narrow = jnp.asarray(matrix, jnp.bfloat16)
     asked = []
 
-    def vjp(v):
+    def product(constants, v):
         asked.append(v.dtype)
-        return narrow @ v
+        return constants[0] @ v
 
-    v, stats = solve_adjoint(vjp, jnp.asarray(g, jnp.bfloat16), Adjoint(solver, max_steps=60, tol=1e-2))
+    config = Adjoint(solver, max_steps=60, tol=1e-2)
+    v, stats = solve_adjoint(product, [narrow], jnp.asarray(g, jnp.bfloat16), config, batch_axis=None)
     assert set(asked) == {jnp.dtype(jnp.bfloat16)} and v.dtype == jnp.bfloat16
     assert float(stats.residual) <= 1e-2
     np.testing.assert_allclose(np.asarray(v, np.float32), expected, rtol=0.03, atol=0.01)
@@ -158,7 +159,10 @@ def test_rates_in_bfloat16_reach_their_rounding():
     matrix = jnp.asarray([[0.5, 0.25], [0.25, 0.25]], jnp.bfloat16)
     offset = jnp.asarray([[0.25, 0.125]], jnp.bfloat16)
     found = solve_rates(
-        lambda r: r @ matrix + offset, jnp.zeros((1, 2), jnp.bfloat16), RateForward("anderson", 40, 2e-3)
+        lambda c, r: r @ c[0] + c[1],
+        [matrix, offset],
+        jnp.zeros((1, 2), jnp.bfloat16),
+        RateForward("anderson", 40, 2e-3),
     )
     assert found.value.dtype == jnp.bfloat16 and found.residual.dtype == jnp.float32
     expected = np.linalg.solve(np.eye(2) - np.asarray(matrix, float).T, np.asarray(offset, float)[0])

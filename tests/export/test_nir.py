@@ -15,8 +15,8 @@ import mpisjax
 from mpisjax import nn
 from mpisjax.errors import UserError
 from mpisjax.export import nir_graph, nir_nodes, polyphase
-from mpisjax.neurons import SpikeReading, population_shapes, resting_potentials
 from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved, upsample
+from mpisjax.simulate import over_time
 
 pytestmark = pytest.mark.unoptimized
 
@@ -90,21 +90,24 @@ def spikes_of(net, variables, images, neuron):
     """Our own spikes, every step and population, by the network's transition."""
     transition = nn.transition_of(net)
     x = net.apply(variables, images, False, method="encode")
-    rates = net.initial_rates(images)
-    first = x[0] if net.temporal else x
-    potentials = resting_potentials(neuron, population_shapes(transition, variables, rates, first))
 
     @jax.jit
-    def step(potentials, rates, x):
-        fire = SpikeReading(neuron, potentials)
-        rates = transition(variables, rates, x, fire)
-        return fire.potentials, rates, fire.activity
+    def run(x):
+        return over_time(
+            transition,
+            variables,
+            x,
+            net.initial_rates(images),
+            neuron=neuron,
+            num_steps=None if net.temporal else STEPS,
+            observer=lambda seen, step: (seen, {k: p.activity for k, p in step.populations.items()}),
+            start=lambda shapes: None,
+            time_axis=0 if net.temporal else None,
+        )[1]
 
-    found = []
-    for t in range(len(x) if net.temporal else STEPS):
-        potentials, rates, activity = step(potentials, rates, x[t] if net.temporal else x)
-        found.append({name: np.asarray(spikes) for name, spikes in activity.items()})
-    return np.asarray(x), found
+    activity = {k: np.asarray(spikes) for k, spikes in run(x).items()}
+    steps = len(next(iter(activity.values())))
+    return np.asarray(x), [{k: spikes[t] for k, spikes in activity.items()} for t in range(steps)]
 
 
 def check_round_trip(net, images, neuron, tmp_path, neurons="exact", seed=0):

@@ -11,7 +11,7 @@ from small_nets import NEURON, random_images, random_variables
 
 import mpisjax
 from mpisjax import nn
-from mpisjax.neurons import RateReading
+from mpisjax.firing import RateReading
 
 pytestmark = pytest.mark.unoptimized
 

@@ -12,7 +12,7 @@ from small_nets import random_images, random_variables
 
 import mpisjax
 from mpisjax import Adjoint, RateForward, nn
-from mpisjax.neurons import RateReading
+from mpisjax.firing import RateReading
 from mpisjax.nn import mpis
 
 pytestmark = pytest.mark.unoptimized

@@ -74,7 +74,7 @@ def test_norm_is_computed_once_a_solve_and_not_in_the_loop():
     rates = net.initial_rates(images)
 
     def f(rates):
-        return nn.transition_of(net)(variables, rates, x, mpisjax.neurons.RateReading(mpisjax.IF()))
+        return nn.transition_of(net)(variables, rates, x, mpisjax.firing.RateReading(mpisjax.IF()))
 
     loop, constants = hoist(f, rates)
     inside = str(jax.make_jaxpr(lambda r: loop(constants, r))(rates))
