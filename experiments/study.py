@@ -16,6 +16,12 @@ from experiments.scales import Scale
 from mpisjax.training.preemption import Preempted, Stopper
 
 if TYPE_CHECKING:
+    import jax
+
+    from mpisjax.data import DataSet
+    from mpisjax.neurons import LIF
+    from mpisjax.nn.mpis import MPIS
+    from mpisjax.solvers import RateForward
     from mpisjax.training.loop import FitResult
 
 
@@ -24,48 +30,41 @@ class Trained(NamedTuple):
 
     Attributes:
         config: All settings.
-        parts: Data, network and batches.
+        dataset: The data.
+        network: The module.
+        neuron: Its neurons.
+        solver: The rate solver of evaluations.
         variables: Parameters and statistics of the best state.
     """
 
     config: ml_collections.ConfigDict
-    parts: Any
+    dataset: DataSet
+    network: MPIS
+    neuron: LIF
+    solver: RateForward
     variables: dict[str, Any]
 
-    @property
-    def network(self) -> Any:
-        """The module."""
-        return self.parts.net
-
-    @property
-    def neuron(self) -> Any:
-        """Its neurons."""
-        from mpisjax import configuration
-
-        return configuration.make_neuron(self.config)
-
-    @property
-    def transition(self) -> Any:
-        """The network as `equilibrium_forward` takes it."""
-        from mpisjax.nn import model
-
-        return model.transition_of(self.network)
-
-    def first(self, split: str, count: int) -> tuple[Any, Any]:
-        """Images, as the network takes them, and labels of the first examples of "train" or "test"."""
-        return first_of(self.parts.dataset, split, count)
+    def first(self, split: str, count: int) -> tuple[jax.Array, jax.Array]:
+        """`first_examples` of the network's data."""
+        return first_examples(self.dataset, split, count)
 
 
-def first_of(dataset: Any, split: str, count: int) -> tuple[Any, Any]:
-    """Images, as a network takes them, and labels of the first examples of a split."""
+def first_examples(dataset: DataSet, split: str, count: int) -> tuple[jax.Array, jax.Array]:
+    """The first examples of a split: images, as a network takes them, and labels.
+
+    Args:
+        dataset: The data.
+        split: "train" or "test".
+        count: How many examples; all of a shorter split.
+    """
     import jax.numpy as jnp
 
-    from mpisjax.analysis.measure import first_examples
     from mpisjax.training.step import prepare_images
 
-    few = first_examples(getattr(dataset, split), count)
-    images = jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))]))
-    return prepare_images(images, dataset), jnp.asarray(few.labels)
+    examples = getattr(dataset, split)
+    chosen = np.arange(min(count, len(examples.labels)))
+    images = jnp.asarray(np.asarray(examples.images[chosen]))
+    return prepare_images(images, dataset), jnp.asarray(examples.labels[chosen])
 
 
 class Study:
@@ -118,12 +117,11 @@ class Study:
             config.data.dir = inside if os.path.isdir(inside) else self._data_dir
         return config
 
-    def batch(self, config: ml_collections.ConfigDict, split: str, count: int) -> tuple[Any, Any]:
-        """The first examples of the data of a config that is no network's of the scale: `first_of`."""
+    def dataset(self, config: ml_collections.ConfigDict) -> DataSet:
+        """The data of a config, from where the command line says."""
         from mpisjax import data
 
-        config = self._with_data(config.copy_and_resolve_references())
-        return first_of(data.load(config.data), split, count)
+        return data.load(self._with_data(config.copy_and_resolve_references()).data)
 
     def settings(self, net: Net, seed: int = 0, **more: Any) -> dict[str, Any]:
         """What a row of a network depends on."""
@@ -171,7 +169,10 @@ class Study:
         return result
 
     def trained(self, net: Net, seed: int) -> Trained:
-        """The best state of a run, trained first where it is not."""
+        """The best state of a run, which is trained first if it is not yet."""
+        import jax
+
+        from mpisjax import configuration
         from mpisjax.training.run import restore_best, variables_of
 
         key = (net.name, seed)
@@ -179,9 +180,14 @@ class Study:
             self.train(net, seed)
             config = self.config(net, seed)
             parts, state, _ = restore_best(self.workdir(net, seed), config)
-            import jax
-
-            self._restored[key] = Trained(config, parts, jax.device_get(variables_of(state)))
+            self._restored[key] = Trained(
+                config=config,
+                dataset=parts.dataset,
+                network=parts.net,
+                neuron=configuration.make_neuron(config),
+                solver=configuration.make_evaluation_solver(config),
+                variables=jax.device_get(variables_of(state)),
+            )
         return self._restored[key]
 
 

@@ -36,7 +36,6 @@ def run(study: Study) -> dict[str, Any]:
 
 def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
     """Both norms by stream and step, mean over samples, and the spectral radius at the equilibrium."""
-    from mpisjax import configuration
     from mpisjax.analysis.dynamics import dynamics
     from mpisjax.jacobian import warn_near_one
     from mpisjax.nn.model import parameter_count
@@ -48,7 +47,7 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
         trained.variables,
         images,
         neuron=trained.neuron,
-        solver=configuration.make_evaluation_solver(trained.config),
+        solver=trained.solver,
         num_steps=study.scale.follow_steps,
     )
     return {

@@ -34,8 +34,8 @@ def count(study: Study, net: Net, seed: int) -> dict[str, Any]:
     from mpisjax.analysis.measure import first_examples, measure
 
     trained = study.trained(net, seed)
-    split = first_examples(trained.parts.dataset.test, study.scale.examples)
-    found = measure(trained.config, trained.parts.net, trained.variables, trained.parts.dataset, split)
+    split = first_examples(trained.dataset.test, study.scale.examples)
+    found = measure(trained.config, trained.network, trained.variables, trained.dataset, split)
     return {
         "firing_rates": found.firing_rates,
         "synops": sum(found.cost.synops.values()),

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.nets import Net
 from experiments.scales import Scale
-from experiments.study import Study
+from experiments.study import Study, first_examples
 from experiments.tables import MISSING, table
 
 TITLE = "Solver steps and the gradient"
@@ -48,14 +48,13 @@ def run(study: Study) -> dict[str, Any]:
 
 def measure(study: Study, name: str, samples: int, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Steps, residual, cosine and norm ratio of every pair; the reason where there is no fixed point."""
-    from mpisjax import configuration
     from mpisjax.analysis.audit import audit_solves
     from mpisjax.errors import UserError
     from mpisjax.pretrained import load_pretrained
     from mpisjax.solvers import Adjoint, RateForward
 
     found = load_pretrained(name)
-    images, labels = study.batch(found.config, "train", samples)
+    images, labels = first_examples(study.dataset(found.config), "train", samples)
     solves = {
         str(i): (
             RateForward(forward, max_steps=steps, tol=0.0, damping=damping),
@@ -63,9 +62,8 @@ def measure(study: Study, name: str, samples: int, pairs: Sequence[Pair]) -> dic
         )
         for i, (forward, steps, damping, backward, back, other) in enumerate(pairs)
     }
-    neuron = configuration.make_neuron(found.config)
     try:
-        solved = audit_solves(found.net, found.variables, images, labels, neuron=neuron, solves=solves)
+        solved = audit_solves(found.net, found.variables, images, labels, neuron=found.neuron, solves=solves)
     except UserError as error:
         return {"refused": str(error)}
     return {"solves": [[float(f"{v:.4g}") for v in (s.residual, *s.agreement)] for s in solved.values()]}

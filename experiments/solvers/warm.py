@@ -40,11 +40,13 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from mpisjax.firing import RateReading
+    from mpisjax.nn import model
     from mpisjax.residuals import relative_residual, worst
     from mpisjax.simulate import weighted_mean_frame
 
     trained = study.trained(net, seed)
-    network, neuron, transition = trained.network, trained.neuron, trained.transition
+    network, neuron = trained.network, trained.neuron
+    transition = model.transition_of(network)
     followed, _ = trained.first("test", study.scale.followed)
     others, _ = trained.first("train", study.scale.followed)
 
