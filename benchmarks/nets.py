@@ -78,7 +78,7 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     config.model.update(settings)
     config.model.dtype = dtype
     config.forward.mode = "rates"
-    # Next to none: the warm-up steps settle the running statistics, the weights stay those of a first step.
+    # Almost 0, so that warm-up steps settle the running statistics and leave the weights as they were initialised.
     config.train.learning_rate = 1e-6
     config.train.warmup_epochs = 0.0
     if batch_size:
@@ -98,7 +98,7 @@ def with_forward(c: Case, mode: int | str, **settings: Any) -> Case:
 
 
 def host_batch(batch_size: int) -> Batch:
-    """Digits, enlarged."""
+    """A batch of digits, enlarged to 28x28."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8)
     at = np.arange(SIDE) * 8 // SIDE

@@ -1,4 +1,4 @@
-"""Where the time of a compiled function goes, by kind of operation, from JAX's profiler."""
+"""The time of a compiled function by kind of operation, from JAX's profiler."""
 
 from __future__ import annotations
 

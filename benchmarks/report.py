@@ -42,7 +42,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was asked for, and what was measured; rows only for what this run measured."""
+    """Targets beside measured values; a row for each target that this run measured."""
     rows: list[dict[str, Any]] = []
 
     def add(what: str, target: str, value: float, met: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is measured, section by section; each returns rows (dicts) for tables and plots."""
+"""What is measured. Each section returns rows (dicts) for tables and plots."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def trips(mode: int | str, forward_steps: float, adjoint_steps: float) -> list[f
 
 
 def measure_peaks(scope: Scope) -> Rows:
-    """Convolutions and a matrix product, alone."""
+    """The speed of convolutions and of a matrix product."""
     mesh = data_mesh(64)
     found = peaks.measure_peaks(mesh, jnp.dtype(scope.dtype), repeats=3 if scope.quick else 9)
     return [{"what": p.title, "GFLOP/s": p.gflops, "devices": mesh.size} for p in found]
@@ -93,7 +93,7 @@ def _step_row(
 
 
 def measure_steps(scope: Scope, peak: float) -> Rows:
-    """Training steps and inferences against time steps."""
+    """The time of training steps and inferences against the number of time steps."""
     rows = []
     for name in scope.cases:
         s = subject(scope, name)
@@ -117,7 +117,7 @@ def measure_steps(scope: Scope, peak: float) -> Rows:
 
 
 def measure_memory(scope: Scope) -> Rows:
-    """Compiled memory of a training step against time steps and against the solvers' history; nothing is run."""
+    """Memory of the compiled training step against time steps and the solvers' history; nothing is run."""
     rows = []
     lengths = (1, 1000) if scope.quick else (1, 5, 30, 100, 300, 1000)
     histories = (5,) if scope.quick else (2, 5, 10)
@@ -155,9 +155,9 @@ def fixed_step(s: Subject, forward: int, adjoint: int, mode: int | str = "rates"
 
 
 def measure_adjoint(scope: Scope) -> Rows:
-    """What one more adjoint iteration costs, beside one more evaluation of f in the forward solve.
+    """The time of one adjoint iteration beside that of one evaluation of f in the forward solve.
 
-    Both are slopes: of the whole step's time from 4 to 12 iterations, each solve taking all it is allowed.
+    Both are slopes of the time of a whole step, from 4 to 12 iterations of a solve that never stops early.
     """
     rows, (few, many) = [], (4, 12)
     for name in scope.cases[:1] if scope.quick else scope.cases:
@@ -182,7 +182,7 @@ def measure_adjoint(scope: Scope) -> Rows:
 
 
 def measure_solvers(scope: Scope) -> Rows:
-    """Steps that each solver takes to each tolerance, on the same state."""
+    """The steps that each solver needs for each tolerance, on the same state."""
     rows = []
     tolerances = (1e-2,) if scope.quick else (1e-1, 1e-2, 1e-3, 1e-4)
     for name in scope.cases[1:] if scope.quick else scope.cases:
@@ -208,7 +208,7 @@ def measure_solvers(scope: Scope) -> Rows:
 
 
 def measure_profile(scope: Scope) -> dict[str, Rows]:
-    """Where a training step's time goes: by kind of operation, and the most expensive operations."""
+    """The time of a training step by kind of operation, and the most expensive operations."""
     found = {}
     for name in scope.cases:
         s = subject(scope, name)

@@ -1,4 +1,4 @@
-"""Wall-clock and processor time of a call, and what compiling it costs."""
+"""Wall-clock and processor time of a call, and the time and memory that its compilation takes."""
 
 from __future__ import annotations
 

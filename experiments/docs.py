@@ -1,8 +1,9 @@
-"""The generated tables of the documentation: written from small JSON files that are kept beside it.
+"""The generated tables of the documentation, written from the JSON files in docs/results.
 
-A page says `<!-- generated: smoke/table1 -->` where the table of docs/results/smoke/table1.json goes, up to
-`<!-- end of generated -->`. Where there is no such file the page says that it was not run, and how to. The sections of
-`python -m benchmarks` are `<!-- generated: benchmarks/steps -->` and so on, from docs/results/benchmarks.json.
+In a page, the table of docs/results/smoke/table1.json stands between `<!-- generated: smoke/table1 -->` and
+`<!-- end of generated -->`. If that file is missing, the page says that the experiment was not run, and gives its
+command. The sections of `python -m benchmarks`, such as `<!-- generated: benchmarks/steps -->`, come from
+docs/results/benchmarks.json.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def generated(scale: str, name: str, docs: Path = DOCS) -> str:
-    """What stands between a block's marks: command, table, provenance, figures."""
+    """The text between the marks of a block: table, figures, provenance and command."""
     if scale == "benchmarks":
         return benchmark(name, docs)
     if scale not in NAMES or name not in EXPERIMENTS:
@@ -57,7 +58,7 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
 
 
 def benchmark(name: str, docs: Path = DOCS) -> str:
-    """What stands between the marks of a section of `python -m benchmarks`."""
+    """The text between the marks of a section of `python -m benchmarks`."""
     content = json.loads((docs / "results" / "benchmarks.json").read_text())
     if name not in content:
         raise UserError(f"a page has the mark 'generated: benchmarks/{name}', which was not measured.")
@@ -69,7 +70,10 @@ def benchmark(name: str, docs: Path = DOCS) -> str:
 
 
 def joined(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Results of a benchmark run beside those that are kept; the run with the training steps is the main one."""
+    """Joins the results of a benchmark run with those that are kept.
+
+    The main run is the one that measured the training steps. A section of another run keeps that run's machine.
+    """
     sections = [k for k in report.TITLES if k != "targets"]
     runs = {k: kept.get("other_runs", {}).get(k, kept["machine"]) for k in sections if k in kept}
     runs |= {k: new["machine"] for k in sections if k in new}
@@ -80,12 +84,12 @@ def joined(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def rewritten(text: str, docs: Path = DOCS) -> str:
-    """A page with its generated blocks as they should be."""
+    """The text of a page with all its blocks generated anew."""
     return BLOCK.sub(lambda m: f"{m['start']}\n{generated(m['scale'], m['name'], docs)}\n{m['end']}", text)
 
 
 def take(out: Path, docs: Path = DOCS) -> list[str]:
-    """Copies the results of an output folder into the documentation; gives what it copied."""
+    """Copies the results in an output folder into the documentation; returns the names of what it copied."""
     taken = []
     for source in sorted(out.glob("*/results.json")):
         content: dict[str, Any] = json.loads(source.read_text())
@@ -110,7 +114,7 @@ def take(out: Path, docs: Path = DOCS) -> list[str]:
 
 
 def main(out: Path | None, check: bool) -> int:
-    """Brings every page up to date, or with `check` says which is not."""
+    """Writes every page anew; with `check`, changes nothing and refuses pages that are stale."""
     if out is not None:
         print(f"taken: {', '.join(take(out))}")
     stale = []

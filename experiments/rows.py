@@ -1,4 +1,4 @@
-"""Finished rows of an experiment, in a JSON file: what was computed with the same settings is not computed again."""
+"""The finished rows of an experiment in a JSON file. A row is computed again only if its settings changed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Rows:
         return found["result"]
 
     def finish(self) -> dict[str, Any]:
-        """Drops rows that were not asked for this time, saves, and gives the file's content."""
+        """Drops the rows that this run did not ask for, saves, and returns the content of the file."""
         self.content["rows"] = {k: self.content["rows"][k] for k in self._asked}
         with self._stopper.deferred():
             self._save()

@@ -142,8 +142,8 @@ def smoke() -> Scale:
     )
 
 
-# Averages over 500 steps, damping and the rest of configs/fashion_mnist.py are for its thirty epochs; the tables at the small scale
-# keep to what their runs of one or two were made with.
+# configs/fashion_mnist.py is made for thirty epochs. The tables at the small scale keep the settings that their runs of
+# one or two epochs were made with.
 BRIEF = {
     "train.ema": 0.0,
     "data.augment.shift": 2,
@@ -156,7 +156,7 @@ BRIEF = {
 }
 
 
-# A solver's error is smallest beside all others in the first epoch, so tolerances are compared on a trained network.
+# In the first epoch other errors are larger than the solvers', so tolerances are compared on a trained network.
 FROM_TRAINED = {
     "train.init_from": "fashion_mnist",
     "train.learning_rate": 0.02,

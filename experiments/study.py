@@ -108,7 +108,7 @@ class Study:
         return self._out / experiment
 
     def config(self, net: Net, seed: int) -> ml_collections.ConfigDict:
-        """The settings of a run, its data where the command line says."""
+        """The settings of a run, with the folder of the data that the command line names."""
         return self._with_data(net.load(seed))
 
     def _with_data(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -124,7 +124,7 @@ class Study:
         return data.load(self._with_data(config.copy_and_resolve_references()).data)
 
     def settings(self, net: Net, seed: int = 0, **more: Any) -> dict[str, Any]:
-        """What a row of a network depends on."""
+        """Everything that a row of a network depends on."""
         from flax.traverse_util import flatten_dict
 
         from mpisjax import configuration
@@ -139,12 +139,12 @@ class Study:
         return self._out / "training" / f"{net.name}_{epochs}epochs_seed{seed}"
 
     def train_rows(self, rows: Rows, net: Net) -> None:
-        """A row for every seed of a network: `train`."""
+        """Trains a network for every seed, a row each."""
         for seed in self.scale.seeds:
             rows.row(f"{net.name} seed {seed}", self.settings(net, seed), partial(self.train, net, seed))
 
     def train(self, net: Net, seed: int) -> dict[str, Any]:
-        """Trains a network, from wherever its run stands, and gives the test split's measurements."""
+        """Trains a network, or continues its run, and returns what was measured on the test split."""
         from mpisjax.nn.model import parameter_count
         from mpisjax.training.report import as_json
 
@@ -160,7 +160,7 @@ class Study:
         }
 
     def finished(self, net: Net, seed: int) -> FitResult:
-        """How the run of a network ended, trained from wherever it stands."""
+        """Trains a network, or continues its run, and returns how that ended."""
         from mpisjax.training.run import run
 
         result = run(self.config(net, seed), self.workdir(net, seed), self._stopper)
@@ -192,7 +192,7 @@ class Study:
 
 
 def described(net: Net) -> dict[str, Any]:
-    """What a table says of a network, as JSON holds it."""
+    """What a table says of a network, as JSON can hold it."""
     known = {"name": net.name, "title": net.title, "data": net.data, "steps": net.steps}
     return {**known, "epochs": net.load().train.epochs, "command": net.command()}
 

@@ -11,14 +11,14 @@ MISSING = "not run here"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], first_number: int = 1) -> str:
-    """A Markdown table, numbers to the right."""
+    """A Markdown table, with numbers aligned to the right from column `first_number` on."""
     rule = ["---" if i < first_number else "---:" for i in range(len(header))]
     lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
 
 
 def across_seeds(values: Sequence[float | None], digits: int = 2, factor: float = 1.0) -> str:
-    """One value, or mean and standard deviation of several; what is not there or not finite is said."""
+    """One value, or the mean and standard deviation of several; says where there is none or one is not finite."""
     if not values:
         return MISSING
     finite = [factor * v for v in values if v is not None]
@@ -35,20 +35,20 @@ def mean(values: Sequence[float]) -> float:
 
 
 def verdict(where: str, ours: str, other: str, equal: str, accuracies: Sequence[float]) -> str:
-    """One sentence: who wins, of two accuracies as shares."""
+    """A sentence that says which of two accuracies (between 0 and 1) is higher."""
     difference = 100 * (accuracies[0] - accuracies[1])
     word = "beats" if difference > 0 else "does not beat" if difference < 0 else "equals"
     return f"{where}: {ours} {word} {other} at equal {equal} ({difference:+.2f} points)."
 
 
 def of_seeds(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The results of a row for every seed that was run."""
+    """The results of a network for every seed that was run."""
     keys = [f"{name} seed {seed}" for seed in content["seeds"]]
     return [content["rows"][k]["result"] for k in keys if k in content["rows"]]
 
 
 def provenance(content: dict[str, Any]) -> str:
-    """Seeds, machine, date, of the rows that are there."""
+    """A sentence with the scale, epochs, seeds, dates and machines of the finished rows."""
     rows = list(content["rows"].values())
     if not rows:
         return "Nothing has been run."
@@ -67,7 +67,7 @@ def provenance(content: dict[str, Any]) -> str:
 
 
 def save_figures(figures: dict[str, Any], folder: Path) -> None:
-    """Writes every figure as PNG and as SVG, reproducibly."""
+    """Writes every figure as PNG and SVG; the same figure gives the same bytes."""
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
