@@ -1,7 +1,7 @@
 """Classifies an image file with a trained spiking network and shows how it came to its answer.
 
     python demo.py digit.png
-    python demo.py shirt.jpg --pretrained fashion_mnist --steps 30 --live
+    python demo.py shirt.jpg --pretrained fashion_mnist --num_steps 30 --live
 
 Prints class, confidence, spikes and steps, and writes a picture (raster and settling rates) and the same animated:
 NAME_spikes.png and NAME_spikes.gif in the current folder, or --out's.
@@ -13,17 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpisjax import cli, pretrained
-from mpisjax.arguments import Parser, whole_number
+from mpisjax.arguments import Parser, local_path, path, whole_number
 from mpisjax.errors import UserError
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser("python demo.py", __doc__)
-    parser.add_argument("image", type=Path, help="a PNG or JPEG file")
+    parser.add_argument("image", type=local_path, help="a PNG or JPEG file")
     parser.add_argument("--pretrained", default="digits", help=f"one of {', '.join(pretrained.available())}")
-    parser.add_argument("--steps", type=whole_number(1), help="time steps; as trained by default")
-    parser.add_argument("--out", help="where to write, less .png and .gif; ./NAME_spikes by default")
+    parser.add_argument("--num_steps", type=whole_number(1), help="time steps; as trained by default")
+    parser.add_argument(
+        "--out", type=path, help="where to write, less .png and .gif; ./NAME_spikes by default"
+    )
     parser.add_argument("--live", action="store_true", help="also play it in the terminal")
     parser.add_argument("--no_gif", dest="gif", action="store_false", help="write the picture alone")
     parser.add_argument(
@@ -54,7 +56,7 @@ def main(given: argparse.Namespace) -> None:
     trained = pretrained.load_pretrained(given.pretrained)
     inputs = trained.inputs
     image, done = read_image(given.image, inputs, given.crop)
-    found = trace(trained, image, given.steps)
+    found = trace(trained, image, given.num_steps)
 
     console, steps = Console(highlight=False, soft_wrap=True), len(found.scores)
     best, sure = int(found.scores[-1].argmax()), float(found.scores[-1].max())

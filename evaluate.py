@@ -1,7 +1,7 @@
 """Measures the best state of a run: accuracy by the equivalent path and by spikes alone, residuals, firing rates.
 
     python evaluate.py --workdir runs/digits
-    python evaluate.py --workdir runs/digits --steps 1,2,5,10,30 --json out.json
+    python evaluate.py --workdir runs/digits --num_steps 1,2,5,10,30 --json out.json
     python evaluate.py --workdir runs/digits --report report.html
     python evaluate.py --pretrained digits
 
@@ -18,52 +18,62 @@ import launch
 if __name__ == "__main__":
     launch.with_large_pages()
 
-from absl import flags
-
 from mpisjax import cli
+from mpisjax.arguments import Parser, path, whole_numbers
 from mpisjax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "folder of the run")
-PRETRAINED = flags.DEFINE_string(
-    "pretrained", None, "a network that comes with the package, instead of a run"
-)
-SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "what to measure on")
-JSON = flags.DEFINE_string("json", None, "file for the figures as JSON; standard output by default")
-STEPS = flags.DEFINE_list("steps", [], "numbers of time steps to compare, such as 1,2,5,10,30")
-REPORT = flags.DEFINE_string(
-    "report", None, "file for an HTML page of the run, on the split's first 1,000 examples"
-)
+
+def arguments() -> Parser:
+    """The program's flags."""
+    parser = Parser("evaluate.py", __doc__, with_config=True)
+    parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
+    parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
+    parser.add_argument("--json", type=path, help="file for the figures as JSON; standard output by default")
+    parser.add_argument(
+        "--num_steps",
+        type=whole_numbers(1),
+        default=[],
+        help="numbers of time steps to compare, such as 1,2,5,10,30",
+    )
+    parser.add_argument(
+        "--report",
+        type=path,
+        help="file for an HTML page of the run, on the split's first 1,000 examples",
+    )
+    cli.add_process_arguments(parser)
+    return parser
 
 
-def config_of_run(arguments: cli.Arguments):
+def config_of_run(given, config_file: str | None):
     """The config that the run was trained with."""
-    if arguments.config_file is not None:
+    if config_file is not None:
         raise UserError(
             "evaluate.py takes the config from --workdir or --pretrained; leave --config out, or override single settings"
         )
-    if PRETRAINED.value is not None:
+    if given.pretrained is not None:
         import mpisjax
 
-        return mpisjax.load_pretrained(PRETRAINED.value).config
+        return mpisjax.load_pretrained(given.pretrained).config
     from mpisjax.training.run import saved_config
     from mpisjax.training.run_folder import path_of
 
-    return saved_config(path_of(WORKDIR.value))
+    return saved_config(path_of(given.workdir))
 
 
-def main(config) -> None:
+def main(given, config) -> None:
     """Evaluates as the flags say."""
     from mpisjax.cpu import cores
     from mpisjax.training import devices, processes
 
     cores.prepare(config)
     with processes.exit_on_failure():
-        processes.initialize(*cli.process_arguments())
+        processes.initialize(*cli.process_arguments(given))
         devices.compilation_cache()
-        _evaluate(config, processes.is_primary())
+        _evaluate(given, config, processes.is_primary())
 
 
-def _evaluate(config, first: bool) -> None:
+def _evaluate(given, config, first: bool) -> None:
     """What `main` does on prepared devices; of several processes the first alone prints and writes."""
     from rich.console import Console
 
@@ -72,28 +82,30 @@ def _evaluate(config, first: bool) -> None:
     from mpisjax.training.run import evaluate_at, restore_best
     from mpisjax.training.run_folder import path_of
 
-    counts = [_steps(item) for item in STEPS.value]
-    if JSON.value is not None and not Path(JSON.value).parent.is_dir():
-        raise UserError(f"--json {JSON.value} lies in no folder; make the folder or name another file")
-    if REPORT.value is not None and not Path(REPORT.value).parent.is_dir():
-        raise UserError(f"--report {REPORT.value} lies in no folder; make the folder or name another file")
-    if PRETRAINED.value is None:
-        origin = WORKDIR.value
+    counts = given.num_steps
+    if given.json is not None and not Path(given.json).parent.is_dir():
+        raise UserError(f"--json {given.json} lies in no folder; make the folder or name another file")
+    if given.report is not None and not Path(given.report).parent.is_dir():
+        raise UserError(f"--report {given.report} lies in no folder; make the folder or name another file")
+    if given.pretrained is None:
+        origin = given.workdir
         parts, state, step = restore_best(path_of(origin), config)
     else:
         from mpisjax.pretrained import restore
 
-        origin = f"pretrained {PRETRAINED.value}"
-        parts, state, step = restore(PRETRAINED.value, config)
-    split = getattr(parts.dataset, SPLIT.value)
+        origin = f"pretrained {given.pretrained}"
+        parts, state, step = restore(given.pretrained, config)
+    split = getattr(parts.dataset, given.split)
     if not len(split.labels):
-        raise UserError(f"the run holds out no {SPLIT.value} examples; choose --split test")
+        raise UserError(f"the run holds out no {given.split} examples; choose --split test")
     if counts and parts.dataset.temporal:
-        raise UserError("--steps needs a constant input; an event set takes as many steps as data.num_frames")
+        raise UserError(
+            "--num_steps needs a constant input; an event set takes as many steps as data.num_frames"
+        )
     console = Console(quiet=not first)
     results = report.as_json(evaluate_at(config, parts, state, split, None))
     epoch = step // parts.feed.steps_per_epoch
-    examples = f"{SPLIT.value} split, {results['num_examples']} examples"
+    examples = f"{given.split} split, {results['num_examples']} examples"
     report.show(
         console, f"{origin}, state of epoch {epoch}, {examples}", results, report.readout_name(config)
     )
@@ -104,7 +116,7 @@ def _evaluate(config, first: bool) -> None:
         report.show_steps(console, results["by_steps"], report.readout_name(config))
     if not first:
         return
-    if REPORT.value is not None:
+    if given.report is not None:
         import jax
 
         from mpisjax.analysis.report import STEPS as REPORTED_STEPS
@@ -119,23 +131,17 @@ def _evaluate(config, first: bool) -> None:
             parts.dataset,
             split,
             origin,
-            REPORT.value,
+            given.report,
             steps=counts or REPORTED_STEPS,
         )
-    source = {"workdir": origin} if PRETRAINED.value is None else {"pretrained": PRETRAINED.value}
-    header = {**source, "checkpoint_step": step, "split": SPLIT.value}
+    source = {"workdir": origin} if given.pretrained is None else {"pretrained": given.pretrained}
+    header = {**source, "checkpoint_step": step, "split": given.split}
     text = json.dumps({**header, **results})
-    if JSON.value is None:
+    if given.json is None:
         print(text)
     else:
-        write_atomically(Path(JSON.value), f"{text}\n".encode())
-
-
-def _steps(item: str) -> int:
-    if not item.strip().isdigit() or int(item) < 1:
-        raise UserError(f"--steps holds {item!r}; give whole numbers from 1 on, such as 1,2,5,10,30")
-    return int(item)
+        write_atomically(Path(given.json), f"{text}\n".encode())
 
 
 if __name__ == "__main__":
-    cli.run(main, config_of_run)
+    cli.run(main, arguments(), config_of_run)

@@ -35,14 +35,20 @@ if __name__ == "__main__":  # before JAX is imported, which takes seconds; `watc
 
 from pathlib import Path  # noqa: E402
 
-from absl import flags  # noqa: E402
-
 from mpisjax import cli  # noqa: E402
+from mpisjax.arguments import Parser, path  # noqa: E402
 from mpisjax.training.preemption import watch  # noqa: E402
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "digits.py"
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/<config.name> by default")
-PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into the folder of the run")
+
+
+def arguments() -> Parser:
+    """The program's flags."""
+    parser = Parser("train.py", __doc__, with_config=True)
+    parser.add_argument("--workdir", type=path, help="folder of the run; runs/<config.name> by default")
+    parser.add_argument("--profile", action="store_true", help="trace a few steps into the folder of the run")
+    cli.add_process_arguments(parser)
+    return parser
 
 
 def draw(folder: Path, name: str) -> None:
@@ -52,7 +58,7 @@ def draw(folder: Path, name: str) -> None:
     draw_curves(folder, name)
 
 
-def main(config) -> None:
+def main(given, config) -> None:
     """Trains as the config says."""
     from mpisjax.cpu import cores
     from mpisjax.training import devices, processes
@@ -60,14 +66,14 @@ def main(config) -> None:
     with watch() as stopper, processes.exit_on_failure():
         # The devices must be settled before anything makes JAX look for them.
         cores.prepare(config)
-        processes.initialize(*cli.process_arguments())
+        processes.initialize(*cli.process_arguments(given))
         devices.compilation_cache()
 
         from mpisjax.training.run import run
 
-        workdir = WORKDIR.value or f"runs/{config.name}"
-        run(config, workdir, stopper, on_end=lambda folder: draw(folder, config.name), profile=PROFILE.value)
+        workdir = given.workdir or f"runs/{config.name}"
+        run(config, workdir, stopper, on_end=lambda folder: draw(folder, config.name), profile=given.profile)
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.config_from(DEFAULT_CONFIG))
+    cli.run(main, arguments(), cli.config_from(DEFAULT_CONFIG))

@@ -16,11 +16,10 @@ import datetime
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import launch
-from mpisjax.arguments import Parser, names, whole_number
+from mpisjax.arguments import Parser, local_path, names, path, whole_number
 
 SECTIONS = ("peaks", "steps", "memory", "adjoint", "scaling", "solvers", "profile", "loader")
 QUICK = ("peaks", "steps", "memory", "adjoint", "solvers", "loader")
@@ -32,8 +31,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", type=names((*SECTIONS, "peer")), help="sections, separated by commas; all by default"
     )
-    parser.add_argument("--out", default="runs/benchmarks", type=Path, help="folder for the results")
-    parser.add_argument("--data_dir", default="", help="of the loader section: data sets' files or folders")
+    parser.add_argument("--out", default="runs/benchmarks", type=local_path, help="folder for the results")
+    parser.add_argument(
+        "--data_dir", type=path, default="", help="of the loader section: data sets' files or folders"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer sections, points and repeats")
     parser.add_argument("--peer", choices=["torch"], help="also measure the PyTorch peer")
     parser.add_argument(

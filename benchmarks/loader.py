@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mpisjax import cli, data
+from mpisjax import config_files, data
 from mpisjax.training.run import Parts, assemble
 from mpisjax.training.step import make_train_step
 
@@ -34,7 +34,9 @@ def rate(run: Callable[[int], Any], repeats: int, batch_size: int) -> float:
 def config_of(name: str, data_dir: str = "") -> ml_collections.ConfigDict:
     """The settings of `configs/NAME.py[:VARIANT]`, its data in `data_dir` or in the folder there named after the set."""
     file, _, variant = name.partition(":")
-    config = cli.load_config(str(ROOT / "configs" / f"{file}.py") + (f":{variant}" if variant else ""))
+    config = config_files.load_config(
+        str(ROOT / "configs" / f"{file}.py") + (f":{variant}" if variant else "")
+    )
     if data_dir and file not in EMBEDDED:
         inside = os.path.join(data_dir, config.data.name)
         config.data.dir = inside if os.path.isdir(inside) else data_dir

@@ -170,10 +170,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", flags.devices)
     jax.config.update("jax_disable_most_optimizations", flags.quick)
-    from mpisjax import cli
+    from mpisjax import config_files
     from mpisjax.training import devices
 
-    config = cli.load_config(flags.config)
+    config = config_files.load_config(flags.config)
     config.train.batch_size, config.model.dtype = flags.batch_size, flags.dtype
     config.devices.model_parallel = flags.model_parallel
     mesh = devices.make_mesh(config, flags.batch_size)

@@ -24,7 +24,7 @@ import launch
 from experiments.catalog import EXPERIMENTS, document, plan
 from experiments.scales import NAMES, Scale, scale_of
 from mpisjax import cli
-from mpisjax.arguments import Parser, whole_number, whole_numbers
+from mpisjax.arguments import Parser, local_path, path, whole_number, whole_numbers
 from mpisjax.training.preemption import SIGNALS, Preempted, watch
 
 
@@ -35,17 +35,19 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "experiment", choices=(*EXPERIMENTS, "all", "docs"), help="which one, or all; docs writes docs/ anew"
     )
     parser.add_argument("--scale", choices=NAMES, default="smoke", help="size of the experiments")
-    parser.add_argument("--out", type=Path, help="folder for everything; runs/experiments/SCALE by default")
     parser.add_argument(
-        "--data_dir", default="", help="the data sets' files, or folders named after the sets"
+        "--out", type=local_path, help="folder for everything; runs/experiments/SCALE by default"
+    )
+    parser.add_argument(
+        "--data_dir", type=path, default="", help="the data sets' files, or folders named after the sets"
     )
     parser.add_argument("--seeds", type=whole_numbers(0), help="such as 0,1,2; the scale's own by default")
     parser.add_argument("--epochs", type=whole_number(1), help="instead of the small or paper scale's own")
-    parser.add_argument("--steps", type=whole_numbers(1), help="of table1, only these T, such as 30")
+    parser.add_argument("--num_steps", type=whole_numbers(1), help="of table1, only these T, such as 30")
     parser.add_argument("--no_timing", action="store_true", help="leave times of a step out")
     parser.add_argument("--dry_run", action="store_true", help="say what would be trained, and end")
     parser.add_argument(
-        "--take", type=Path, metavar="OUT", help="docs: first copy the results of this folder"
+        "--take", type=local_path, metavar="OUT", help="docs: first copy the results of this folder"
     )
     parser.add_argument("--check", action="store_true", help="docs: change nothing; fail if a table is stale")
     given = parser.parse_args(argv)
@@ -57,11 +59,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     scale = scale_of(given.scale, given.epochs)
     if given.seeds is not None:
         scale = scale._replace(seeds=given.seeds)
-    if given.steps is not None:
-        pairs = tuple(pair for pair in scale.through_time if pair.ours.steps in given.steps)
+    if given.num_steps is not None:
+        pairs = tuple(pair for pair in scale.through_time if pair.ours.steps in given.num_steps)
         if not pairs:
             known = ", ".join(map(str, sorted({pair.ours.steps for pair in scale.through_time})))
-            parser.error(f"--steps asks for no T of table1 at this scale: choose among {known}")
+            parser.error(f"--num_steps asks for no T of table1 at this scale: choose among {known}")
         scale = scale._replace(through_time=pairs)
     given.chosen_scale = scale
     return given
@@ -97,7 +99,7 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
 def shown_flags(flags: argparse.Namespace) -> str:
     """The flags that a table's command needs to be the same again."""
     data = " --data_dir DIR" if flags.data_dir else ""
-    listed = {"seeds": flags.seeds, "epochs": flags.epochs and (flags.epochs,), "steps": flags.steps}
+    listed = {"seeds": flags.seeds, "epochs": flags.epochs and (flags.epochs,), "num_steps": flags.num_steps}
     given = "".join(f" --{k} {','.join(map(str, v))}" for k, v in listed.items() if v is not None)
     return data + given + (" --no_timing" if flags.no_timing else "")
 

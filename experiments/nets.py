@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mpisjax import cli, configuration
+from mpisjax import config_files, configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ class Net(NamedTuple):
 
     def load(self, seed: int = 0) -> ml_collections.ConfigDict:
         """All settings of a run."""
-        config = cli.load_config(str(ROOT / self.config))
+        config = config_files.load_config(str(ROOT / self.config))
         config.update_from_flattened_dict({**self.settings, "seed": seed})
         configuration.check(config)
         return config

@@ -1,14 +1,23 @@
-"""The command lines of the programs beside `train.py` and `evaluate.py`: flags with underscores, mistakes in a sentence.
+"""The parser of every program's command line: flags with underscores, and one sentence for each mistake.
 
 A mistyped flag or value is one sentence on standard error and exit code 2. `--help` shows every flag with its default.
+Programs with a config are run by `mpisjax.cli.run`.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
+
+from mpisjax import settings
+from mpisjax.paths import expand
+
+_KINDS = {"int": "a whole number", "float": "a number"}
+_USAGE = "%(prog)s [flags] [--config FILE[:VARIANT]] [--config.KEY=VALUE ...]"
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,16 +26,33 @@ class Parser(argparse.ArgumentParser):
     Args:
         program: What starts the program, such as "python -m mpisjax.export".
         description: The docstring of the program, shown as it is.
+        with_config: Whether the program takes `--config` and `--config.KEY=VALUE`; --help then lists the settings.
+        more: As of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, program: str, description: str | None, **settings: Any) -> None:
-        super().__init__(
-            prog=program,
-            description=description,
-            formatter_class=_Help,
-            allow_abbrev=False,
-            **settings,
-        )
+    def __init__(
+        self,
+        program: str | None = None,
+        description: str | None = None,
+        *,
+        with_config: bool = False,
+        **more: Any,
+    ) -> None:
+        more = {
+            "formatter_class": _Help,
+            "allow_abbrev": False,
+            **({"usage": _USAGE} if with_config else {}),
+            **more,
+        }
+        super().__init__(prog=more.pop("prog", program), description=description, **more)
+        self._with_config = with_config
+
+    def format_help(self) -> str:
+        """The docstring, the flags, and the settings of a program with a config."""
+        text = super().format_help()
+        if not self._with_config:
+            return text
+        return f"{text}\nsettings, with their defaults before a config file changes them:\n{settings.help_text()}\n"
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The flags as a namespace; exits with 2 where a flag or a value is none."""
@@ -37,7 +63,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong, and exits with 2."""
-        self.exit(2, f"error: {message.removeprefix('argument ')}; --help lists the flags\n")
+        message = re.sub(
+            r"invalid (int|float) value: (.*)", lambda m: f"{m[2]} is not {_KINDS[m[1]]}", message
+        )
+        self.exit(
+            2, f"error: {' '.join(message.removeprefix('argument ').split())}; --help lists the flags\n"
+        )
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
@@ -51,9 +82,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Descriptions as they are written, and defaults where there are some."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, True, "") or action.required:
+        if action.default in (None, False, True, "", ()) or action.required:
             return action.help
         return super()._get_help_string(action)
+
+
+def path(text: str) -> str:
+    """The type of a flag that is a path; `~` is the user's home, and a bucket's address stays as it is."""
+    return expand(text)
+
+
+def local_path(text: str) -> Path:
+    """The type of a flag that is a path on this machine's disk; `~` is the user's home."""
+    return Path(path(text))
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -24,21 +24,28 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package may be this checkout
 
 from mpisjax import cli  # noqa: E402
+from mpisjax.arguments import Parser, path, whole_number  # noqa: E402
 from mpisjax.training.preemption import watch  # noqa: E402
 
 SHOWN_EVERY = 2
 SETTLED = 0.1  # of the run: what comes before may grow
 TOLERANCE = 0.01  # of resident memory, after that
 
-STEPS = flags.DEFINE_integer("steps", 20_000, "steps to take, at least; epochs are not cut", lower_bound=1)
-EVERY = flags.DEFINE_integer("every", 250, "steps from one sample to the next", lower_bound=1)
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a temporary one by default")
+
+def arguments() -> Parser:
+    """The program's flags."""
+    parser = Parser("tests/long_run.py", __doc__, with_config=True)
+    number = whole_number(1)
+    parser.add_argument(
+        "--steps", type=number, default=20_000, help="steps to take, at least; epochs are not cut"
+    )
+    parser.add_argument("--every", type=number, default=250, help="steps from one sample to the next")
+    parser.add_argument("--workdir", type=path, help="folder of the run; a temporary one by default")
+    return parser
 
 
 class Sample(NamedTuple):
@@ -127,7 +134,7 @@ def problems(samples: list[Sample]) -> list[str]:
     return told
 
 
-def main(config) -> int:
+def main(given, config) -> int:
     """Runs, samples and judges."""
     from mpisjax.cpu import cores
 
@@ -151,7 +158,7 @@ def main(config) -> int:
             taken = [0]
 
             def watched(state, batch):
-                if taken[0] % EVERY.value == 0:
+                if taken[0] % given.every == 0:
                     # The step before this one may be at work still, and hold memory.
                     jax.block_until_ready(state)
                     samples.append(
@@ -176,8 +183,8 @@ def main(config) -> int:
 
         run.make_train_step = make_watched
         steps_per_epoch = run.assemble(config).feed.steps_per_epoch
-        config.train.epochs = -(-STEPS.value // steps_per_epoch)
-        result = run.run(config, WORKDIR.value or temporary, stopper)
+        config.train.epochs = -(-given.steps // steps_per_epoch)
+        result = run.run(config, given.workdir or temporary, stopper)
     told = problems(samples)
     held = [sample.anonymous for sample in samples[int(SETTLED * len(samples)) :]]
     print(
@@ -202,4 +209,4 @@ if __name__ == "__main__":
     if not os.path.exists("/proc/self/status"):
         sys.exit("this script reads /proc, which only Linux has")
     with_one_arena()
-    cli.run(main, cli.config_from(ROOT / "configs" / "digits.py"))
+    cli.run(main, arguments(), cli.config_from(ROOT / "configs" / "digits.py"))

@@ -60,7 +60,15 @@ def test_a_digit_is_classified_and_drawn(digits, demo, monkeypatch, capsys, tmp_
     trained, test = digits
     Image.fromarray(test.images[5][:, :, 0]).save(tmp_path / "digit.png")
     said = run(
-        demo, monkeypatch, capsys, tmp_path / "digit.png", "--out", tmp_path / "out", "--live", "--steps", 6
+        demo,
+        monkeypatch,
+        capsys,
+        tmp_path / "digit.png",
+        "--out",
+        tmp_path / "out",
+        "--live",
+        "--num_steps",
+        6,
     )
     found = trace(trained, test.images[5], 6)
     assert f"class: {test.labels[5]}, confidence {100 * found.scores[-1].max():.1f}%" in said

@@ -20,13 +20,25 @@ CORE = [
     "errors",
 ]
 LAYERS = [
-    ["launch", "mpisjax.arguments", *(f"mpisjax.{name}" for name in CORE)],
+    [
+        "launch",
+        "mpisjax.arguments",
+        "mpisjax.paths",
+        "mpisjax.settings",
+        *(f"mpisjax.{name}" for name in CORE),
+    ],
     ["mpisjax.cpu"],
     ["mpisjax.nn", "mpisjax.weights"],
     ["mpisjax.baselines", "mpisjax.data", "mpisjax.training"],
     ["mpisjax.configuration", "mpisjax.training.run"],  # where settings become objects
     ["mpisjax.analysis", "mpisjax.pretrained", "mpisjax.export"],
-    ["mpisjax", "mpisjax.cli", "mpisjax.pretrained.__main__", "mpisjax.export.__main__"],
+    [
+        "mpisjax",
+        "mpisjax.cli",
+        "mpisjax.config_files",
+        "mpisjax.pretrained.__main__",
+        "mpisjax.export.__main__",
+    ],
     ["benchmarks", "experiments", "examples", "train", "evaluate", "demo"],
 ]
 PACKAGES = {0: {"jax", "jaxopt", "jaxtyping", "numpy"}, 1: {"jax", "numpy"}}  # by layer, beside Python's own

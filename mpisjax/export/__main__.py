@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpisjax import cli
-from mpisjax.arguments import Parser, whole_number
+from mpisjax.arguments import Parser, local_path, path, whole_number
 from mpisjax.errors import UserError
 
 
@@ -20,12 +20,16 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser("python -m mpisjax.export", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", help="folder of a run; its best state is exported")
+    source.add_argument("--workdir", type=path, help="folder of a run; its best state is exported")
     source.add_argument("--pretrained", help="a network that comes with the package")
-    parser.add_argument("--data_dir", help="folder with the run's original files, if they have moved")
+    parser.add_argument(
+        "--data_dir", type=path, help="folder with the run's original files, if they have moved"
+    )
     parser.add_argument("--format", required=True, choices=("nir", "stablehlo"), help="what to write")
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
-    parser.add_argument("--steps", type=whole_number(1), help="stablehlo: time steps; as trained by default")
+    parser.add_argument("--out", required=True, type=local_path, help="file to write")
+    parser.add_argument(
+        "--num_steps", type=whole_number(1), help="stablehlo: time steps; as trained by default"
+    )
     parser.add_argument(
         "--batch_size", type=whole_number(1), help="stablehlo: the one batch size; any by default"
     )
@@ -36,9 +40,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="nir: exact nodes, or IF/LIF nodes that must be told to reset by subtraction",
     )
     given = parser.parse_args(argv)
-    if (given.steps or given.batch_size) and given.format == "nir":
+    if (given.num_steps or given.batch_size) and given.format == "nir":
         parser.error(
-            "--steps and --batch_size are for --format stablehlo; a NIR graph is stepped by its host"
+            "--num_steps and --batch_size are for --format stablehlo; a NIR graph is stepped by its host"
         )
     return given
 
@@ -50,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not given.out.absolute().parent.is_dir():
             raise UserError(f"--out {given.out} lies in no folder; make the folder or name another file")
         trained = _trained(given)
-        if trained.inputs.temporal and given.steps:
+        if trained.inputs.temporal and given.num_steps:
             raise UserError(
-                "--steps needs a constant input; an event set takes as many steps as it has frames"
+                "--num_steps needs a constant input; an event set takes as many steps as it has frames"
             )
         write = _write_nir if given.format == "nir" else _write_stablehlo
         print(write(trained, given, given.out))
@@ -95,7 +99,7 @@ def _write_stablehlo(trained: Any, given: argparse.Namespace, out: Path) -> str:
     from mpisjax.export.stablehlo import PLATFORMS, to_stablehlo
     from mpisjax.training.atomic import write_atomically
 
-    write_atomically(out, bytes(to_stablehlo(trained, given.steps, batch_size=given.batch_size)))
+    write_atomically(out, bytes(to_stablehlo(trained, given.num_steps, batch_size=given.batch_size)))
     batch = given.batch_size or "any"
     return f"{out}: {out.stat().st_size:,} bytes, for {', '.join(PLATFORMS)}, batch size {batch}"
 

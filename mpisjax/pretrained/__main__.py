@@ -18,19 +18,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mpisjax import cli
-from mpisjax.arguments import Parser
+from mpisjax import cli, config_files
+from mpisjax.arguments import Parser, path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and writes the two files."""
     parser = Parser("python -m mpisjax.pretrained", __doc__)
-    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--workdir", type=path, required=True, help="folder of the run")
     parser.add_argument("--name", required=True, help="what load_pretrained is to call it")
     parser.add_argument(
-        "--out", required=True, help="folder to write to; a name that exists there is refused"
+        "--out", type=path, required=True, help="folder to write to; a name that exists there is refused"
     )
-    parser.add_argument("--data_dir", help="folder with the original files, if not the run's")
+    parser.add_argument("--data_dir", type=path, help="folder with the original files, if not the run's")
     for name, what in (
         ("command", "how it was trained, if not by one train.py"),
         ("commit", "of the code that trained it, if not the current one"),
@@ -76,7 +76,7 @@ def training_command(config: Any, root: Path | None = None) -> str:
     ours = flatten_dict(without_folders(to_plain(config)), sep=".")
     candidates = []
     for variant in ("", *runpy.run_path(str(file)).get("VARIANTS", {})):
-        other = cli.load_config(f"{file}:{variant}" if variant else str(file))
+        other = config_files.load_config(f"{file}:{variant}" if variant else str(file))
         theirs = flatten_dict(to_plain(other), sep=".")
         changed = {
             key: value

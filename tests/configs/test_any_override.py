@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpisjax import cli, configuration
+from mpisjax import cli, config_files, configuration
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
 from mpisjax.training.state import make_schedule
@@ -63,8 +63,8 @@ def make(config: ml_collections.ConfigDict) -> None:
 def test_any_override_of_a_real_setting(items):
     config = digits()
     try:
-        overrides = cli.sort_arguments([f"--config.{key}={value}" for key, value in items]).overrides
-        make(cli.apply_overrides(config, overrides))
+        overrides = config_files.sort_arguments([f"--config.{key}={value}" for key, value in items]).overrides
+        make(config_files.apply_overrides(config, overrides))
     except UserError as error:
         sentence = cli.explain(error)
         assert sentence and "\n" not in sentence and "\r" not in sentence
@@ -91,7 +91,7 @@ def test_any_broken_config_file(tmp_path_factory, places):
     path = tmp_path_factory.mktemp("broken") / "broken.py"
     path.write_text(text, encoding="utf-8", errors="replace")
     try:
-        make(cli.load_config(str(path)))
+        make(config_files.load_config(str(path)))
     except UserError as error:
         sentence = cli.explain(error)
         assert sentence and "\n" not in sentence

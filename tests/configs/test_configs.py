@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mpisjax import cli, configuration, nn
+from mpisjax import config_files, configuration, nn
 from mpisjax.errors import UserError
 from mpisjax.training.state import make_optimizer
 from mpisjax.training.step import prepare_images
@@ -44,7 +44,7 @@ def rows(path: Path) -> list[tuple[str | None, int, str]]:
 
 def config_of(path: Path, variant: str | None) -> configuration.ml_collections.ConfigDict:
     """As the command line loads it."""
-    return cli.load_config(f"{path}:{variant}" if variant else str(path))
+    return config_files.load_config(f"{path}:{variant}" if variant else str(path))
 
 
 def data_of(config: configuration.ml_collections.ConfigDict) -> SimpleNamespace:
@@ -136,7 +136,7 @@ def test_every_file_has_the_base_keys_and_no_others(path):
 )
 def test_unknown_key_is_refused(override):
     with pytest.raises(UserError, match="there is no setting"):
-        cli.apply_overrides(config_of(FOLDER / "cifar10.py", "t10"), [override])
+        config_files.apply_overrides(config_of(FOLDER / "cifar10.py", "t10"), [override])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_misspelt_setting_in_a_file_is_refused(tmp_path):
         "    return c\n"
     )
     with pytest.raises(UserError, match=r"line 4 of .* fails"):
-        cli.load_config(str(path))
+        config_files.load_config(str(path))
 
 
 def test_variants_leave_one_another_alone():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from mpisjax import cli, configuration, cpu
+from mpisjax import config_files, configuration, cpu
 from mpisjax.data import Batch
 from mpisjax.nn import model
 from mpisjax.training.evaluation import make_eval_step
@@ -115,7 +115,7 @@ def lower(config: Any) -> None:
 
 @pytest.mark.parametrize(("path", "variant"), every())
 def test_every_config_lowers_for_every_platform(path, variant):
-    lower(cli.load_config(f"{path}:{variant}" if variant else str(path)))
+    lower(config_files.load_config(f"{path}:{variant}" if variant else str(path)))
 
 
 @pytest.mark.slow
@@ -132,6 +132,6 @@ def test_every_config_lowers_for_every_platform(path, variant):
     ids=lambda settings: "-".join(str(value) for value in settings.values()),
 )
 def test_every_solver_lowers_for_every_platform(settings):
-    config = cli.load_config(str(FOLDER / "digits.py"))
+    config = config_files.load_config(str(FOLDER / "digits.py"))
     config.update_from_flattened_dict(settings)
     lower(config)

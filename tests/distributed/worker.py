@@ -19,9 +19,9 @@ STEPS, BATCH = 20, 48
 
 def settings() -> Any:
     """Two fused streams and all that depends on a batch: augmentation, dropout, batch statistics."""
-    from mpisjax import cli
+    from mpisjax import config_files
 
-    config = cli.load_config(str(Path(__file__).resolve().parents[2] / "configs" / "digits.py"))
+    config = config_files.load_config(str(Path(__file__).resolve().parents[2] / "configs" / "digits.py"))
     config.update_from_flattened_dict(
         {
             "model.stem": (4,),

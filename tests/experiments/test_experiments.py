@@ -14,7 +14,7 @@ from experiments.paper import reported, table1
 from experiments.rows import Rows
 from experiments.scales import NAMES, scale_of
 from experiments.study import Study, described
-from mpisjax import cli
+from mpisjax import config_files
 from mpisjax.training.preemption import Stopper
 
 pytestmark = pytest.mark.unoptimized
@@ -35,7 +35,9 @@ def every_net(scale):
 def test_command_trains_what_the_experiment_trains(name):
     for net in every_net(scale_of(name)):
         file, *overrides = net.command(seed=3).removeprefix("python train.py --config ").split(" ")
-        config = cli.apply_overrides(cli.load_config(file), [o.replace('"', "") for o in overrides])
+        config = config_files.apply_overrides(
+            config_files.load_config(file), [o.replace('"', "") for o in overrides]
+        )
         assert config.to_dict() == net.load(seed=3).to_dict()
 
 
@@ -203,16 +205,28 @@ def test_plan_counts_the_steps(capsys):
 
 def test_command_beside_a_table_has_the_flags_that_matter():
     flags = program.arguments(
-        ["table1", "--scale", "small", "--data_dir", "/data", "--epochs", "3", "--steps", "30", "--out", "x"]
+        [
+            "table1",
+            "--scale",
+            "small",
+            "--data_dir",
+            "/data",
+            "--epochs",
+            "3",
+            "--num_steps",
+            "30",
+            "--out",
+            "x",
+        ]
     )
-    assert program.shown_flags(flags) == " --data_dir DIR --epochs 3 --steps 30"
+    assert program.shown_flags(flags) == " --data_dir DIR --epochs 3 --num_steps 30"
 
 
 @pytest.mark.parametrize(
     "flags, word",
     [
         (["table1", "--seeds", "one"], "--seeds"),
-        (["table1", "--scale", "small", "--steps", "31"], "choose among 30, 100"),
+        (["table1", "--scale", "small", "--num_steps", "31"], "choose among 30, 100"),
         (["table1", "--epochs", "3"], "--epochs"),
         (["table1", "--epochs=five", "--scale", "small"], "--epochs: 'five' is not a whole number"),
         (["table9"], "table9"),

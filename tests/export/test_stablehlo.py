@@ -44,7 +44,7 @@ PROGRAM = """
 def test_it_runs_without_this_package(python, capsys, tmp_path, name, num_steps):
     trained = mpisjax.load_pretrained(name)
     images = np.asarray(data.load(trained.config.data).validation.images[:20])
-    steps = [] if num_steps is None else ["--steps", str(num_steps)]
+    steps = [] if num_steps is None else ["--num_steps", str(num_steps)]
     out = str(tmp_path / "net.stablehlo")
     main(["--pretrained", name, "--format", "stablehlo", "--out", out, *steps])
     assert "for cpu, cuda, tpu, batch size any" in capsys.readouterr().out
@@ -89,12 +89,12 @@ def test_the_command_writes_a_nir_file(capsys, tmp_path):
     [
         ("--pretrained nonsense --format nir", 1, "no pretrained network 'nonsense'"),
         ("--workdir nowhere --format stablehlo", 1, "holds no checkpoint"),
-        ("--pretrained saccade_digits --format stablehlo --steps 3", 1, "needs a constant input"),
-        ("--pretrained digits --format nir --steps 3", 2, "are for --format stablehlo"),
+        ("--pretrained saccade_digits --format stablehlo --num_steps 3", 1, "needs a constant input"),
+        ("--pretrained digits --format nir --num_steps 3", 2, "are for --format stablehlo"),
         (
-            "--pretrained digits --format stablehlo --steps 0",
+            "--pretrained digits --format stablehlo --num_steps 0",
             2,
-            "--steps: '0' is not a whole number of at least 1",
+            "--num_steps: '0' is not a whole number of at least 1",
         ),
         ("--pretrained digits --format onnx", 2, "invalid choice: 'onnx'"),
         (

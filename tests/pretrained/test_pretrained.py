@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import mpisjax
-from mpisjax import cli, configuration, data, pretrained, weights
+from mpisjax import config_files, configuration, data, pretrained, weights
 from mpisjax.errors import UserError
 from mpisjax.pretrained import save
 from mpisjax.pretrained.__main__ import training_command
@@ -196,22 +196,22 @@ def test_a_card_has_no_folder_of_its_maker(digits, tmp_path):
 
 
 def test_the_training_command_leads_back_to_the_config():
-    config = cli.load_config(str(ROOT / "configs" / "digits.py"))
+    config = config_files.load_config(str(ROOT / "configs" / "digits.py"))
     assert training_command(config, ROOT) == "python train.py"
-    config = cli.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
+    config = config_files.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
     config.data.dir, config.train.epochs, config.model.layers = "/somewhere", 3, (8, 12)
     command = training_command(config, ROOT).split(" ")
     assert command[:4] == ["python", "train.py", "--config", "configs/fashion_mnist.py:t30"]
-    again = cli.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
+    again = config_files.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
     overrides = [item.strip("'") for item in command[4:]]
     assert len(overrides) == 2 and not any("somewhere" in item for item in overrides)
-    again = cli.apply_overrides(again, overrides)
+    again = config_files.apply_overrides(again, overrides)
     assert again.train.epochs == 3 and again.model.layers == (8, 12)
 
 
 @pytest.mark.slow
 def test_a_run_becomes_a_network(tmp_path):
-    config = cli.load_config(str(ROOT / "configs" / "digits.py"))
+    config = config_files.load_config(str(ROOT / "configs" / "digits.py"))
     config.model.update(stem=(4,), layers=(4,), num_streams=1, fusion_layer=1, stride_layer=0)
     config.forward.num_steps, config.train.epochs, config.train.ema = 2, 1, 0.5
     result = run(config, tmp_path / "run")

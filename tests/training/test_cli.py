@@ -14,8 +14,10 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpisjax import cli
+from mpisjax import cli, config_files
+from mpisjax.arguments import Parser, path, whole_number, whole_numbers
 from mpisjax.errors import UserError
+from mpisjax.settings import SETTINGS
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 ROOT = SCRIPT.parents[2]
@@ -29,9 +31,9 @@ def config() -> ml_collections.ConfigDict:
 
 
 def parse(*arguments: str) -> ml_collections.ConfigDict:
-    sorted_ = cli.sort_arguments(arguments)
+    sorted_ = config_files.sort_arguments(arguments)
     assert sorted_.config_file is None and not sorted_.others
-    return cli.apply_overrides(config(), sorted_.overrides)
+    return config_files.apply_overrides(config(), sorted_.overrides)
 
 
 def test_overrides_in_every_form():
@@ -60,7 +62,7 @@ def test_sorting():
         "extra",
         "--configure",
     ]
-    found = cli.sort_arguments(arguments)
+    found = config_files.sort_arguments(arguments)
     assert found.config_file == "a.py:small"
     assert found.overrides == ["--config.x=1"]
     assert found.others == ["--workdir", "w", "--verbosity=1", "extra", "--configure"]
@@ -70,18 +72,21 @@ def test_sorting():
     ("arguments", "sentence"),
     [
         (["--config.train.epoch=3"], "no setting config.train.epoch; did you mean config.train.epochs?"),
-        (["--config.zzzzzz=3"], "there is no setting config.zzzzzz; see"),
+        (["--config.zzzzzz=3"], "there is no setting config.zzzzzz; --help lists"),
         (["--config.train.epochs.x=3"], "there is no setting config.train.epochs.x"),
         (["--config.=3"], "there is no setting config."),
         (["--config.train..epochs=3"], "there is no setting config.train..epochs"),
-        (["--config.train.epochs=three"], "--config.train.epochs=three: invalid literal for int"),
-        (["--config.train.epochs=3.5"], "--config.train.epochs=3.5"),
-        (["--config.train.epochs="], "--config.train.epochs="),
-        (["--config.train.epochs"], "Missing value for flag --config.train.epochs"),
-        (["--config.data.augment.flip=maybe"], "--config.data.augment.flip=maybe"),
-        (["--config.train=3"], "config.train"),
-        (["--config.data.shape=(1,"], "--config.data.shape=(1,"),
-        (["--noconfig.train.epochs"], "noconfig.train.epochs"),
+        (["--config.train.epochs=three"], "config.train.epochs is 'three'; give a whole number, such as 3"),
+        (["--config.train.epochs=3.5"], "config.train.epochs is '3.5'; give a whole number"),
+        (["--config.train.epochs="], "config.train.epochs is ''; give a whole number"),
+        (["--config.train.epochs"], "--config.train.epochs has no value; give a whole number"),
+        (["--config.data.augment.flip=maybe"], "config.data.augment.flip is 'maybe'; give true or false"),
+        (["--config.train=3"], "config.train is a group of settings; give one of them"),
+        (
+            ["--config.data.shape=(1,"],
+            "config.data.shape is '(1,'; give numbers in brackets, such as (16,32)",
+        ),
+        (["--noconfig.train.epochs"], "--noconfig.train.epochs is for settings that are true or false"),
         (["--config"], "--config needs a file"),
         (["--noconfig"], "--config needs a file"),
         (["--config", "--workdir=x"], "--config needs a file"),
@@ -108,7 +113,7 @@ KEYS = st.sampled_from(
 def test_any_override_is_taken_or_told(items):
     arguments = [f"--config.{key}{sign}{value}" for key, sign, value in items]
     try:
-        result = cli.apply_overrides(config(), cli.sort_arguments(arguments).overrides)
+        result = config_files.apply_overrides(config(), config_files.sort_arguments(arguments).overrides)
     except UserError as error:
         assert str(error)
     else:
@@ -119,7 +124,7 @@ def test_any_override_is_taken_or_told(items):
 @given(st.lists(st.text(max_size=20), max_size=4))
 def test_any_arguments_are_sorted_or_told(arguments):
     try:
-        found = cli.sort_arguments(arguments)
+        found = config_files.sort_arguments(arguments)
     except UserError:
         return
     assert all(item in arguments for item in found.others)
@@ -141,7 +146,7 @@ def test_a_config_file_that_fails(tmp_path, text):
     path = tmp_path / "bad.py"
     path.write_text(text)
     with pytest.raises(UserError) as told:
-        cli.load_config(str(path))
+        config_files.load_config(str(path))
     assert FILES[text] in str(told.value) and "bad.py" in str(told.value)
 
 
@@ -151,16 +156,16 @@ def test_any_config_file_is_taken_or_told(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("any") / "any.py"
     path.write_text(text, errors="replace")
     with pytest.raises(UserError):
-        cli.load_config(str(path))
+        config_files.load_config(str(path))
 
 
 def test_missing_config_files(tmp_path):
     for name in ("absent.py", str(tmp_path), "", "nul\0"):
         with pytest.raises(UserError, match="there is no config file"):
-            cli.load_config(name)
+            config_files.load_config(name)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="is not a Python file"):
-        cli.load_config(str(tmp_path / "notes.txt"))
+        config_files.load_config(str(tmp_path / "notes.txt"))
 
 
 def test_a_variant_reaches_get_config(tmp_path):
@@ -168,8 +173,8 @@ def test_a_variant_reaches_get_config(tmp_path):
     path.write_text(
         "import ml_collections\ndef get_config(v=None):\n  return ml_collections.ConfigDict({'v': v or ''})"
     )
-    assert cli.load_config(f"{path}:small").v == "small"
-    assert cli.load_config(str(path)).v == ""
+    assert config_files.load_config(f"{path}:small").v == "small"
+    assert config_files.load_config(str(path)).v == ""
 
 
 def test_versions_of_jax(log):
@@ -194,14 +199,19 @@ def test_the_machines_errors_are_explained():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "code", "sentence"),
     [
-        (["--config.train.epochz=3"], "error: there is no setting config.train.epochz; did you mean"),
-        (["--workdri=x"], "error: Unknown command line flag 'workdri'. Did you mean: workdir"),
-        (["--workdir={file}"], "is a file or lies below one"),
+        (["--config.train.epochz=3"], 2, "error: there is no setting config.train.epochz; did you mean"),
+        (["--config.train.epochs=five"], 2, "error: config.train.epochs is 'five'; give a whole number"),
+        (["--config"], 2, "error: --config needs a file"),
+        (["--workdri=x"], 2, "error: there is no flag --workdri; did you mean --workdir?"),
+        (["--slow=long"], 2, "error: --slow: 'long' is not a number"),
+        (["stray"], 2, "error: unexpected argument 'stray'"),
+        (["--config=absent.py"], 1, "error: there is no config file 'absent.py'"),
+        (["--workdir={file}"], 1, "is a file or lies below one"),
     ],
 )
-def test_a_program_says_one_sentence_and_exits_with_1(tmp_path, arguments, sentence):
+def test_a_program_says_one_sentence_and_its_exit_code(tmp_path, arguments, code, sentence):
     (tmp_path / "file").touch()
     given = [item.format(file=tmp_path / "file") for item in arguments]
     command = [sys.executable, SCRIPT, f"--workdir={tmp_path / 'run'}", *given]
@@ -209,6 +219,52 @@ def test_a_program_says_one_sentence_and_exits_with_1(tmp_path, arguments, sente
     run = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False
     )
-    assert run.returncode == 1
+    assert run.returncode == code
     assert sentence in run.stderr and run.stderr.count("\n") == 1
     assert not run.stdout and not (tmp_path / "run").exists()
+
+
+def tool() -> Parser:
+    parser = Parser("tool.py", "A tool.")
+    parser.add_argument("--num_steps", type=whole_number(1), default=10, help="time steps")
+    parser.add_argument("--seeds", type=whole_numbers(0), help="of the runs")
+    parser.add_argument("--scale", choices=("small", "paper"))
+    parser.add_argument("--out", type=path, required=True)
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--num_steps=five"], "--num_steps: 'five' is not a whole number of at least 1"),
+        (["--num_steps", "0"], "--num_steps: '0' is not a whole number of at least 1"),
+        (["--num-steps=5"], "there is no flag --num-steps; did you mean --num_steps?"),
+        (["--num_step=5"], "there is no flag --num_step; did you mean --num_steps?"),
+        (["--seeds=0,x"], "--seeds: '0,x' is not whole numbers of at least 0, such as 0,1"),
+        (["--scale=huge"], "--scale: invalid choice: 'huge' (choose from "),
+        (["--scale"], "--scale: expected one argument"),
+        (["extra"], "unexpected argument 'extra'"),
+        ([], "the following arguments are required: --out"),
+    ],
+)
+def test_a_tools_mistaken_flag_is_one_sentence_and_2(capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as ended:
+        tool().parse_args([*arguments, *(["--out=x"] if arguments else [])])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out
+    assert said.err.startswith(f"error: {sentence}") and said.err.count("\n") == 1
+
+
+def test_a_tools_flags(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    given = tool().parse_args(["--num_steps", "3", "--seeds=1,0,1", "--out", "~/there"])
+    assert (given.num_steps, given.seeds, given.out) == (3, (1, 0), "/home/somebody/there")
+    assert tool().parse_args(["--out=gs://bucket/~"]).out == "gs://bucket/~"
+    assert "time steps (default: 10)" in tool().format_help()
+
+
+def test_help_has_every_setting_with_its_default_and_meaning():
+    shown = Parser(with_config=True).format_help()
+    for name, setting in SETTINGS.items():
+        line = next(line for line in shown.splitlines() if line.startswith(f"  --config.{name}="))
+        assert str(setting.default).replace(" ", "") in line and setting.meaning.split()[0] in line

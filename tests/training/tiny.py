@@ -200,21 +200,23 @@ def fit(
 
 
 if __name__ == "__main__":
-    from absl import flags
+    import argparse
 
     from mpisjax import cli
+    from mpisjax.arguments import Parser
 
-    _SLOW = flags.DEFINE_float("slow", 0.0, "seconds to wait before each step")
-    _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder", required=True)
+    parser = Parser()
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait before each step")
+    parser.add_argument("--workdir", required=True, help="the run's folder")
 
-    def main(config: ml_collections.ConfigDict) -> None:
+    def main(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
         from mpisjax.analysis.curves import draw_curves
 
         fit(
-            _WORKDIR.value,
+            given.workdir,
             config,
-            feed=Feed(slow=_SLOW.value),
+            feed=Feed(slow=given.slow),
             on_end=lambda folder: draw_curves(folder, "tiny"),
         )
 
-    cli.run(main, cli.config_from(__file__))
+    cli.run(main, parser, cli.config_from(__file__))
