@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = saved_config(Path(given.workdir))
         if given.data_dir is not None:
             config.data.dir = given.data_dir
-        path = save.save(
+        written = save.save(
             save.from_run(given.workdir, config),
             given.name,
             given.out,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             date=given.date or datetime.now(UTC).date().isoformat(),
             note=given.note,
         )
-        print(f"{path}: {path.stat().st_size:,} bytes; its card is {path.with_suffix('.json').name}")
+        print(f"{written}: {written.stat().st_size:,} bytes; its card is {written.with_suffix('.json').name}")
 
 
 def training_command(config: Any, root: Path | None = None) -> str:
