@@ -1,4 +1,4 @@
-"""Whether the input pipeline keeps up: images a second of the loader beside those of the training step it feeds."""
+"""Images per second of the input pipeline, beside those of the training step that it feeds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mpisjax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = ("digits", "saccade_digits")
-# With a folder of files; the last is the paper's 30 million parameters, seconds a step on a CPU.
+# Those that need --data_dir. The last has the paper's 30 million parameters; a step takes seconds on a CPU.
 FROM_FILES = ("fashion_mnist", "nmnist:subset", "cifar100")
 
 
 def rate(run: Callable[[int], Any], repeats: int, batch_size: int) -> float:
-    """Images a second, each run waited for, after one to warm up."""
+    """Images per second; waits for each run, after one to warm up."""
     jax.block_until_ready(run(0))
     began = time.perf_counter()
     for step in range(repeats):
@@ -31,20 +31,25 @@ def rate(run: Callable[[int], Any], repeats: int, batch_size: int) -> float:
     return repeats * batch_size / (time.perf_counter() - began)
 
 
-def config_of(name: str, data_dir: str = "") -> ml_collections.ConfigDict:
-    """The settings of `configs/NAME.py[:VARIANT]`, its data in `data_dir` or in the folder there named after the set."""
-    file, _, variant = name.partition(":")
-    config = config_files.load_config(
-        str(ROOT / "configs" / f"{file}.py") + (f":{variant}" if variant else "")
-    )
-    if data_dir and file not in EMBEDDED:
+def find_data(config: ml_collections.ConfigDict, data_dir: str) -> ml_collections.ConfigDict:
+    """Sets where the data of a config are: in `data_dir`, or in the folder there that is named after the data set."""
+    if data_dir and config.data.name not in EMBEDDED:
         inside = os.path.join(data_dir, config.data.name)
         config.data.dir = inside if os.path.isdir(inside) else data_dir
     return config
 
 
+def config_of(name: str, data_dir: str = "") -> ml_collections.ConfigDict:
+    """The settings of `configs/NAME.py[:VARIANT]`, with its data in `data_dir`."""
+    file, _, variant = name.partition(":")
+    config = config_files.load_config(
+        str(ROOT / "configs" / f"{file}.py") + (f":{variant}" if variant else "")
+    )
+    return find_data(config, data_dir)
+
+
 def training_rate(config: ml_collections.ConfigDict, parts: Parts, repeats: int) -> float:
-    """Images a second of the training step alone, on a batch that is there."""
+    """Images per second of the training step alone, on a batch that is loaded already."""
     step = make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
     batch = parts.feed.batch(0)
     state = jax.tree.map(jnp.copy, parts.state)  # donated
@@ -58,7 +63,7 @@ def training_rate(config: ml_collections.ConfigDict, parts: Parts, repeats: int)
 
 
 def measure(data_dir: str = "", *, quick: bool = False) -> list[dict[str, Any]]:
-    """A row a config: the loader, the loader with augmentation, the training step, and how often the loader is faster.
+    """A row for each config: the loader, the loader with augmentation, the training step, and the ratio of the two.
 
     Args:
         data_dir: The data sets' files, or folders named after the sets; without it only the sets that come with their libraries.

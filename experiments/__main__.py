@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import launch
+from experiments import docs
 from experiments.catalog import EXPERIMENTS, document, plan
 from experiments.scales import NAMES, Scale, scale_of
 from mpisjax import cli
 from mpisjax.arguments import Parser, local_path, path, whole_number, whole_numbers
-from mpisjax.training.preemption import SIGNALS, Preempted, watch
+from mpisjax.training.preemption import watch
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -104,8 +104,8 @@ def shown_flags(flags: argparse.Namespace) -> str:
     return data + given + (" --no_timing" if flags.no_timing else "")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; gives the exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
     flags = arguments(argv)
     for name, level in (("experiments", logging.INFO), ("mpisjax", logging.WARNING)):
         handler = logging.StreamHandler(sys.stderr)
@@ -114,29 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
-    try:
+    with cli.report_user_errors():
         if flags.experiment == "docs":
-            from experiments import docs as pages
-
-            return pages.main(flags.take, flags.check)
-        if flags.dry_run:
+            docs.main(flags.take, flags.check)
+        elif flags.dry_run:
             print(plan(flags.names, flags.chosen_scale))
-            return 0
-        run(flags.names, flags.chosen_scale, flags)
-        return 0
-    except Preempted as stop:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        print(f"stopped by {stop}; run the same command to go on", file=sys.stderr, flush=True)
-        return 0
-    except Exception as error:
-        sentence = cli.explain(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        return 1
+        else:
+            run(flags.names, flags.chosen_scale, flags)
 
 
 if __name__ == "__main__":
     launch.with_large_pages()
-    sys.exit(main())
+    main()

@@ -113,7 +113,7 @@ def take(out: Path, docs: Path = DOCS) -> list[str]:
     return taken
 
 
-def main(out: Path | None, check: bool) -> int:
+def main(out: Path | None, check: bool) -> None:
     """Writes every page anew; with `check`, changes nothing and refuses pages that are stale."""
     if out is not None:
         print(f"taken: {', '.join(take(out))}")
@@ -127,4 +127,3 @@ def main(out: Path | None, check: bool) -> int:
     if check and stale:
         raise UserError(f"{', '.join(stale)} differ from what `python -m experiments docs` writes; run it.")
     print(f"{'rewritten: ' + ', '.join(stale) if stale else 'all tables are as generated'}")
-    return 0

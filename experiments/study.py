@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -109,19 +108,16 @@ class Study:
 
     def config(self, net: Net, seed: int) -> ml_collections.ConfigDict:
         """The settings of a run, with the folder of the data that the command line names."""
-        return self._with_data(net.load(seed))
+        from benchmarks.loader import find_data
 
-    def _with_data(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-        if self._data_dir and config.data.name not in ("digits", "saccade_digits"):
-            inside = os.path.join(self._data_dir, config.data.name)
-            config.data.dir = inside if os.path.isdir(inside) else self._data_dir
-        return config
+        return find_data(net.load(seed), self._data_dir)
 
     def dataset(self, config: ml_collections.ConfigDict) -> DataSet:
         """The data of a config, from where the command line says."""
+        from benchmarks.loader import find_data
         from mpisjax import data
 
-        return data.load(self._with_data(config.copy_and_resolve_references()).data)
+        return data.load(find_data(config.copy_and_resolve_references(), self._data_dir).data)
 
     def settings(self, net: Net, seed: int = 0, **more: Any) -> dict[str, Any]:
         """Everything that a row of a network depends on."""
