@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mpisjax.neurons import LIF
     from mpisjax.nn.mpis import MPIS
     from mpisjax.solvers import RateForward
-    from mpisjax.training.loop import FitResult
+    from mpisjax.training.fit import FitResult
 
 
 class Trained(NamedTuple):

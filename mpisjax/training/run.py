@@ -26,8 +26,9 @@ from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training import checkpoints, devices, init_from, processes, record, run_folder
 from mpisjax.training.evaluation import Evaluation, make_evaluator
+from mpisjax.training.fit import FitResult, fit
 from mpisjax.training.lock import hold
-from mpisjax.training.loop import FitResult, LoopSettings, OnEpoch, fit
+from mpisjax.training.loop import LoopSettings, OnEpoch
 from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.processes import run_on_primary
 from mpisjax.training.profiling import Meter
@@ -117,8 +118,8 @@ def run(
         config: All settings.
         workdir: The run's folder; made where it is missing.
         stopper: Who listens for signals; by default the run itself does.
-        on_epoch: See `mpisjax.training.loop.fit`.
-        on_end: See `mpisjax.training.loop.fit`.
+        on_epoch: See `mpisjax.training.fit.fit`.
+        on_end: See `mpisjax.training.fit.fit`.
         profile: Whether to trace a few steps into the folder.
 
     Returns:

@@ -15,7 +15,7 @@ import tiny
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, loop, packing, saving
 from mpisjax.training.checkpoints import CheckpointWriter
-from mpisjax.training.loop import DivergenceError
+from mpisjax.training.divergence import DivergenceError
 from mpisjax.training.metrics import TIMING, read_rows
 from mpisjax.training.preemption import Stopper
 
@@ -321,3 +321,46 @@ def test_damaged_checkpoint_is_named_and_training_ends_the_same(whole, tmp_path,
     assert (str(target) in log.text) == (harm == "latest")
     assert bits(last.state) == bits(whole[0].state)
     assert rows_of(tmp_path) == whole[2]
+
+
+def test_on_epoch_sees_every_validation_and_true_ends_the_training(whole, tmp_path):
+    seen, ended = [], []
+
+    def on_epoch(state, metrics):
+        seen.append((int(state.step), metrics["step"], metrics["epoch"]))
+        assert metrics["accuracy"] == tiny.evaluate(state, 1).accuracy
+        return metrics["epoch"] == 3
+
+    result = tiny.fit(tmp_path, on_epoch=on_epoch, on_end=ended.append)
+    assert seen == [(6, 6, 1), (12, 12, 2), (18, 18, 3)]
+    assert result.step == 18 and not result.stopped and result.test is not None
+    assert ended == [tmp_path]
+    rows = rows_of(tmp_path)
+    assert [row for row in rows if row["kind"] != "test"] == [row for row in whole[2] if row["step"] <= 18]
+    # The same command trains no further, and measures nothing again.
+    feed = tiny.Feed()
+    again = tiny.fit(tmp_path, feed=feed, on_epoch=on_epoch, test_fn=lambda state: pytest.fail("measured"))
+    assert feed.asked == [] and len(seen) == 3 and again.step == 18 and again.test == result.test
+    assert bits(again.state) == bits(result.state)
+
+
+def test_on_epoch_that_gives_nothing_changes_nothing(whole, tmp_path):
+    assert bits(tiny.fit(tmp_path, on_epoch=lambda state, metrics: None).state) == bits(whole[0].state)
+    assert rows_of(tmp_path) == whole[2]
+
+
+def test_the_end_of_a_run_is_told_once_it_is_complete(tmp_path):
+    stopper, ended = Stopper(), []
+    tiny.fit(tmp_path, feed=StopAt(3, stopper), stopper=stopper, on_end=ended.append)
+    assert ended == []
+    tiny.fit(tmp_path, on_end=lambda folder: ended.append(json.loads((folder / "results.json").read_text())))
+    assert ended[0]["checkpoint_step"] in (6, 12, 18, 24)
+
+
+def full_disk(folder):
+    raise OSError(28, "No space left on device")
+
+
+def test_what_cannot_be_written_at_the_end_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"results cannot be written .*; training itself is complete"):
+        tiny.fit(tmp_path, on_end=full_disk)

@@ -179,17 +179,19 @@ def fit(
     **more: Any,
 ) -> Any:
     from mpisjax import configuration
-    from mpisjax.training import loop, record
+    from mpisjax.training import fit as fitting
+    from mpisjax.training import record
+    from mpisjax.training.loop import LoopSettings
 
     config = config or get_config()
-    settings = loop.LoopSettings(**{name: config.train[name] for name in loop.LoopSettings._fields})
+    settings = LoopSettings(**{name: config.train[name] for name in LoopSettings._fields})
     plain = configuration.to_plain(config)
     parts: dict[str, Any] = {
         "eval_fn": lambda state: evaluate(state, 1),
         "test_fn": lambda state: evaluate(state, 2),
         "origin": record.Origin(plain, {}, data_checksum),
     }
-    return loop.fit(
+    return fitting.fit(
         settings,
         workdir,
         state=init_state(config),
