@@ -68,6 +68,18 @@ def test_loops_count_as_often_as_they_run():
         flops.count(solved, x)
 
 
+def test_a_linear_solve_counts_once():
+    w = jnp.eye(4)
+
+    def solved(b):
+        def iterate(matvec, b):
+            return lax.while_loop(lambda x: jnp.any(x < b), matvec, b)
+
+        return lax.custom_linear_solve(lambda x: x @ w, b, iterate, iterate)
+
+    assert flops.count(solved, jnp.ones((1, 4)), trips=[5]) == 5 * 2 * 4 * 4
+
+
 @pytest.mark.slow
 def test_measures_a_small_network_and_writes_it_down(tmp_path, monkeypatch):
     small = nets.case("f64c5", batch_size=4, layers=(2,))
