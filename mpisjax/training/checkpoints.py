@@ -1,14 +1,11 @@
-"""The checkpoints of a run: orbax's `CheckpointManager`, with a record and a digest beside each state.
+"""A checkpoint on disk: its record, how it is verified, and how it is read.
 
-Orbax writes a checkpoint whole or not at all, removes old ones and what a killed run left half written, and knows buckets.
-This file adds three things.
+A checkpoint is a folder `step_00000123`. Orbax writes the training state into `state/` (`mpisjax.training.saving`). Beside it
+lies `checkpoint.json`, the record: the step, what the loop wants back, and the SHA-256 of every file of the state. The record
+carries its own digest. It can be replaced in one rename, so that validation results join a checkpoint that is on disk.
 
-* `checkpoint.json`, the record: the step, what the loop wants back, and the SHA-256 of every file of the state. It is
-  written before orbax gives the checkpoint its name. It can be replaced in one rename, so that validation results join a
-  checkpoint that is on disk already.
-* Verification: before a state is read, its files are hashed and compared with the record. Arrays and JSON are all that is
-  read; nothing in a checkpoint can execute.
-* A state in one piece, where one process holds all of it (`mpisjax.training.packing`).
+Before a state is read, its files are hashed and compared with the record; a checkpoint that fails is named, and the one
+before it is used. Arrays and JSON are all that is read: nothing in a checkpoint can execute.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +24,7 @@ from typing import Any, NamedTuple
 import orbax.checkpoint as ocp
 
 from mpisjax.errors import UserError
-from mpisjax.training import packing, processes
+from mpisjax.training import packing
 from mpisjax.training.atomic import write_atomically
 from mpisjax.training.processes import run_on_primary
 from mpisjax.training.run_folder import is_bucket, unreachable
@@ -66,109 +62,6 @@ class DamagedError(Exception):
     """A checkpoint's files are not what its writer wrote; the text names one of them."""
 
 
-class _StateHandler(ocp.PyTreeCheckpointHandler):
-    """Writes a state, and the record when all files of the state are there."""
-
-    record: Checkpoint
-
-    def finalize(self, directory: Any) -> None:
-        super().finalize(directory)
-        _write_record(self.record._replace(path=directory.parent), _digests(directory, sync=True))
-
-
-class CheckpointWriter(contextlib.AbstractContextManager):
-    """Writes the checkpoints of one run; every process of the run makes one and calls it at the same points.
-
-    Args:
-        directory: Where the checkpoints lie; made where it is missing. What a killed run left half written is removed.
-        keep: How many of the latest checkpoints stay on disk.
-
-    Raises:
-        UserError: The folder cannot be written.
-    """
-
-    def __init__(self, directory: Path, keep: int = 2) -> None:
-        self.directory = _absolute(directory)
-        self._keep = keep
-        # Compressed weights are a few percent smaller, and leave more memory behind.
-        self._handler = _StateHandler(use_compression=False)
-        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        registry.add(STATE_NAME, ocp.args.PyTreeSave, self._handler)
-        options = ocp.CheckpointManagerOptions(
-            step_prefix="step",
-            step_format_fixed_length=8,
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-            single_host_load_and_broadcast=True,
-            save_root_metadata=False,
-            lightweight_initialize=True,  # else each checkpoint of an earlier version is warned of
-        )
-        try:
-            run_on_primary(self._commit)
-            self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
-        except Exception as error:
-            raise _storage_error(error, self.directory, 0) from error
-
-    def _commit(self) -> None:
-        """In a bucket, gives orbax's mark to checkpoints that have their record: a run was killed between the two."""
-        for step in steps(self.directory) if is_bucket(self.directory) else ():
-            mark = _path(self.directory, step) / COMMIT_NAME
-            if not mark.exists():
-                mark.write_text("")
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends orbax's threads."""
-        self._manager.close()
-
-    def save(self, step: int, state: Any, content: dict[str, Any], best: int = 0) -> Checkpoint:
-        """Writes a checkpoint; afterwards it is whole under its name, or the folder is as it was.
-
-        Args:
-            step: Training steps taken so far; names the checkpoint.
-            state: Any pytree of arrays. Of several processes each writes what its devices hold.
-            content: Anything that JSON can hold.
-            best: The step of a checkpoint to keep beside the latest ones.
-
-        Returns:
-            The checkpoint.
-
-        Raises:
-            UserError: The disk is full or the folder cannot be written. Earlier checkpoints stand.
-        """
-        impls, arrays = packing.without_keys(state)
-        one_piece = packing.is_whole(arrays) and processes.count() == 1
-        layout, path = packing.layout_of(arrays), _path(self.directory, step)
-        made = Checkpoint(path, step, layout, content, one_piece, impls)
-        self._handler.record = made
-        try:
-            if step in self._manager.all_steps():  # what stands there is not what this run continues from
-                self._manager.delete(step)
-            saved = ocp.args.PyTreeSave(packing.pack(arrays) if one_piece else arrays)
-            self._manager.save(step, args=ocp.args.Composite(**{STATE_NAME: saved}), force=True)
-            for old in [other for other in self._manager.all_steps()[: -self._keep] if other != best]:
-                self._manager.delete(old)
-        except Exception as error:
-            self._drop_drafts()
-            raise _storage_error(error, self.directory, step) from error
-        return made
-
-    def newest(self) -> Checkpoint | None:
-        """The newest sound checkpoint, as the function `newest`; damaged ones after it are removed."""
-        found = newest(self.directory)
-        for step in self._manager.all_steps():
-            if found is not None and step > found.step:
-                self._manager.delete(step)
-        return found
-
-    def _drop_drafts(self) -> None:
-        if processes.is_primary() and not is_bucket(self.directory):
-            for draft in self.directory.glob("step_*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(draft, ignore_errors=True)
-
-
 def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
     """Replaces the content of a checkpoint on disk in one rename; the arrays stay.
 
@@ -179,9 +72,9 @@ def update(checkpoint: Checkpoint, content: dict[str, Any]) -> Checkpoint:
     def replace() -> None:
         try:
             files = json.loads((checkpoint.path / RECORD_NAME).read_text())["files"]
-            _write_record(checkpoint._replace(content=content), files)
+            write_record(checkpoint._replace(content=content), files)
         except OSError as error:
-            raise _storage_error(error, checkpoint.path.parent, checkpoint.step, there=True) from error
+            raise storage_error(error, checkpoint.path.parent, checkpoint.step, there=True) from error
 
     run_on_primary(replace)
     return checkpoint._replace(content=content)
@@ -229,7 +122,7 @@ def read(directory: Path, step: int, *, verify: bool = True) -> Checkpoint:
         DamagedError: A file is missing, cut short, altered or added.
         UserError: A newer version of mpisjax wrote it.
     """
-    path = _path(directory, step)
+    path = path_of_step(directory, step)
     try:
         record = json.loads((path / RECORD_NAME).read_bytes())
         if record["digest"] != _digest_of_record(record) or record["step"] != step:
@@ -244,10 +137,10 @@ def read(directory: Path, step: int, *, verify: bool = True) -> Checkpoint:
         raise UserError(
             f"{path} has checkpoint format {version}, not {FORMAT}; use the version that wrote it"
         )
-    digests = _digests(path / STATE_NAME) if verify else files
-    for name in sorted(files.keys() | digests.keys()):
-        if not name.endswith(COMMIT_NAME) and files.get(name) != digests.get(name):
-            wrong = "has been cut short or altered" if name in digests else "is missing"
+    present = digests(path / STATE_NAME) if verify else files
+    for name in sorted(files.keys() | present.keys()):
+        if not name.endswith(COMMIT_NAME) and files.get(name) != present.get(name):
+            wrong = "has been cut short or altered" if name in present else "is missing"
             raise DamagedError(f"{path / name} {wrong}")
     return found
 
@@ -270,7 +163,7 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
             f"{checkpoint.path} does not fit the training state of this config: state{misfit}; use the config and the "
             "version of mpisjax that wrote it"
         )
-    path = _absolute(checkpoint.path / STATE_NAME)
+    path = absolute(checkpoint.path / STATE_NAME)
     with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
         if checkpoint.one_piece:
             arrays = packing.unpack(checkpointer.restore(path), shapes)
@@ -280,16 +173,17 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     return packing.with_keys(arrays, template, checkpoint.key_impls)
 
 
-def _path(directory: Path, step: int) -> Path:
+def path_of_step(directory: Path, step: int) -> Path:
+    """The folder of a checkpoint."""
     return directory / f"step_{step:08d}"
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
     """Orbax takes no other path; an address in a bucket is one."""
     return path if is_bucket(path) else path.absolute()
 
 
-def _digests(state: Any, sync: bool = False) -> dict[str, str]:
+def digests(state: Any, sync: bool = False) -> dict[str, str]:
     """The SHA-256 of every file in a state's folder, by its place in the checkpoint; `sync` forces them to the disk."""
     found, waiting = {}, [state] if state.exists() else []
     while waiting:
@@ -305,7 +199,8 @@ def _digests(state: Any, sync: bool = False) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _write_record(checkpoint: Checkpoint, files: dict[str, str]) -> None:
+def write_record(checkpoint: Checkpoint, files: dict[str, str]) -> None:
+    """Writes the record into the checkpoint's folder; `files` are the `digests` of its state."""
     record = {"format": FORMAT, **checkpoint._asdict(), "files": files}
     path = record.pop("path")
     record["digest"] = _digest_of_record(record)
@@ -317,7 +212,7 @@ def _digest_of_record(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
 
-def _storage_error(error: Exception, directory: Path, step: int, there: bool = False) -> Exception:
+def storage_error(error: Exception, directory: Path, step: int, there: bool = False) -> Exception:
     """The sentence for a failed write, or the error itself where it is not the disk's."""
     if is_bucket(directory) and not isinstance(error, UserError):
         return unreachable(directory, error)

@@ -1,20 +1,26 @@
-"""When a run is saved, and how it goes on from what was saved."""
+"""How and when a run is saved: orbax's `CheckpointManager`, and the clock.
+
+Orbax writes a checkpoint whole or not at all, removes old ones and what a killed run left half written, knows buckets, and
+lets each of several processes write what its devices hold.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from mpisjax.training import checkpoints, record
-from mpisjax.training.checkpoints import Checkpoint, CheckpointWriter
+import orbax.checkpoint as ocp
+
+from mpisjax.training import checkpoints, packing, processes, record
+from mpisjax.training.checkpoints import STATE_NAME, Checkpoint
 from mpisjax.training.processes import run_on_primary
 from mpisjax.training.record import Origin, Progress
+from mpisjax.training.run_folder import is_bucket
 
 LONGEST_INTERVAL = 600.0  # seconds, unless more is asked for
-_log = logging.getLogger(__name__)
 
 
 def saving_interval(least: float, elapsed: float) -> float:
@@ -25,6 +31,111 @@ def saving_interval(least: float, elapsed: float) -> float:
     A save stops training for half a second. What a killed run has to repeat stays within a twentieth of what it has done.
     """
     return max(least, min(elapsed / 20, 30 * least, LONGEST_INTERVAL))
+
+
+class _StateHandler(ocp.PyTreeCheckpointHandler):
+    """Writes a state, and the record when all files of the state are there."""
+
+    record: Checkpoint
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        checkpoints.write_record(
+            self.record._replace(path=directory.parent), checkpoints.digests(directory, sync=True)
+        )
+
+
+class CheckpointWriter(contextlib.AbstractContextManager):
+    """Writes the checkpoints of one run; every process of the run makes one and calls it at the same points.
+
+    Args:
+        directory: Where the checkpoints lie; made where it is missing. What a killed run left half written is removed.
+        keep: How many of the latest checkpoints stay on disk.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory = checkpoints.absolute(directory)
+        self._keep = keep
+        # Compressed weights are a few percent smaller, and leave more memory behind.
+        self._handler = _StateHandler(use_compression=False)
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        registry.add(STATE_NAME, ocp.args.PyTreeSave, self._handler)
+        options = ocp.CheckpointManagerOptions(
+            step_prefix="step",
+            step_format_fixed_length=8,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            single_host_load_and_broadcast=True,
+            save_root_metadata=False,
+            lightweight_initialize=True,  # else each checkpoint of an earlier version is warned of
+        )
+        try:
+            run_on_primary(self._commit)
+            self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
+        except Exception as error:
+            raise checkpoints.storage_error(error, self.directory, 0) from error
+
+    def _commit(self) -> None:
+        """In a bucket, gives orbax's mark to checkpoints that have their record: a run was killed between the two."""
+        for step in checkpoints.steps(self.directory) if is_bucket(self.directory) else ():
+            mark = checkpoints.path_of_step(self.directory, step) / checkpoints.COMMIT_NAME
+            if not mark.exists():
+                mark.write_text("")
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends orbax's threads."""
+        self._manager.close()
+
+    def save(self, step: int, state: Any, content: dict[str, Any], best: int = 0) -> Checkpoint:
+        """Writes a checkpoint; afterwards it is whole under its name, or the folder is as it was.
+
+        Args:
+            step: Training steps taken so far; names the checkpoint.
+            state: Any pytree of arrays. Of several processes each writes what its devices hold.
+            content: Anything that JSON can hold.
+            best: The step of a checkpoint to keep beside the latest ones.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            UserError: The disk is full or the folder cannot be written. Earlier checkpoints stand.
+        """
+        impls, arrays = packing.without_keys(state)
+        one_piece = packing.is_whole(arrays) and processes.count() == 1
+        layout, path = packing.layout_of(arrays), checkpoints.path_of_step(self.directory, step)
+        made = Checkpoint(path, step, layout, content, one_piece, impls)
+        self._handler.record = made
+        try:
+            if step in self._manager.all_steps():  # what stands there is not what this run continues from
+                self._manager.delete(step)
+            saved = ocp.args.PyTreeSave(packing.pack(arrays) if one_piece else arrays)
+            self._manager.save(step, args=ocp.args.Composite(**{STATE_NAME: saved}), force=True)
+            for old in [other for other in self._manager.all_steps()[: -self._keep] if other != best]:
+                self._manager.delete(old)
+        except Exception as error:
+            self._drop_drafts()
+            raise checkpoints.storage_error(error, self.directory, step) from error
+        return made
+
+    def newest(self) -> Checkpoint | None:
+        """The newest sound checkpoint, as `checkpoints.newest`; damaged ones after it are removed."""
+        found = checkpoints.newest(self.directory)
+        for step in self._manager.all_steps():
+            if found is not None and step > found.step:
+                self._manager.delete(step)
+        return found
+
+    def _drop_drafts(self) -> None:
+        if processes.is_primary() and not is_bucket(self.directory):
+            for draft in self.directory.glob("step_*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 class Saver(contextlib.AbstractContextManager):

@@ -18,8 +18,8 @@ import pytest
 
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, run_folder
-from mpisjax.training.checkpoints import CheckpointWriter
 from mpisjax.training.lock import hold
+from mpisjax.training.saving import CheckpointWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_devices import environment, free_port

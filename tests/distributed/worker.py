@@ -104,7 +104,7 @@ def main() -> None:
 
     from mpisjax.cpu import cores
     from mpisjax.data import load
-    from mpisjax.training import checkpoints, processes
+    from mpisjax.training import checkpoints, processes, saving
 
     jax.config.update("jax_disable_most_optimizations", True)
     cores.prepare()
@@ -118,7 +118,7 @@ def main() -> None:
             trainer = Trainer(config, dataset, case, arguments.devices)
             if case == "float32" and arguments.save:
                 trainer.advance(0, STEPS // 2)
-                with checkpoints.CheckpointWriter(arguments.save) as writer:
+                with saving.CheckpointWriter(arguments.save) as writer:
                     writer.save(STEPS // 2, trainer.state, {})
                 trainer.advance(STEPS // 2, STEPS // 2 + 1)
                 trainer.write(arguments.out / "next_there.npz")

@@ -18,7 +18,7 @@ import pytest
 
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, packing
-from mpisjax.training.checkpoints import CheckpointWriter
+from mpisjax.training.saving import CheckpointWriter
 
 
 class State(NamedTuple):
@@ -254,10 +254,10 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints
+from mpisjax.training import checkpoints, saving
 directory = Path(sys.argv[1])
 noise = np.random.default_rng(0).normal(size=100_000)
-writer = checkpoints.CheckpointWriter(directory)
+writer = saving.CheckpointWriter(directory)
 writer.save(1, {"w": noise}, {})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -287,11 +287,11 @@ HOSTILE = """
 import pickle, shutil, sys
 from pathlib import Path
 import numpy as np
-from mpisjax.training import checkpoints, packing
+from mpisjax.training import checkpoints, packing, saving
 directory, seen, one_piece = Path(sys.argv[1]), [], sys.argv[2] == "one piece"
 packing.is_whole = lambda state: one_piece
 state = {"w": np.arange(300.0), "b": np.ones(3)}
-with checkpoints.CheckpointWriter(directory / "sound") as writer:
+with saving.CheckpointWriter(directory / "sound") as writer:
     writer.save(1, state, {})
 checkpoints.restore(checkpoints.read(directory / "sound", 1), state)  # imports all there is to import
 watched = ("pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "compile", "exec")
@@ -319,7 +319,7 @@ for name in files:
         path = directory / "hostile" / "step_00000001"
         if name.name != checkpoints.RECORD_NAME:  # signed again, as somebody would who can write the folder
             signed = checkpoints.Checkpoint(path, 1, packing.layout_of(state), {}, one_piece)
-            checkpoints._write_record(signed, checkpoints._digests(path / "state"))
+            checkpoints.write_record(signed, checkpoints.digests(path / "state"))
         tried += 1
         try:
             checkpoints.restore(checkpoints.read(directory / "hostile", 1), state)

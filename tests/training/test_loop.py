@@ -14,10 +14,10 @@ import tiny
 
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, loop, packing, saving
-from mpisjax.training.checkpoints import CheckpointWriter
 from mpisjax.training.divergence import DivergenceError
 from mpisjax.training.metrics import TIMING, read_rows
 from mpisjax.training.preemption import Stopper
+from mpisjax.training.saving import CheckpointWriter
 
 
 class StopAt(tiny.Feed):
