@@ -3,8 +3,8 @@
     python demo.py digit.png
     python demo.py shirt.jpg --pretrained fashion_mnist --num_steps 30 --live
 
-Prints class, confidence, spikes and steps, and writes a picture (raster and settling rates) and the same animated:
-NAME_spikes.png and NAME_spikes.gif in the current folder, or --out's.
+Prints class, confidence, spikes and steps, and writes a picture (raster and settling rates) and the same
+animated: NAME_spikes.png and NAME_spikes.gif in the current folder, or --out's.
 """
 
 import argparse
@@ -66,13 +66,15 @@ def main(given: argparse.Namespace) -> None:
     console.print(f"class: [bold]{inputs.classes[best]}[/bold], confidence {100 * sure:.1f}%")
     other = int(found.equivalent.argmax())
     console.print(
-        f"by the equivalent path: {inputs.classes[other]}, confidence {100 * float(found.equivalent.max()):.1f}%"
+        f"by the equivalent path: {inputs.classes[other]}, confidence "
+        f"{100 * float(found.equivalent.max()):.1f}%"
     )
     console.print(
         f"spikes: {found.num_spikes:,} by {found.num_neurons:,} neurons in {steps} time steps, "
         f"{found.num_spikes / found.num_neurons / steps:.3f} per neuron and step"
     )
-    title = f"{inputs.classes[best]}, {100 * sure:.1f}%: {found.num_spikes:,} spikes in {steps} steps ({given.pretrained})"
+    answer = f"{inputs.classes[best]}, {100 * sure:.1f}%"
+    title = f"{answer}: {found.num_spikes:,} spikes in {steps} steps ({given.pretrained})"
     drawing = Drawing(image, found, inputs, title)
     drawing.save_png(Path(f"{out}.png"))
     written = [f"{out}.png"]

@@ -1,12 +1,13 @@
 """Measures time, memory and solver steps in one run; writes results.json, results.md and plots.
 
-    python -m benchmarks                                  # everything on this machine's devices, about 10 minutes
+    python -m benchmarks                                  # everything on this machine, about 10 minutes
     python -m benchmarks --quick                          # a look, under two minutes
     python -m benchmarks --only steps,memory --out DIR
     python -m benchmarks --peer torch                     # also beside PyTorch (pip install torch)
 
-Sections: peaks, steps, memory, adjoint, scaling, solvers, profile, loader. --quick takes fewer points of each and leaves
-scaling and profile to --only. Times are medians; processor seconds count every thread. Run it on an idle machine.
+Sections: peaks, steps, memory, adjoint, scaling, solvers, profile, loader. --quick takes fewer points of each
+and leaves scaling and profile to --only. Times are medians; processor seconds count every thread. Run it on
+an idle machine.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def rate(run: Callable[[int], Any], repeats: int, batch_size: int) -> float:
 
 
 def find_data(config: ml_collections.ConfigDict, data_dir: str) -> ml_collections.ConfigDict:
-    """Sets where the data of a config are: in `data_dir`, or in the folder there that is named after the data set."""
+    """Sets where a config's data are: in `data_dir`, or in the folder there named after the data set."""
     if data_dir and config.data.name not in EMBEDDED:
         inside = os.path.join(data_dir, config.data.name)
         config.data.dir = inside if os.path.isdir(inside) else data_dir
@@ -63,10 +63,11 @@ def training_rate(config: ml_collections.ConfigDict, parts: Parts, repeats: int)
 
 
 def measure(data_dir: str = "", *, quick: bool = False) -> list[dict[str, Any]]:
-    """A row for each config: the loader, the loader with augmentation, the training step, and the ratio of the two.
+    """A row for each config: the loader, with augmentation too, the training step, and their ratio.
 
     Args:
-        data_dir: The data sets' files, or folders named after the sets; without it only the sets that come with their libraries.
+        data_dir: The data sets' files, or folders named after the sets; without it only the sets that come
+            with their libraries.
         quick: Fewer batches and steps.
     """
     rows = []

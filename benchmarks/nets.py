@@ -1,4 +1,4 @@
-"""The networks that are measured, on scikit-learn's digits enlarged to 28x28, in a state after a few training steps."""
+"""The networks that are measured, after a few training steps on digits enlarged to 28x28."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     """A case by name.
 
     Args:
-        name: "f64c5": one stream, one 5x5 convolution of 64 channels, leak 0.95, batch 64; "fashion": the paper's
-          size for Fashion-MNIST, two streams, 128K parameters, IF neurons, batch 128.
+        name: "f64c5": one stream, one 5x5 convolution of 64 channels, leak 0.95, batch 64; "fashion": the
+          paper's size for Fashion-MNIST, two streams, 128K parameters, IF neurons, batch 128.
         batch_size: Instead of the usual one; 0 keeps that.
         dtype: Of currents and rates.
         **settings: Of `config.model`, instead of the usual ones.
@@ -78,7 +78,8 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     config.model.update(settings)
     config.model.dtype = dtype
     config.forward.mode = "rates"
-    # Almost 0, so that warm-up steps settle the running statistics and leave the weights as they were initialised.
+    # Almost 0, so that warm-up steps settle the running statistics and leave the weights as they were
+    # initialised.
     config.train.learning_rate = 1e-6
     config.train.warmup_epochs = 0.0
     if batch_size:
@@ -88,7 +89,7 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
 
 
 def with_forward(c: Case, mode: int | str, **settings: Any) -> Case:
-    """The case with so many spiking time steps (int), or with "rates"; settings as "forward.tol" or "adjoint.tol"."""
+    """The case with a number of time steps or "rates", and settings such as "forward.tol"."""
     config = c.config.copy_and_resolve_references()
     config.forward.mode = "rates" if mode == "rates" else "spikes"
     if mode != "rates":

@@ -1,4 +1,4 @@
-"""What this machine can do: GFLOP/s of plain convolutions and matrix products, on the devices that training uses."""
+"""GFLOP/s of plain convolutions and matrix products, on the devices that training uses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mpisjax.cpu import convolutions
 from mpisjax.nn.flops import count
 from mpisjax.training.devices import batch_sharding, replicated
 
-# (title, kernel side, channels in and out, image side, samples a device): shapes at which a convolution does well,
-# and the two that the F64C5 net is made of.
+# (title, kernel side, channels in and out, image side, samples a device): shapes at which a convolution does
+# well, and the two that the F64C5 net is made of.
 CONVOLUTIONS = (
     ("conv 3x3, 64 channels, 28x28", 3, 64, 28, 32),
     ("conv 5x5, 64 channels, 28x28", 5, 64, 28, 32),
@@ -32,7 +32,7 @@ class Peak(NamedTuple):
 
 
 def measure_peaks(mesh: jax.sharding.Mesh, dtype: Any = jnp.float32, repeats: int = 7) -> list[Peak]:
-    """The fastest of several calls, for each convolution and for a matrix product; the batch split over the mesh."""
+    """The fastest of several calls of each convolution and a matrix product, batches split over the mesh."""
     split, whole = batch_sharding(mesh), replicated(mesh)
 
     def rate(title: str, fn: Any, x: jax.Array, w: jax.Array) -> Peak:

@@ -18,7 +18,8 @@ from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import RateForward
 from mpisjax.training.step import prepare_images
 
-# The peer's backward: IDE-FSNN's setting; Broyden stopped where ours stops; the same solver and tolerance as ours.
+# The peer's backward: IDE-FSNN's setting; Broyden stopped where ours stops; the same solver and tolerance as
+# ours.
 BACKWARDS = {
     "Broyden as IDE-FSNN": ("broyden", 30, 0.0),
     "Broyden, our tolerance": ("broyden", 30, 1e-2),
@@ -29,8 +30,8 @@ BACKWARDS = {
 def agreement(num_steps: Iterable[int], samples: int = 8) -> list[dict[str, Any]]:
     """The largest difference between both sides' firing rates, with the same weights, in float64.
 
-    Spiking is a threshold: in float32 a potential that sits on it to the last bit may fire on one side and not on
-    the other, and feedback carries that on, so that equality is a question for float64.
+    Spiking is a threshold: in float32 a potential that sits on it to the last bit may fire on one side and
+    not on the other, and feedback carries that on, so that equality is a question for float64.
 
     Args:
         num_steps: Of the simulations compared; the rate solution is compared too.

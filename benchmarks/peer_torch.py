@@ -1,14 +1,15 @@
-"""The F64C5 network in PyTorch, trained implicitly the way PyTorch equilibrium SNNs are: what we are compared with.
+"""The F64C5 network in PyTorch, trained implicitly as PyTorch's equilibrium SNNs are, to compare with ours.
 
-The recipe is that of IDE-FSNN (Xiao et al., "Training Feedback Spiking Neural Networks by Implicit Differentiation on
-the Equilibrium State", NeurIPS 2021): simulate T steps with no gradient, take one differentiable step, and solve the
-backward fixed point through autograd products with J^T, by Broyden's method limited to 30 iterations and stopped at
-an absolute 2e-10 sqrt(n), or by a fixed-point iteration. The network, its weight norm, batch norm and
-neuron are ours to the letter, so that both sides can be checked against each other.
+The recipe is that of IDE-FSNN (Xiao et al., "Training Feedback Spiking Neural Networks by Implicit
+Differentiation on the Equilibrium State", NeurIPS 2021): simulate T steps with no gradient, take one
+differentiable step, and solve the backward fixed point through autograd products with J^T, by Broyden's
+method limited to 30 iterations and stopped at an absolute 2e-10 sqrt(n), or by a fixed-point iteration. The
+network, its weight norm, batch norm and neuron are ours to the letter, so that both sides can be checked
+against each other.
 
 What does not change between steps is computed once here as well, updates are made in place, tensors are
-channels-last (faster than the default for these convolutions) and the first step, whose feedback is silent, skips
-its convolution.
+channels-last (faster than the default for these convolutions) and the first step, whose feedback is silent,
+skips its convolution.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Backward(NamedTuple):
     Attributes:
         solver: "broyden" or "neumann".
         max_steps: Most products with J^T.
-        tol: Stop at a residual of `tol * ||g||` over the batch; 0 stops at the absolute 2e-10 sqrt(n) instead.
+        tol: Stop at a residual of `tol * ||g||` over the batch; 0 stops at the absolute 2e-10 sqrt(n)
+            instead.
     """
 
     solver: str = "broyden"
@@ -180,8 +182,8 @@ def neumann(product: Any, g: Tensor, max_steps: int, limit: float) -> tuple[Tens
 def broyden(product: Any, g: Tensor, max_steps: int, limit: float) -> tuple[Tensor, int]:
     """Finds the root of h(v) = g + J^T v - v by Broyden's good method, without a line search.
 
-    Each sample has its own approximation B = -I + sum_k u_k w_k^T of the inverse Jacobian of h, kept as the vectors
-    u and w of all iterations so far and updated by Sherman and Morrison's formula.
+    Each sample has its own approximation B = -I + sum_k u_k w_k^T of the inverse Jacobian of h, kept as the
+    vectors u and w of all iterations so far and updated by Sherman and Morrison's formula.
 
     Returns:
         The iterate with the smallest residual, and the products taken.

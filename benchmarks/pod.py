@@ -1,11 +1,12 @@
-"""Compiles the whole training step of a config for a mesh of devices, without running it, and says what it asks of each.
+"""Compiles the training step of a config for a mesh of devices and says what it asks of each; runs nothing.
 
     python -m benchmarks.pod                                          # CIFAR-100, batch 1,024, 8 devices
-    python -m benchmarks.pod --config configs/cifar10.py --batch_size 512 --devices 4 --model_parallel 2 --dtype bfloat16
+    python -m benchmarks.pod --config configs/cifar10.py --devices 4 --model_parallel 2 --dtype bfloat16
 
-The devices are this machine's CPU, split; no array is made. Printed are, for one device, the memory of arguments and of
-temporaries as XLA's buffer assignment has them (another backend lays out and fuses differently), the bytes that each kind
-of collective moves in a step, and the arithmetic of its convolutions and matrix products.
+The devices are this machine's CPU, split; no array is made. Printed are, for one device, the memory of
+arguments and of temporaries as XLA's buffer assignment has them (another backend lays out and fuses
+differently), the bytes that each kind of collective moves in a step, and the arithmetic of its convolutions
+and matrix products.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def in_loops(bodies: dict[str, list[str]]) -> set[str]:
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """By kind: how many, and bytes of their results on one device; apart those that every turn of a loop repeats.
+    """Number of collectives and bytes of their results on one device, by kind, those in loops apart.
 
     An all-reduce of n bytes makes a ring of d devices send 2 (d - 1) / d * n bytes each.
     """
@@ -102,7 +103,7 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
 
 
 def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[Any, int, float]:
-    """Compiles the step of a config on a mesh: the executable, the parameters, and operations of the whole batch."""
+    """Compiles the step on a mesh; gives the executable, the parameters, and a batch's operations."""
     from types import SimpleNamespace
 
     import jax

@@ -23,8 +23,8 @@ class Operation(NamedTuple):
 
     Attributes:
         name: As in the compiled program.
-        kind: "arithmetic" (convolutions, XLA's and ours, and matrix products, with what was fused into them), "all-reduce"
-          (with waiting for the other devices), "copy" (copies and transposes) or "other".
+        kind: "arithmetic" (convolutions, XLA's and ours, and matrix products, with what was fused into them),
+          "all-reduce" (with waiting for the other devices), "copy" (copies and transposes) or "other".
         seconds: Mean over devices.
         runs: Runs on a device.
         inside: The operations that a fusion consists of.

@@ -1,9 +1,9 @@
 """What a training step costs against size, against devices, and on a CPU against the way its cores are used.
 
-The cores are used in three ways: one core alone, all cores by one host device, and a host device for each core. Each
-way needs a process of its own, because a process settles JAX's devices once (`mpisjax.cpu.cores`):
+The cores are used in three ways: one core alone, all cores by one host device, and a host device for each
+core. Each way needs a process of its own, because a process settles JAX's devices once (`mpisjax.cpu.cores`):
 
-    python -m benchmarks.scaling fashion "one core" '{"quick": false, "repeats": 10, "budget": 8.0, "dtype": "float32"}'
+    python -m benchmarks.scaling NETWORK USE_OF_CORES SCOPE_AS_JSON
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def measure_step(
 
 
 def measure_cores(scope: Scope) -> Rows:
-    """A row for each network and use of the cores; none on accelerators, and none where the user forced a count."""
+    """A row for each network and use of the cores; none on accelerators or with a forced device count."""
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.default_backend() != "cpu" or _FORCE in flags:
         return []

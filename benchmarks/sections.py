@@ -48,7 +48,7 @@ class Scope(NamedTuple):
 
 @functools.cache
 def subject(scope: Scope, name: str) -> Subject:
-    """A network in the state it is measured in; sections share it, since making it compiles and runs a few steps."""
+    """A network in the state it is measured in. Sections share it, since making it takes seconds."""
     return Subject(case(name, dtype=scope.dtype), warmup=3 if scope.quick else 10)
 
 

@@ -66,7 +66,8 @@ def main(steps=150):
         name = "rates" if isinstance(forward, mpisjax.RateForward) else f"{forward.num_steps} steps of spikes"
         found[name] = float(jnp.mean(jnp.argmax(scores, -1) == y[test]))
         print(
-            f"{name}: test accuracy {100 * found[name]:.1f}%, mean residual {float(jnp.mean(eq.residual)):.4f}"
+            f"{name}: test accuracy {100 * found[name]:.1f}%, mean residual "
+            f"{float(jnp.mean(eq.residual)):.4f}"
         )
     return found
 

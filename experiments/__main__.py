@@ -1,14 +1,14 @@
 """The paper's tables and figures, one command each.
 
-    python -m experiments all --scale smoke                                # the digits, minutes, no download
-    python -m experiments table1 --scale small --data_dir DIR              # Fashion-MNIST at the paper's size, few epochs
-    python -m experiments table3 --scale paper --data_dir DIR --dry_run    # what would be trained, and how many steps
-    python -m experiments docs                                             # docs/ from docs/results/*/*.json
+    python -m experiments all --scale smoke                     # the digits, minutes, no download
+    python -m experiments table1 --scale small --data_dir DIR   # Fashion-MNIST at the paper's size
+    python -m experiments table3 --scale paper --dry_run        # what would be trained, and how many steps
+    python -m experiments docs                                  # docs/ from docs/results/*/*.json
 
 Every experiment goes on where it stopped: finished rows are in OUT/EXPERIMENT/results.json, training runs in
-OUT/training. It writes OUT/EXPERIMENT/table.md and its figures as PNG and SVG. Networks are trained as `train.py`
-trains them; experiments that need the same one share it. Times are worth something on an idle machine only; --no_timing
-leaves them out.
+OUT/training. It writes OUT/EXPERIMENT/table.md and its figures as PNG and SVG. Networks are trained as
+`train.py` trains them; experiments that need the same one share it. Times are worth something on an idle
+machine only; --no_timing leaves them out.
 """
 
 from __future__ import annotations

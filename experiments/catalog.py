@@ -39,4 +39,10 @@ def plan(names: tuple[str, ...], scale: Scale) -> str:
 
 def document(experiment: Any, content: dict[str, Any]) -> str:
     """An experiment's Markdown: title, command, table, provenance."""
-    return f"# {experiment.TITLE}\n\n    {content['command']}\n\n{experiment.render(content)}\n\n{provenance(content)}\n"
+    parts = [
+        f"# {experiment.TITLE}",
+        f"    {content['command']}",
+        experiment.render(content),
+        provenance(content),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,8 +1,8 @@
 """The generated tables of the documentation, written from the JSON files in docs/results.
 
 In a page, the table of docs/results/smoke/table1.json stands between `<!-- generated: smoke/table1 -->` and
-`<!-- end of generated -->`. If that file is missing, the page says that the experiment was not run, and gives its
-command. The sections of `python -m benchmarks`, such as `<!-- generated: benchmarks/steps -->`, come from
+`<!-- end of generated -->`. If that file is missing, the page says that the experiment was not run, and gives
+its command. The sections of `python -m benchmarks`, such as `<!-- generated: benchmarks/steps -->`, come from
 docs/results/benchmarks.json.
 """
 
@@ -72,7 +72,8 @@ def benchmark(name: str, docs: Path = DOCS) -> str:
 def joined(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Joins the results of a benchmark run with those that are kept.
 
-    The main run is the one that measured the training steps. A section of another run keeps that run's machine.
+    The main run is the one that measured the training steps. A section of another run keeps that run's
+    machine.
     """
     sections = [k for k in report.TITLES if k != "targets"]
     runs = {k: kept.get("other_runs", {}).get(k, kept["machine"]) for k in sections if k in kept}
@@ -108,7 +109,8 @@ def take(out: Path, docs: Path = DOCS) -> list[str]:
         taken.append("benchmarks")
     if not taken:
         raise UserError(
-            f"--take {out} holds no results.json, of an experiment or of benchmarks; run one with --out {out} first."
+            f"--take {out} holds no results.json, of an experiment or of benchmarks; run one with --out "
+            f"{out} first."
         )
     return taken
 

@@ -71,7 +71,7 @@ def _spikes(steps: int) -> dict[str, Any]:
 def _tolerances(
     data: str, config: str, examples: int, common: Mapping[str, Any], wanted: Sequence[tuple[float, int, int]]
 ) -> tuple[Net, ...]:
-    """The network of a config in rate mode, `wanted`: both solvers' tolerance, most steps forward and of the adjoint."""
+    """The network of a config in rate mode; `wanted` are tolerance and most steps forward and backward."""
     return tuple(
         Net(
             f"{Path(config).stem}_rates_tol{tol:g}_most{forward}_{adjoint}",
@@ -95,7 +95,7 @@ def _tolerances(
 
 
 def _family(data: str, config: str, examples: int, common: Mapping[str, Any], ide: Any, single: Any) -> Any:
-    """Makes networks of one data set: `make(kind, T)`; `ide` and `single` are widths of equal parameter counts."""
+    """`make(kind, T)` for one data set; `ide` and `single` are widths that give as many parameters."""
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "mpis": ("MPIS, implicit", {}),
         "bptt": ("the same network, BPTT", BPTT),
@@ -120,7 +120,7 @@ def _family(data: str, config: str, examples: int, common: Mapping[str, Any], id
 
 
 def smoke() -> Scale:
-    """scikit-learn's digits and a narrow network: shows that every experiment runs; its figures prove nothing."""
+    """The digits and a narrow network: shows that every experiment runs; its figures prove nothing."""
     common = {"train.epochs": 8, "train.ema": 0.0, "model.stem": (8,), "model.layers": (12, 16)}
     make = _family("digits", "configs/digits.py", 1257, common, ide=(19, 24), single=(19, 23))
     short, long = 4, 12
@@ -142,8 +142,8 @@ def smoke() -> Scale:
     )
 
 
-# configs/fashion_mnist.py is made for thirty epochs. The tables at the small scale keep the settings that their runs of
-# one or two epochs were made with.
+# configs/fashion_mnist.py is made for thirty epochs. The tables at the small scale keep the settings that
+# their runs of one or two epochs were made with.
 BRIEF = {
     "train.ema": 0.0,
     "data.augment.shift": 2,
@@ -156,7 +156,8 @@ BRIEF = {
 }
 
 
-# In the first epoch other errors are larger than the solvers', so tolerances are compared on a trained network.
+# In the first epoch other errors are larger than the solvers', so tolerances are compared on a trained
+# network.
 FROM_TRAINED = {
     "train.init_from": "fashion_mnist",
     "train.learning_rate": 0.02,

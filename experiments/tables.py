@@ -18,7 +18,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], first_number: in
 
 
 def across_seeds(values: Sequence[float | None], digits: int = 2, factor: float = 1.0) -> str:
-    """One value, or the mean and standard deviation of several; says where there is none or one is not finite."""
+    """One value, or mean and standard deviation of several; says if one is missing or not finite."""
     if not values:
         return MISSING
     finite = [factor * v for v in values if v is not None]

@@ -1,7 +1,9 @@
-"""Trained weights on disk: `NAME.safetensors`, arrays and nothing that can execute, and its card, `NAME.json`.
+"""Trained weights on disk: `NAME.safetensors`, arrays and nothing that can execute, and its card,
+`NAME.json`.
 
-A card holds the SHA-256 of the weights, which is checked whenever they are read, the config that they were trained
-with, and how they were made. The networks of the package lie in `FOLDER`; `python -m mpisjax.pretrained` writes others.
+A card holds the SHA-256 of the weights, which is checked whenever they are read, the config that they were
+trained with, and how they were made. The networks of the package lie in `FOLDER`; `python -m
+mpisjax.pretrained` writes others.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def read(name: str, folder: Path = FOLDER) -> tuple[Variables, dict[str, Any]]:
         raise UserError(f"{path.with_suffix('.json')} is not a card; install the package again") from error
     if hashlib.sha256(data).hexdigest() != promised:
         raise UserError(
-            f"{path} does not have the SHA-256 that its card promises: it has been cut short or altered; install the "
+            f"{path} does not have the SHA-256 that its card promises: it has been cut short or altered; "
+            "install the "
             "package again"
         )
     try:
@@ -82,7 +85,8 @@ def check_fit(found: Variables, wanted: Variables, origin: str) -> None:
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             raise UserError(
-                f"the weights from {origin} are of another network: {name} is {theirs.get(name, 'absent')} there and "
+                f"the weights from {origin} are of another network: {name} is {theirs.get(name, 'absent')} "
+                "there and "
                 f"{ours.get(name, 'absent')} here; use its model settings and its kind of data"
             )
 

@@ -38,7 +38,7 @@ def parameters(data: str, title: str) -> str:
 
 
 def beside(net: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
-    """The cells that a network's row begins with: what it is, parameters and accuracy, the paper's before ours."""
+    """The first cells of a network's row: name, parameters and accuracy, the paper's before ours."""
     return [
         net["data"],
         net["title"],

@@ -33,7 +33,7 @@ def run(study: Study) -> dict[str, Any]:
 
 
 def compare(study: Study, net: Net, seed: int) -> dict[str, Any]:
-    """Cosine and norm ratio by method and layer; the reason where the network has no fixed point to compare at."""
+    """Cosine and norm ratio by method and layer; the reason if the network has no fixed point."""
     from mpisjax.analysis.audit import gradient_audit
     from mpisjax.errors import UserError
 
@@ -81,8 +81,10 @@ def render(content: dict[str, Any]) -> str:
         [method, *(cell(by_layer[k]) for k in layers)] for method, by_layer in first["agreements"].items()
     ]
     about = (
-        f"{net['data']}, {net['title']}, T = {net['steps']}: cosine with the reference gradient and, in brackets, the "
-        f"ratio of norms. Reference: {first['reference']}, on {first['samples']} training examples, running statistics, "
+        f"{net['data']}, {net['title']}, T = {net['steps']}: cosine with the reference gradient and, in "
+        "brackets, the "
+        f"ratio of norms. Reference: {first['reference']}, on {first['samples']} training examples, running "
+        "statistics, "
         f"seed {content['seeds'][0]}. The paper has no such table."
     )
     return f"{table(['gradient', *layers], lines)}\n\n{about}"

@@ -1,4 +1,4 @@
-"""How many solver steps a training step needs: the gradient of rate mode against the exact one, on a packaged network."""
+"""How many solver steps training needs: rate mode's gradient beside the exact one."""
 
 from __future__ import annotations
 
@@ -100,8 +100,10 @@ def render(content: dict[str, Any]) -> str:
         "ratio of norms",
     ]
     about = (
-        f"`{content['network']}` as packaged: the whole gradient of one batch of {content['samples']} training images, running "
-        "statistics, against the exact gradient at the fixed point. Residual: relative, the worst stream, mean over samples."
+        f"`{content['network']}` as packaged: the whole gradient of one batch of {content['samples']} "
+        "training images, running "
+        "statistics, against the exact gradient at the fixed point. Residual: relative, the worst stream, "
+        "mean over samples."
     )
     return f"{table(header, lines)}\n\n{about}"
 

@@ -1,4 +1,4 @@
-"""How well an equilibrium has to be solved in training: validation accuracy and time against the solvers' tolerance."""
+"""Validation accuracy and training time against the tolerance of the solvers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def nets(scale: Scale) -> list[Net]:
 
 
 def run(study: Study) -> dict[str, Any]:
-    """Trains at every tolerance; gives the rows. The test split is not read: the rows are there to choose by."""
+    """Trains at every tolerance; gives the rows. The test split is not read."""
     shown = [
         {
             **described(net),
@@ -39,7 +39,7 @@ def run(study: Study) -> dict[str, Any]:
 
 
 def measure(study: Study, net: Net, seed: int) -> dict[str, Any]:
-    """Trains one network; what its last half of training took and reached, and the best validation accuracy."""
+    """Trains one network; gives means over its second half of training and the best validation accuracy."""
     result = study.finished(net, seed)
     lines = [
         json.loads(line) for line in (study.workdir(net, seed) / "metrics.jsonl").read_text().splitlines()
@@ -92,7 +92,8 @@ def render(content: dict[str, Any]) -> str:
         "seconds an epoch",
     ]
     about = (
-        "Rate-mode training; forward solver and adjoint with one tolerance, their limits apart. Steps and residuals are means over the "
+        "Rate-mode training; forward solver and adjoint with one tolerance, their limits apart. Steps and "
+        "residuals are means over the "
         "second half of training; the solver's residual belongs to the iterate before the one that is used."
     )
     return f"{table(header, lines, 0)}\n\n{about}"

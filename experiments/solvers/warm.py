@@ -74,7 +74,7 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
 
 
 def needed(curve: list[float], tolerance: float) -> float | None:
-    """Evaluations until the residual is at most `tolerance`, between two of them by its logarithm; None: never."""
+    """Evaluations until the residual is at most `tolerance`, interpolated in its logarithm; None: never."""
     for index, value in enumerate(curve):
         if value <= tolerance:
             if index == 0 or value == 0:
@@ -108,9 +108,12 @@ def render(content: dict[str, Any]) -> str:
         if saved:
             parts.append(f"The warm start saves {min(saved):.1f} to {max(saved):.1f} evaluations of f.")
     parts.append(
-        f"{net['data']}, {net['title']}, trained with T = {net['steps']}: the relative residual of the worst stream in a plain fixed-point "
-        "iteration, mean over samples, counts interpolated. The mean equilibrium knows nothing of a sample or its label. "
-        "`equilibrium_forward(init=...)` and `model.apply(init=...)` take any start; training starts from zeros."
+        f"{net['data']}, {net['title']}, trained with T = {net['steps']}: the relative residual of the worst "
+        "stream in a plain fixed-point "
+        "iteration, mean over samples, counts interpolated. The mean equilibrium knows nothing of a sample "
+        "or its label. "
+        "`equilibrium_forward(init=...)` and `model.apply(init=...)` take any start; training starts from "
+        "zeros."
     )
     return "\n\n".join(parts)
 

@@ -46,10 +46,10 @@ def gradient_audit(
 ) -> Audit:
     """Compares gradients of the cross-entropy on one batch, with running statistics and nothing dropped.
 
-    The reference is the exact gradient at the fixed point of f. It is compared with the implicit gradient at the same
-    point, with the implicit gradient at the rates of a simulation of `num_steps` (as training takes it), with the
-    phantom gradient, with the derivative of `unrolled_steps` applications of f, and with backpropagation through the
-    simulation for each surrogate.
+    The reference is the exact gradient at the fixed point of f. It is compared with the implicit gradient at
+    the same point, with the implicit gradient at the rates of a simulation of `num_steps` (as training takes
+    it), with the phantom gradient, with the derivative of `unrolled_steps` applications of f, and with
+    backpropagation through the simulation for each surrogate.
 
     Args:
         net: The network.

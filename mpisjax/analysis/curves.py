@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 
 def draw_curves(workdir: Path, title: str) -> None:
-    """Draws the curves of the run in `workdir` from its `metrics.jsonl`, into `curves.png` there (`on_end` of `fit`)."""
+    """Draws the `metrics.jsonl` of the run in `workdir` into `curves.png` there (`on_end` of `fit`)."""
     rows = read_rows(workdir / FILE_NAME)
     steps_per_epoch = next((round(row["step"] / row["epoch"]) for row in rows if row.get("epoch")), 1)
     save_curves(rows, workdir / CURVES_NAME, title, steps_per_epoch)

@@ -1,4 +1,4 @@
-"""How the rates of a network settle on given images, and how stable the equilibrium is that they settle to."""
+"""How the rates of a network settle on given images, and how stable their equilibrium is."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Dynamics(NamedTuple):
 
     Attributes:
         curves: How the rates of a simulation approach the equilibrium; leaves [num_steps, batch].
-        radius: float [batch], spectral radius of the equivalent map's Jacobian at the equilibrium. Below 1 the
-            equilibrium is stable.
+        radius: float [batch], spectral radius of the equivalent map's Jacobian at the equilibrium. Below 1
+            the equilibrium is stable.
     """
 
     curves: Curves

@@ -1,4 +1,4 @@
-"""The loss of one batch, its exact gradient at the equilibrium, and the agreement of another gradient with it."""
+"""The loss of one batch, its exact gradient at the equilibrium, and how other gradients agree with it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _dense_gradient(loss_of: Any, f: Any, params: Any, rates: Any) -> Any:
 
 
 class Problem:
-    """The cross-entropy of one batch, with running statistics and without dropout, and its gradients in `params`."""
+    """The cross-entropy of one batch, with running statistics and no dropout, and its gradients."""
 
     def __init__(
         self, net: MPIS, variables: dict[str, Any], images: Array, labels: Array, neuron: LIF
@@ -111,7 +111,8 @@ class Problem:
         largest = max(float(jnp.max(r)) for r in jax.tree.leaves(found.residual))
         if not largest < 1e-2:
             raise UserError(
-                f"the gradient audit found no fixed point of this network (residual {largest:.2g}): train it with "
+                f"the gradient audit found no fixed point of this network (residual {largest:.2g}): train it "
+                "with "
                 "train.jacobian_penalty above 0, or audit another checkpoint."
             )
         if sum(a[0].size for a in jax.tree.leaves(found.rates)) > LARGEST_DENSE:

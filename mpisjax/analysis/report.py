@@ -53,7 +53,8 @@ def write_report(
         variables: `{"params": ..., "batch_stats": ...}`.
         dataset: Normalisation and kind of input.
         split: Examples and labels to measure on.
-        workdir: The run's folder, for its `metrics.jsonl`; without that file the training curves are left out.
+        workdir: The run's folder, for its `metrics.jsonl`; without that file the training curves are left
+            out.
         path: The file to write, whole or not at all.
         steps: Numbers of time steps to compare, where the input is constant in time.
         examples: Measure on at most so many examples of the split; None: on all.

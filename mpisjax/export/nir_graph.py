@@ -1,19 +1,21 @@
-"""The streams of a trained network as a NIR graph (Pedersen et al., "Neuromorphic intermediate representation", 2024).
+"""The streams of a trained network as a NIR graph (Pedersen et al., "Neuromorphic intermediate
+representation", 2024).
 
-The graph holds what spikes: every weight with its normalisation folded in, every neuron, the fusion, the feedback.
-One time step is one unit of NIR's time. NIR's IF and LIF nodes reset to a value; these networks reset by subtraction,
-so a population of neurons is written in nodes that NIR defines exactly:
+The graph holds what spikes: every weight with its normalisation folded in, every neuron, the fusion, the
+feedback. One time step is one unit of NIR's time. NIR's IF and LIF nodes reset to a value; these networks
+reset by subtraction, so a population of neurons is written in nodes that NIR defines exactly:
 
-    potential (I, or LI with a leak) -> spikes (Threshold) -> before (Delay of 1) -> reset (Scale) -> potential
+    potential (I; LI with a leak) -> spikes (Threshold) -> before (Delay of 1) -> reset (Scale) -> potential
 
-With w the potential that is compared with the threshold, one step of `mpisjax.neurons` is
-`w_t = leak * (w_{t-1} - threshold * s_{t-1}) + current_t`, and forward Euler with step 1 on NIR's equations is the same
-for `I(r = 1)` where leak is 1, and for `LI(tau = r = 1 / (1 - leak))`; the Scale is by `-leak * threshold`. NIR fires
-above the threshold and these neurons at it: the exported threshold is the next smaller number. An initial potential
-u0 moves the zero of w: threshold and v_leak are lower by `u0 / leak`.
+With w the potential that is compared with the threshold, one step of `mpisjax.neurons` is `w_t = leak *
+(w_{t-1} - threshold * s_{t-1}) + current_t`, and forward Euler with step 1 on NIR's equations is the same for
+`I(r = 1)` where leak is 1, and for `LI(tau = r = 1 / (1 - leak))`; the Scale is by `-leak * threshold`. NIR
+fires above the threshold and these neurons at it: the exported threshold is the next smaller number. An
+initial potential u0 moves the zero of w: threshold and v_leak are lower by `u0 / leak`.
 
-What NIR has no node for, DBReLU of the stem (of a constant input) and of the head, stays with the host: the graph takes
-the stem's output, puts out the spikes of the last layers, and carries stem and head in its metadata.
+What NIR has no node for, DBReLU of the stem (of a constant input) and of the head, stays with the host: the
+graph takes the stem's output, puts out the spikes of the last layers, and carries stem and head in its
+metadata.
 """
 
 from __future__ import annotations
@@ -52,15 +54,15 @@ def to_nir(
         variables: `{"params": ..., "batch_stats": ...}`.
         neuron: The neurons' constants.
         image_shape: Height, width and channels of an image (of a frame, for input over time).
-        neurons: "exact": a population as the four nodes above, whose equations are those of these neurons. "lif": one
-            IF or LIF node, for targets that are told apart from the file to reset by subtraction: it is what the
-            node's metadata say, but NIR's own equations reset to `v_reset`.
+        neurons: "exact": a population as the four nodes above, whose equations are those of these neurons.
+            "lif": one IF or LIF node, for targets that are told apart from the file to reset by subtraction:
+            it is what the node's metadata say, but NIR's own equations reset to `v_reset`.
         about: Anything JSON can hold, kept in the metadata.
 
     Returns:
-        A `nir.NIRGraph`. Its input, channels first, is the stem's output (input over time: a frame), its outputs the
-        spikes of each stream's last layer. Populations lie on one grid, phases as channels (`mpisjax.export.polyphase`);
-        `metadata["populations"]` has phases and true size of each.
+        A `nir.NIRGraph`. Its input, channels first, is the stem's output (input over time: a frame), its
+        outputs the spikes of each stream's last layer. Populations lie on one grid, phases as channels
+        (`mpisjax.export.polyphase`); `metadata["populations"]` has phases and true size of each.
 
     Raises:
         UserError: The network cannot be written, or `nir` is not installed.
@@ -69,14 +71,16 @@ def to_nir(
         raise UserError(f"neurons is {neurons!r}: choose {' or '.join(map(repr, NEURONS))}.")
     if image_shape[0] != image_shape[1]:
         raise UserError(
-            f"images of {image_shape[0]} x {image_shape[1]} cannot be exported to NIR, which checks kernels as squares: "
+            f"images of {image_shape[0]} x {image_shape[1]} cannot be exported to NIR, which checks kernels "
+            "as squares: "
             "use square images"
         )
     if net.dtype is not None and np.dtype(net.dtype) not in (np.float32, np.float64):
         raise UserError("model.dtype is 'bfloat16', which NIR files cannot hold: set it to 'float32'.")
     if neurons == "lif" and neuron.initial_potential:
         raise UserError(
-            f"neuron.initial_potential is {neuron.initial_potential}, which NIR's IF and LIF nodes cannot hold: export "
+            f"neuron.initial_potential is {neuron.initial_potential}, which NIR's IF and LIF nodes cannot "
+            "hold: export "
             "with neurons 'exact'."
         )
     return _Writer(net, variables, neuron, image_shape, neurons).graph(about or {})
@@ -148,8 +152,8 @@ class _Writer(Nodes):
     def stem_and_injection(self) -> tuple[dict[str, Any], str]:
         """The stem and the injection into stream 1.
 
-        Frames drive the stem's neurons in every step, so that its layers are nodes. The stem of a constant image is
-        not spiking: its weights go to the host, and the graph begins with the injection.
+        Frames drive the stem's neurons in every step, so that its layers are nodes. The stem of a constant
+        image is not spiking: its weights go to the host, and the graph begins with the injection.
 
         Returns:
             The weights of the host's stem by layer, and the node of the injected current.

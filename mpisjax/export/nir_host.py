@@ -1,4 +1,4 @@
-"""The layers of a network with everything folded in, and those of the head, which the host of a NIR graph computes."""
+"""Layers of a network with everything folded in, and the head, which the host of a NIR graph computes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fold_layer(
 
 
 def head_weights(net: MPIS, variables: dict[str, Any]) -> dict[str, Any]:
-    """The weights of the head by layer: stride-2 convolutions and mix of the fused head, and the classifier."""
+    """The weights of the head by layer: convolutions and mix of the fused head, and the classifier."""
     found: dict[str, Any] = {}
     width = net.layers[-1]
     if net.head == "fused":

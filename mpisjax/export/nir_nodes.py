@@ -28,7 +28,8 @@ def package() -> Any:
 
 
 class Nodes:
-    """The nodes and edges written so far. The name of a population or a current is that of the node that gives it.
+    """The nodes and edges written so far. The name of a population or a current is that of the node that
+    gives it.
 
     Args:
         neuron: The neurons' constants.
@@ -61,8 +62,10 @@ class Nodes:
         self.weights += int(np.prod(shape, dtype=np.int64))
         if self.weights > MAX_WEIGHTS:
             raise UserError(
-                f"as a NIR graph this network has more than {MAX_WEIGHTS:,} weights, since NIR has no transposed "
-                "convolution and no upsampling; export it to StableHLO, or a network with fewer channels or streams"
+                f"as a NIR graph this network has more than {MAX_WEIGHTS:,} weights, since NIR has no "
+                "transposed "
+                "convolution and no upsampling; export it to StableHLO, or a network with fewer channels or "
+                "streams"
             )
 
     def convolution(self, name: str, kernel: np.ndarray, bias: np.ndarray, phases: int, *sources: str) -> str:
@@ -89,7 +92,8 @@ class Nodes:
         found = polyphase.input_kernel(layer.kernel, stride, size, self.side, phases)
         node = self.nir.Conv2d(
             input_shape=(size, size), weight=np.ascontiguousarray(found.kernel.transpose(3, 2, 0, 1)),
-            stride=found.stride, padding=found.padding, dilation=1, groups=1, bias=np.tile(layer.bias, phases**2),
+            stride=found.stride, padding=found.padding, dilation=1, groups=1,
+            bias=np.tile(layer.bias, phases**2),
         )  # fmt: skip
         return self.add(name, node, source)
 

@@ -1,14 +1,15 @@
 """Convolutions between images of different resolutions, written as convolutions of stride 1 on one grid.
 
-NIR has neither transposed convolution nor upsampling. The polyphase form needs neither: an image of side `P * G` is
-written as `P * P` phases, images of side G, where pixel (y, x) becomes pixel (y // P, x // P) of phase (y mod P, x mod P)
-(`space_to_depth`). With its phases as channels, every linear map of the network (convolution of any stride, transposed
-convolution, nearest upsampling) commutes with shifts of the grid, and so is a plain convolution of stride 1 on it. This
-is exact. If the side of an image is no multiple of P, the last row and column of the grid have phases that lie outside
-the image. Whoever uses the kernels must keep those silent.
+NIR has neither transposed convolution nor upsampling. The polyphase form needs neither: an image of side `P *
+G` is written as `P * P` phases, images of side G, where pixel (y, x) becomes pixel (y // P, x // P) of phase
+(y mod P, x mod P) (`space_to_depth`). With its phases as channels, every linear map of the network
+(convolution of any stride, transposed convolution, nearest upsampling) commutes with shifts of the grid, and
+so is a plain convolution of stride 1 on it. This is exact. If the side of an image is no multiple of P, the
+last row and column of the grid have phases that lie outside the image. Whoever uses the kernels must keep
+those silent.
 
-Kernels are HWIO and images NHWC, as in `mpisjax.nn.convolution`. Channel `(a * P + b) * C + c` of the grid is channel c
-of phase (a, b).
+Kernels are HWIO and images NHWC, as in `mpisjax.nn.convolution`. Channel `(a * P + b) * C + c` of the grid is
+channel c of phase (a, b).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Folded(NamedTuple):
     """A layer in evaluation: one convolution, with weight norm and batch normalisation folded into it.
 
     Attributes:
-        kernel: [k, k, in, out] of a convolution; [k, k, out, in] of a transposed one, as `conv_transpose2d` takes it.
+        kernel: [k, k, in, out] of a convolution; [k, k, out, in] of a transposed one, as `conv_transpose2d`
+            takes it.
         bias: [out].
     """
 
@@ -87,7 +89,7 @@ def _read(layer: Any, kernel: int, stride: int, zeros: jax.Array, fine: Size, tr
 
 
 def _pixels_of_tap(fine: int, kernel: int, stride: int, tap: int) -> tuple[int, int]:
-    """A fine and a coarse pixel that a tap of the kernel connects, far from the border; (-1, -1) if there are none."""
+    """A fine and a coarse pixel that a tap connects, far from the border; (-1, -1) if there are none."""
     low, coarse = zeros_before(fine, kernel, stride), -(-fine // stride)
     pixels = [(stride * q + tap - low, q) for q in range(coarse) if 0 <= stride * q + tap - low < fine]
     return min(pixels, key=lambda pair: abs(pair[1] - coarse // 2), default=(-1, -1))
@@ -120,7 +122,8 @@ def conv_kernel(kernel: Array, stride: int, size: Size, out_phases: int) -> Arra
         out_phases: P of the output; the input's is `stride` times that.
 
     Returns:
-        [side, side, in_phases^2 * in, out_phases^2 * out], to be used with stride 1 and `side // 2` zeros around.
+        [side, side, in_phases^2 * in, out_phases^2 * out], to be used with stride 1 and `side // 2` zeros
+        around.
     """
     k, in_phases = kernel.shape[0], stride * out_phases
 
@@ -186,7 +189,8 @@ class InputKernel(NamedTuple):
 def input_kernel(kernel: Array, stride: int, size: int, grid: int, out_phases: int) -> InputKernel:
     """A convolution with "same" padding from a square image to the grid.
 
-    NIR pads both sides alike. Where that is more than "same" padding puts in front, the kernel has zeros there.
+    NIR pads both sides alike. Where that is more than "same" padding puts in front, the kernel has zeros
+    there.
 
     Args:
         kernel: [k, k, in, out].

@@ -1,7 +1,7 @@
 """Pure-spike inference as one StableHLO program, weights included, that runs with JAX alone.
 
-The file is what `jax.export` serialises: StableHLO with its calling convention, for CPU, CUDA and TPU at once and for any
-batch size. `jax.export.deserialize(data).call(images)` runs it; see docs/export.md.
+The file is what `jax.export` serialises: StableHLO with its calling convention, for CPU, CUDA and TPU at once
+and for any batch size. `jax.export.deserialize(data).call(images)` runs it; see docs/export.md.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def inference(trained: Pretrained, num_steps: int | None = None) -> Any:
         num_steps: Time steps; None: as trained. Input over time has as many as frames.
 
     Returns:
-        `infer(images)`: uint8 [batch, *inputs.shape] -> a dict of `scores`, float32 [batch, classes], the softmax of the
-        classifier on the spikes' own rates; `spike_counts`, int32 [batch] by population; and `num_steps`, int32 [batch].
+        `infer(images)`: uint8 [batch, *inputs.shape] -> a dict of `scores`, float32 [batch, classes], the
+        softmax of the classifier on the spikes' own rates; `spike_counts`, int32 [batch] by population; and
+        `num_steps`, int32 [batch].
     """
     net, neuron, inputs, variables = trained.net, trained.neuron, trained.inputs, trained.variables
     forward = trained.forward

@@ -2,8 +2,8 @@
 
 A multiplication and an addition are two operations. Taps that fall on padding count; taps on the zeros that a
 strided transposed convolution inserts do not. Everything else (neurons, normalisation, augmentation) counts
-nothing: the figure is the arithmetic that cannot be avoided by fusing better. It is nominal: an algorithm that
-convolves with fewer multiplications on some platform changes the time, not the count.
+nothing: the figure is the arithmetic that cannot be avoided by fusing better. It is nominal: an algorithm
+that convolves with fewer multiplications on some platform changes the time, not the count.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jax.extend import core
 class Counter:
     """Counts one traced function.
 
-    A `while` loop's trip count is not in the program: `trips` gives, in program order, those of the loops that
-    contain convolutions or matrix products.
+    A `while` loop's trip count is not in the program: `trips` gives, in program order, those of the loops
+    that contain convolutions or matrix products.
 
     Attributes:
         loops: How many such loops were met.

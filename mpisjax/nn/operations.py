@@ -1,9 +1,10 @@
-"""What a network computes: synaptic operations of its spikes, multiply-accumulates of the rest, energy, traffic.
+"""What a network computes: synaptic operations of its spikes, multiply-accumulates of the rest, energy,
+traffic.
 
 A synaptic operation (SynOp) is one spike reaching one synapse: an addition. Everything that is not driven by
-spikes is counted as multiply-accumulates (MACs): the stem and the injection (once a sample, since their input is
-constant; event input drives them every step), the head (once), and the fusion's stride-2 convolutions, which act
-on currents, in every step. Synapses that padding cuts off are not counted.
+spikes is counted as multiply-accumulates (MACs): the stem and the injection (once a sample, since their input
+is constant; event input drives them every step), the head (once), and the fusion's stride-2 convolutions,
+which act on currents, in every step. Synapses that padding cuts off are not counted.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from mpisjax.nn.mpis import MPIS, stream_name
 
 Size = tuple[int, int]
 
-# Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014: 45 nm, 0.9 V, 32-bit floating
-# point; in pJ. A 64-bit read of a 1 MB SRAM costs 100 pJ, so 32 bits 50.
+# Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014: 45 nm, 0.9 V, 32-bit
+# floating point; in pJ. A 64-bit read of a 1 MB SRAM costs 100 pJ, so 32 bits 50.
 ADD_PJ, MULTIPLY_PJ, SRAM_PJ = 0.9, 3.7, 50.0
 MAC_PJ = ADD_PJ + MULTIPLY_PJ
 CONSTANTS = (
-    "Horowitz, ISSCC 2014, 45 nm, 32-bit floating point: addition 0.9 pJ, multiply-accumulate 4.6 pJ, 32-bit access "
-    "to a 1 MB SRAM 50 pJ (half of a 64-bit one). Memory traffic assumes no reuse, an upper bound: a synaptic "
-    "operation reads a weight and reads and writes a membrane potential; a multiply-accumulate reads a weight and an "
+    "Horowitz, ISSCC 2014, 45 nm, 32-bit floating point: addition 0.9 pJ, multiply-accumulate 4.6 pJ, 32-bit "
+    "access "
+    "to a 1 MB SRAM 50 pJ (half of a 64-bit one). Memory traffic assumes no reuse, an upper bound: a "
+    "synaptic "
+    "operation reads a weight and reads and writes a membrane potential; a multiply-accumulate reads a "
+    "weight and an "
     "activity; an update of a neuron reads and writes its potential."
 )
 

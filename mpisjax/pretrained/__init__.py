@@ -1,7 +1,7 @@
 """Trained networks that come with the package, ready to classify.
 
-`load_pretrained("digits")` gives the network, its weights, its settings and its card, which says how it was trained and
-what it reaches. `python -m mpisjax.pretrained` makes such a network from a run's folder.
+`load_pretrained("digits")` gives the network, its weights, its settings and its card, which says how it was
+trained and what it reaches. `python -m mpisjax.pretrained` makes such a network from a run's folder.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Pretrained(NamedTuple):
         neuron: Its neurons.
         forward: Its simulation, with as many time steps as it was trained for.
         apply: `apply(variables, images, value_range=None) -> mpisjax.nn.Output` classifies a batch of images,
-            [batch, *inputs.shape], by the equivalent path of the network's spikes. Images are uint8, or have any other
-            dtype and a `value_range`, the (black, white) of their pixels, such as (0, 1). Pure: it can be
-            `jit`-compiled (with `value_range` static) and differentiated. Anything else is a `UserError` when the call
-            is traced.
+            [batch, *inputs.shape], by the equivalent path of the network's spikes. Images are uint8, or have
+            any other dtype and a `value_range`, the (black, white) of their pixels, such as (0, 1). Pure: it
+            can be `jit`-compiled (with `value_range` static) and differentiated. Anything else is a
+            `UserError` when the call is traced.
         params: The parameters.
         batch_stats: The running statistics of batch normalisation.
         config: Every setting the network was trained with.
@@ -184,7 +184,8 @@ def as_pixels(images: Any, inputs: Inputs, value_range: tuple[float, float] | No
     if value_range is None:
         if images.dtype != np.uint8:
             raise UserError(
-                f"this network reads uint8 pixels and was given {images.dtype}; say which values are black and white, "
+                f"this network reads uint8 pixels and was given {images.dtype}; say which values are black "
+                "and white, "
                 "as in value_range=(0, 1)"
             )
         return jnp.asarray(images)
@@ -195,14 +196,16 @@ def as_pixels(images: Any, inputs: Inputs, value_range: tuple[float, float] | No
 
 
 def restore(name: str, config: ml_collections.ConfigDict) -> tuple[Parts, TrainState, int]:
-    """A pretrained network in the place of a run's best state, as `mpisjax.training.run.restore_best` gives it.
+    """A pretrained network in the place of a run's best state, as `mpisjax.training.run.restore_best` gives
+    it.
 
     Args:
         name: The network's name.
         config: Its config, perhaps with other settings of data and evaluation.
 
     Returns:
-        The parts that the config stands for, the state with the network's weights, and the step they are from.
+        The parts that the config stands for, the state with the network's weights, and the step they are
+        from.
 
     Raises:
         UserError: There is no such network, it is damaged, or the data are missing or of another kind.

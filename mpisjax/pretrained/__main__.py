@@ -2,8 +2,8 @@
 
     python -m mpisjax.pretrained --workdir runs/digits --name digits --out networks
 
-writes networks/digits.safetensors and networks/digits.json, which `load_pretrained("digits", "networks")` reads. The
-training command is found from the run's config; give --command where training took more than one.
+writes networks/digits.safetensors and networks/digits.json, which `load_pretrained("digits", "networks")`
+reads. The training command is found from the run's config; give --command where training took more than one.
 """
 
 from __future__ import annotations

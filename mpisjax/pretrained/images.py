@@ -21,10 +21,11 @@ LARGEST_OF_12_BITS, LARGEST_OF_16_BITS = 4095, 65535
 def read_image(path: str | Path, inputs: Inputs, crop: bool = True) -> tuple[np.ndarray, list[str]]:
     """Reads a PNG, JPEG or whatever else Pillow knows, and fits it to a network.
 
-    A file of the right size is taken as it is, apart from colour, depth and a light background. For data sets of grey
-    images any other is cropped to what stands out, put on a black square and scaled. For coloured ones it is cropped to
-    the square in its middle and scaled. Pixels of more than 8 bits are scaled by the range of their mode: 16 bits by
-    65535 (by their own maximum where that is 4095 or less), floats within [0, 1] by 1, all others by their own range.
+    A file of the right size is taken as it is, apart from colour, depth and a light background. For data sets
+    of grey images any other is cropped to what stands out, put on a black square and scaled. For coloured
+    ones it is cropped to the square in its middle and scaled. Pixels of more than 8 bits are scaled by the
+    range of their mode: 16 bits by 65535 (by their own maximum where that is 4095 or less), floats within [0,
+    1] by 1, all others by their own range.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""From a run's folder to a network that can be given away: its weights, and a card that says how they were made."""
+"""Writes a run's network to be given away: its weights, and a card that says how they were made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ CLASSES = {
     **dict.fromkeys(("digits", "mnist", "nmnist", "saccade_digits"), DIGITS),
     "cifar10": CIFAR10_CLASSES,
     "fashion_mnist": (
-        "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+        "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+        "ankle boot",
     ),
 }  # fmt: skip
 
@@ -49,8 +50,8 @@ def from_run(workdir: str | Path, config: ml_collections.ConfigDict | None = Non
 
     Args:
         workdir: The run's folder.
-        config: The run's config, perhaps with another `data.dir`; None: as stored with the checkpoint. The data are
-            loaded, because normalisation is measured on them.
+        config: The run's config, perhaps with another `data.dir`; None: as stored with the checkpoint. The
+            data are loaded, because normalisation is measured on them.
 
     Raises:
         UserError: There is no sound checkpoint, or the data are missing or not those of the run.
@@ -124,7 +125,8 @@ def save(
     data = weights.to_bytes(trained.variables)
     if len(data) > MAX_BYTES:
         raise UserError(
-            f"the weights of {trained.name} take {len(data):,} bytes, more than the {MAX_BYTES:,} that such a file may "
+            f"the weights of {trained.name} take {len(data):,} bytes, more than the {MAX_BYTES:,} that such "
+            "a file may "
             "have; give the run's folder away instead"
         )
     card = {
