@@ -173,7 +173,8 @@ def as_pixels(images: Any, inputs: Inputs, value_range: tuple[float, float] | No
     Raises:
         UserError: The shape is another, the dtype leaves the range open, or the range is empty.
     """
-    images = images if hasattr(images, "dtype") else np.asarray(images)
+    if not isinstance(images, jax.Array | np.ndarray):
+        images = np.asarray(images)
     wanted = ", ".join(map(str, inputs.shape))
     if images.shape[1:] != inputs.shape:
         one = images.shape == inputs.shape

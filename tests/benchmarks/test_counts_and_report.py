@@ -125,7 +125,14 @@ def test_targets_are_judged_from_what_was_measured():
     assert len(judged) == 2  # nothing is said of what was not measured
 
 
+def test_quick_leaves_out_what_takes_minutes_unless_it_is_named():
+    assert not {"scaling", "profile"} & set(command.arguments(["--quick"]).sections)
+    assert command.arguments(["--quick", "--only", "scaling"]).sections == ("scaling",)
+    assert command.arguments([]).sections == command.SECTIONS
+
+
 def test_an_unknown_section_is_refused(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as left:
         command.arguments(["--only", "steps,speed"])
+    assert left.value.code == 2
     assert "speed" in capsys.readouterr().err

@@ -56,6 +56,7 @@ def test_apply_classifies_bytes_and_any_stated_range(digits):
     assert accuracy(digits, images, labels) >= 0.94
     for given, value_range in (
         (images, (0, 255)),
+        (images.tolist(), (0, 255)),
         (images / 255, (0, 1)),
         ((images / 255 * 16).round().astype(np.int8), (0, 16)),
         (images / 127.5 - 1, (-1, 1)),
