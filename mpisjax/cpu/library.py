@@ -23,6 +23,8 @@ from pathlib import Path
 import jax
 import jax.ffi
 
+from mpisjax.paths import cache_folder
+
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 # Target names, and the symbols behind them.
 CONVOLVE, KERNEL_GRADIENT, FILTER = "mpisjax_convolve", "mpisjax_kernel_gradient", "mpisjax_filter"
@@ -105,8 +107,7 @@ def fingerprint() -> int:
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
     """Where the library lies: in the user's cache, or for the moment of loading where that cannot be written."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "mpisjax" / "native"
+    folder = cache_folder("native")
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):

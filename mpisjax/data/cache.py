@@ -23,6 +23,7 @@ import numpy as np
 from absl import logging
 
 from mpisjax.errors import UserError
+from mpisjax.paths import cache_folder
 
 VERSION = 1  # of what is stored; raised when a reader's result changes
 STALE_SECONDS = 24 * 3600
@@ -56,12 +57,6 @@ class NotWritten(Exception):
     """The cache could not be written."""
 
 
-def default_folder() -> Path:
-    """The user's cache folder for this package."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mpisjax"
-
-
 def fetch(
     folder: str | Path, name: str, key: dict[str, Any], build: Callable[[Allocate], dict[str, Any]]
 ) -> Entry:
@@ -80,7 +75,7 @@ def fetch(
     Raises:
         UserError: If the cache cannot be written and the arrays do not fit in memory.
     """
-    folder = Path(folder).expanduser() if folder else default_folder()
+    folder = Path(folder).expanduser() if folder else cache_folder()
     key = {"version": VERSION, **key}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     place = folder / f"{name}-{digest[:20]}"

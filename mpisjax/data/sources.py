@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mpisjax.data import cache, cifar, download, event_download, idx, prepared
+from mpisjax.data import cifar, download, event_download, idx, prepared
 from mpisjax.data.recordings import EVENT_SETS, Recordings
 from mpisjax.data.types import Loaded
 from mpisjax.errors import UserError
+from mpisjax.paths import cache_folder
 
 
 class Known(NamedTuple):
@@ -107,7 +108,7 @@ def _wanted(name: str) -> str:
 
 def downloads_folder(config: Any) -> Path:
     """Where downloads are kept."""
-    base = Path(config.cache_dir).expanduser() if config.cache_dir else cache.default_folder()
+    base = Path(config.cache_dir).expanduser() if config.cache_dir else cache_folder()
     return base / "downloads"
 
 

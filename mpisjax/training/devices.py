@@ -14,6 +14,7 @@ import numpy as np
 from mpisjax.cpu.cores import jax_setting
 from mpisjax.data.feed import put
 from mpisjax.errors import UserError
+from mpisjax.paths import cache_folder
 
 
 def make_mesh(config: Any, batch_size: int) -> jax.sharding.Mesh:
@@ -156,8 +157,7 @@ def compilation_cache(folder: str | None = None) -> str:
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache")
     if set_already := jax_setting("jax_compilation_cache_dir"):
         return str(set_already)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = folder or os.path.join(home, "mpisjax", "compiled")
+    folder = folder or str(cache_folder("compiled"))
     try:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mpisjax.errors import UserError
+from mpisjax.paths import cache_folder
 
 
 def is_bucket(path: Any) -> bool:
@@ -43,9 +44,8 @@ def local_of(workdir: Path) -> Path:
     """Where a run keeps its small files: in its own folder, or for a bucket in the user's cache."""
     if not is_bucket(workdir):
         return workdir
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256(os.fspath(workdir).encode()).hexdigest()[:16]
-    folder = Path(home) / "mpisjax" / "buckets" / name
+    folder = cache_folder("buckets", name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
