@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (A. Krizhevsky, 2009), from the binary or the python version.
 
 Binary: records of the label (CIFAR-100: the coarse, then the fine label), then 3,072 bytes of red, green and blue
-planes, rows first. Python: pickled dictionaries of the same bytes, which are read but not unpickled.
+planes, rows first. Python: pickled dictionaries of the same bytes, which `unpickle` reads without running them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpisjax.data import archives, pickles
+from mpisjax.data import fetch
 from mpisjax.data.types import Loaded
+from mpisjax.data.unpickle import unpickle
 from mpisjax.errors import UserError
 
 PIXELS = 3 * 32 * 32
@@ -96,7 +97,7 @@ def load(found: Found) -> Loaded:
         archive = found.paths[0]
         wanted = [f"{layout.folder}/{name}" for name in (*layout.train, layout.test)]
         content = {
-            name.rpartition("/")[2]: data for name, data in archives.read_members(archive, wanted).items()
+            name.rpartition("/")[2]: data for name, data in fetch.read_members(archive, wanted).items()
         }
         where = {name: f"{archive}: {name}" for name in content}
         for name in (layout.train[0], layout.test):
@@ -116,8 +117,8 @@ def load(found: Found) -> Loaded:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > archives.MAX_BYTES:
-            raise UserError(f"{path} is larger than the {archives.MAX_BYTES >> 20} MiB that are accepted")
+        if path.stat().st_size > fetch.MAX_BYTES:
+            raise UserError(f"{path} is larger than the {fetch.MAX_BYTES >> 20} MiB that are accepted")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -142,7 +143,7 @@ def parse_python(content: bytes, name: str, layout: Layout) -> tuple[np.ndarray,
     Raises:
         UserError: If it is no such pickle, is empty, or holds a label out of range.
     """
-    batch = pickles.load(content, name)
+    batch = unpickle(content, name)
     pixels, labels = batch.get("data"), batch.get(layout.label_key)
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != PIXELS or not len(pixels):
         raise UserError(f"{name} has no 'data' of N x {PIXELS} bytes: fetch the file again")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mpisjax.data import cache, saccades
+from mpisjax.data import cache, digits
 from mpisjax.data.events import Invalid, Recording, forget, import_tonic, read
 from mpisjax.data.frames import Binning, Frames, binning_of, stored_row, stored_width, to_frames
 from mpisjax.data.recordings import EVENT_SETS, Recordings, fingerprint
@@ -21,24 +21,24 @@ NAMED = 5  # how many invalid recordings are named one by one
 
 
 def load_saccade_digits(config: Any) -> tuple[Loaded, str, str]:
-    """The embedded event set; see `saccades`.
+    """The embedded event set; see `digits`.
 
     Returns:
         The frames and labels, a sentence on their source, and their checksum.
     """
-    binning = binning_of(config, saccades.SIZE, saccades.SIZE)
-    images = saccades.load_images()
+    binning = binning_of(config, digits.SENSOR_SIZE, digits.SENSOR_SIZE)
+    images = digits.load_images()
 
     def build(allocate: cache.Allocate) -> dict[str, Any]:
         digest, first = hashlib.sha256(), 0
         for split, (pictures, labels) in zip(("train", "test"), images, strict=True):
-            stream = (to_frames(events, binning) for events in saccades.events_of(pictures, first=first))
+            stream = (to_frames(events, binning) for events in digits.events_of(pictures, first=first))
             _store(allocate, split, stream, labels, binning, digest)
             first += len(labels)
         return {"checksum": digest.hexdigest()}
 
     entry = cache.fetch(config.cache_dir, config.name, {"binning": list(binning)}, build)
-    return _loaded(entry, binning), _with_note(saccades.SENTENCE, entry), entry.facts["checksum"]
+    return _loaded(entry, binning), _with_note(digits.EVENT_SENTENCE, entry), entry.facts["checksum"]
 
 
 def load_recordings(config: Any, found: Recordings, where: str) -> tuple[Loaded, str, str]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mpisjax.data import cifar, download, event_download, idx, prepared
+from mpisjax.data import cifar, fetch, idx, prepared
 from mpisjax.data.recordings import EVENT_SETS, Recordings
 from mpisjax.data.types import Loaded
 from mpisjax.errors import UserError
@@ -149,7 +149,7 @@ def _files(config: Any) -> Source:
 
 def _download(config: Any) -> Source:
     try:
-        paths = download.download(config.name, downloads_folder(config))
+        paths = fetch.download(config.name, downloads_folder(config))
     except UserError as error:
         raise Missing(str(error)) from error
     sentence = f"downloaded to {downloads_folder(config)}"
@@ -172,7 +172,7 @@ def _event_files(config: Any) -> tuple[Recordings, str]:
 
 def _event_download(config: Any) -> tuple[Recordings, str]:
     try:
-        folder = event_download.download(config.name, downloads_folder(config))
+        folder = fetch.download_events(config.name, downloads_folder(config))
     except UserError as error:
         raise Missing(str(error)) from error
     found = EVENT_SETS[config.name].find(folder)

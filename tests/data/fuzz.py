@@ -33,7 +33,8 @@ from data_helpers import (
     tar_bytes,
 )
 
-from mpisjax.data import archives, cifar, events, idx, pickles, prepared
+from mpisjax.data import cifar, events, fetch, idx, prepared
+from mpisjax.data.unpickle import unpickle
 from mpisjax.errors import UserError
 
 REFUSED = (UserError, events.Invalid)
@@ -55,7 +56,7 @@ def read_idx(content: bytes) -> None:
 def read_archive(content: bytes) -> None:
     layout = cifar.LAYOUTS["cifar10"][0]
     wanted = [f"{layout.folder}/{name}" for name in (*layout.train, layout.test)]
-    members = archives.parse(io.BytesIO(content), "archive", wanted, LIMIT)
+    members = fetch.parse(io.BytesIO(content), "archive", wanted, LIMIT)
     assert set(members) <= set(wanted)
     for name, member in members.items():
         check_images(*cifar.parse_binary(member, name, layout), 10)
@@ -70,7 +71,7 @@ def read_python(content: bytes) -> None:
 
 
 def read_pickle(content: bytes) -> None:
-    assert isinstance(pickles.load(content, "pickle"), dict)
+    assert isinstance(unpickle(content, "pickle"), dict)
 
 
 def read_tfrecords(content: bytes) -> None:

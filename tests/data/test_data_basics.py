@@ -98,6 +98,7 @@ TWO_DEVICES = """
 import jax, numpy as np
 from data_helpers import settings
 from mpisjax import data
+from mpisjax.errors import UserError
 assert len(jax.devices()) == 2
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
@@ -120,7 +121,7 @@ import sys
 assert not {"tonic", "tensorflow_datasets", "tensorflow"} & set(sys.modules), "imported only where needed"
 try:
     data.Feed(split, 31, 0, sharding)
-except data.loading.UserError as error:
+except UserError as error:
     print("refused:", error)
 """
 

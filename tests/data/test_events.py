@@ -14,7 +14,7 @@ import pytest
 from data_helpers import aedat2_bytes, aedat3_bytes, nmnist_bytes, random_events, settings, write_nmnist
 
 from mpisjax import data
-from mpisjax.data import event_download, events, recordings, saccades
+from mpisjax.data import digits, events, fetch, recordings
 from mpisjax.data.frames import Binning, Frames, stored_row, to_frames
 from mpisjax.errors import UserError
 
@@ -339,14 +339,14 @@ def test_cifar10_dvs_as_its_authors_have_it(tmp_path, rng):
 
 
 def test_simulated_events_are_deterministic_and_valid():
-    (images, _), _ = saccades.load_images()
-    made = list(saccades.events_of(images[:60], seed=0))
+    (images, _), _ = digits.load_images()
+    made = list(digits.events_of(images[:60], seed=0))
     for recorded in made:
         events.check(recorded, 34, 34)
         assert recorded["t"][-1] <= 315_000
-    again = list(saccades.events_of(images[40:60], seed=0, first=40))
+    again = list(digits.events_of(images[40:60], seed=0, first=40))
     assert all(np.array_equal(one, other) for one, other in zip(made[40:], again, strict=True))
-    other = next(saccades.events_of(images[:1], seed=1))
+    other = next(digits.events_of(images[:1], seed=1))
     assert not np.array_equal(other, made[0])
     joined = np.concatenate(made)
     assert hashlib.sha256(joined.tobytes()).hexdigest() == FROZEN
@@ -363,15 +363,15 @@ def test_simulated_events_follow_the_edges_of_the_motion():
     """A bright bar, moved to the left by the third saccade, brightens its left side and darkens its right."""
     bar = np.zeros((1, 8, 8))
     bar[:, :, 3:5] = 1
-    (recorded,) = saccades.events_of(bar)
+    (recorded,) = digits.events_of(bar)
     last = recorded[recorded["t"] > 250_000]
     middle = last[(last["y"] > 10) & (last["y"] < 22)]
     assert np.median(middle["x"][middle["p"] == 1]) < np.median(middle["x"][middle["p"] == 0]) - 2
 
 
 def test_a_still_picture_gives_noise_alone(monkeypatch):
-    monkeypatch.setattr(saccades, "CORNERS", np.zeros((4, 2)))
-    (recorded,) = saccades.events_of(np.ones((1, 8, 8)))
+    monkeypatch.setattr(digits, "CORNERS", np.zeros((4, 2)))
+    (recorded,) = digits.events_of(np.ones((1, 8, 8)))
     assert 100 < len(recorded) < 300
 
 
@@ -381,8 +381,8 @@ def test_saccade_digits_are_a_data_set():
     dataset = data.load(config)
     assert dataset.train.images.shape == (1337, 5, 32, 32, 2) and len(dataset.test.labels) == 360
     assert data.load(config).checksum == dataset.checksum
-    digits = data.load(settings())
-    assert np.array_equal(dataset.test.labels, digits.test.labels)
+    pictures = data.load(settings())
+    assert np.array_equal(dataset.test.labels, pictures.test.labels)
 
 
 def test_event_settings_are_checked(tmp_path, rng):
@@ -431,7 +431,7 @@ def server(tmp_path, monkeypatch):
     httpd.server_close()
 
 
-def test_nmnist_is_downloaded_through_tonic(tmp_path, server, rng, monkeypatch):
+def test_nmnist_is_downloaded_and_unpacked(tmp_path, server, rng, monkeypatch):
     write_nmnist(tmp_path / "made", rng, 20, 10)
     for split in ("Train", "Test"):
         archive = server / f"{split.lower()}.zip"
@@ -460,5 +460,5 @@ def test_a_wrong_event_archive_is_refused_and_never_taken_for_a_subset(tmp_path,
 
 
 def test_tonic_has_what_is_downloaded():
-    for kind in event_download.CLASSES.values():
+    for kind in fetch.EVENT_CLASSES.values():
         assert hasattr(tonic.datasets, kind)

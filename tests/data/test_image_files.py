@@ -12,7 +12,8 @@ import pytest
 from data_helpers import cifar_members, idx_bytes, images_of, settings, tar_bytes, write_idx
 
 from mpisjax import data
-from mpisjax.data import archives, cifar, idx, pickles
+from mpisjax.data import cifar, fetch, idx
+from mpisjax.data.unpickle import unpickle
 from mpisjax.errors import UserError
 
 # Without the time of day, which would get into the names of the tests below and part the processes that share them.
@@ -74,11 +75,11 @@ def test_pickles_are_read_but_not_run(protocol, rng):
         "names": ["a", b"b"],
         "n": None,
     }
-    read = pickles.load(pickle.dumps(batch, protocol), "batch")
+    read = unpickle(pickle.dumps(batch, protocol), "batch")
     assert np.array_equal(read["data"], batch["data"]) and read["labels"] == [1, 2, 300] and read["n"] is None
     for bad in (Trap(), {"data": Trap()}, {"data": OrderedDict()}, {"data": np.zeros(3)}, [1], {1: 2}):
         with pytest.raises(UserError, match="batch"):
-            pickles.load(pickle.dumps(bad, protocol), "batch")
+            unpickle(pickle.dumps(bad, protocol), "batch")
     assert not TRACE
 
 
@@ -94,8 +95,16 @@ def test_a_pickle_of_python_2(rng):
     assert np.array_equal(pickle.loads(content, encoding="bytes")[b"data"], pixels), (
         "the example itself is right"
     )
-    read = pickles.load(content, "batch")
+    read = unpickle(content, "batch")
     assert np.array_equal(read["data"], pixels) and read["labels"] == [6, 9]
+
+
+# 10,000 copies of a text of 100,000 letters, as protocol 2 writes bytes.
+TEXT = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"q\x00X\x06\x00\x00\x00latin1q\x01"
+COPIES = TEXT + b"(" + b"c_codecs\nencode\nh\x00h\x01\x86R" * 10_000 + b"l."
+
+
+DEEP_KEY = b"\x80\x02}N" + b"\x85" * 100_000 + b"Ns."  # a tuple whose hash would overflow Python's stack
 
 
 def test_a_pickle_that_wants_memory_gets_none():
@@ -103,10 +112,16 @@ def test_a_pickle_that_wants_memory_gets_none():
         b"\x80\x02r\xff\xff\xff\xff.",
         b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
         b"\x80\x02T\xff\xff\xff\x7f.",
+        b"\x80\x02Nr\xff\xff\xff\x7f.",
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
     ]
     for content in claims:
-        with pytest.raises(UserError):
-            pickles.load(content, "batch")
+        with pytest.raises(UserError, match="not a pickle"):
+            unpickle(content, "batch")
+    with pytest.raises(UserError, match="more bytes than the file has"):
+        unpickle(b"\x80\x02" + COPIES, "batch")
+    with pytest.raises(UserError, match="other than text"):
+        unpickle(DEEP_KEY, "batch")
 
 
 def write_archive(tmp_path, content):
@@ -155,9 +170,9 @@ def test_links_bombs_and_crowds_are_refused(tmp_path):
     path = tmp_path / "bomb.tar.gz"
     path.write_bytes(bomb)
     with pytest.raises(UserError, match="more than 1 MiB"):
-        archives.read_members(path, ["zeros"], limit=1 << 20)
+        fetch.read_members(path, ["zeros"], limit=1 << 20)
     with pytest.raises(UserError, match="more than 1 MiB"):
-        archives.read_members(path, ["something else"], limit=1 << 20)
+        fetch.read_members(path, ["something else"], limit=1 << 20)
     with pytest.raises(UserError, match="members"):
         data.load(write_archive(tmp_path, tar_bytes([(f"{n}", b"") for n in range(1001)])))
 

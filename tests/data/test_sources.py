@@ -15,7 +15,7 @@ import pytest
 from data_helpers import cifar_members, settings, tar_bytes, write_idx
 
 from mpisjax import data
-from mpisjax.data import download, idx, prepared, sources
+from mpisjax.data import fetch, idx, prepared, sources
 from mpisjax.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -140,7 +140,7 @@ def server(tmp_path, monkeypatch):
 
 def record_checksums(monkeypatch, folder):
     """Has TFDS expect the served files, as if it had recorded their checksums."""
-    original = download.recorded
+    original = fetch.recorded
 
     def recorded(name):
         infos = original(name)
@@ -149,7 +149,7 @@ def record_checksums(monkeypatch, folder):
             info.checksum, info.size = hashlib.sha256(content).hexdigest(), type(info.size)(len(content))
         return infos
 
-    monkeypatch.setattr(download, "recorded", recorded)
+    monkeypatch.setattr(fetch, "recorded", recorded)
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_a_server_that_falls_silent_or_hangs_up_is_given_up_on(tmp_path, monkeyp
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setenv("MPISJAX_MIRROR", f"http://127.0.0.1:{httpd.server_port}")
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.3)
     for name in ("cifar100", "cifar10"):
         with pytest.raises(UserError, match="download of cifar10+ failed|wrong checksum"):
             data.load(settings(name=name, source="download"))
@@ -240,10 +240,10 @@ def test_prepared_data_without_tfds_is_passed_over(tmp_path, monkeypatch):
 def test_tfds_records_the_files_that_are_read(monkeypatch):
     monkeypatch.delenv("MPISJAX_MIRROR")
     for name in ("mnist", "fashion_mnist"):
-        recorded = {info.filename for info in download.recorded(name).values()}
+        recorded = {info.filename for info in fetch.recorded(name).values()}
         assert recorded == {f"{stem}.gz" for stem in idx.FILES.values()}
     for name in ("cifar10", "cifar100"):
-        (info,) = download.recorded(name).values()
+        (info,) = fetch.recorded(name).values()
         assert info.filename == sources._wanted(name) and len(info.checksum) == 64
 
 
