@@ -63,10 +63,10 @@ def config_of_run(given, config_file: str | None):
 
 def main(given, config) -> None:
     """Evaluates as the flags say."""
-    from mpisjax.cpu import cores
+    from mpisjax.configuration import prepare_cores
     from mpisjax.training import devices, processes
 
-    cores.prepare(config)
+    prepare_cores(config)
     with processes.exit_on_failure():
         processes.initialize(*cli.process_arguments(given))
         devices.compilation_cache()

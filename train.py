@@ -60,12 +60,12 @@ def draw(folder: Path, name: str) -> None:
 
 def main(given, config) -> None:
     """Trains as the config says."""
-    from mpisjax.cpu import cores
+    from mpisjax.configuration import prepare_cores
     from mpisjax.training import devices, processes
 
     with watch() as stopper, processes.exit_on_failure():
         # The devices must be settled before anything makes JAX look for them.
-        cores.prepare(config)
+        prepare_cores(config)
         processes.initialize(*cli.process_arguments(given))
         devices.compilation_cache()
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.timing import measure
-from mpisjax.cpu import convolutions
+from mpisjax import cpu
+from mpisjax.cpu import compiled
 from mpisjax.nn.flops import count
 from mpisjax.training.devices import batch_sharding, replicated
 
@@ -45,17 +46,19 @@ def measure_peaks(mesh: jax.sharding.Mesh, dtype: Any = jnp.float32, repeats: in
     def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    def compiled(x: jax.Array, w: jax.Array) -> jax.Array:
+    def compiled_here(x: jax.Array, w: jax.Array) -> jax.Array:
         half, size = w.shape[0] // 2, (x.shape[1], x.shape[2])
-        return convolutions.convolve(x, w, 1, 1, (half, half), size)
+        return compiled.convolve(x, w, 1, 1, (half, half), size)
 
     keys, peaks = jax.random.split(jax.random.key(0)), []
     for title, kernel, channels, side, samples in CONVOLUTIONS:
         x = jax.random.normal(keys[0], (samples * mesh.size, side, side, channels), dtype)
         w = jax.random.normal(keys[1], (kernel, kernel, channels, channels), dtype)
         peaks.append(rate(title, convolve, x, w))
-        if convolutions.supports(x, w.shape):  # without saving multiplications, as XLA does it
-            peaks.append(rate(f"{title}, compiled here", compiled, x, w))
+        if cpu.enabled() and compiled.serves(
+            dtype, [channels]
+        ):  # without saving multiplications, as XLA does it
+            peaks.append(rate(f"{title}, compiled here", compiled_here, x, w))
     a = jax.random.normal(keys[0], (MATRICES * mesh.size, MATRICES), dtype)
     b = jax.random.normal(keys[1], (MATRICES, MATRICES), dtype)
     peaks.append(rate(f"matrix product, {MATRICES}", jnp.matmul, a, b))

@@ -218,3 +218,18 @@ def _check_value(key: str, setting: Setting, config: ml_collections.ConfigDict) 
         raise UserError(f"{key} is {value}: set it to {f'at least {least:g}' if least else '0 or more'}.")
     if above is not None and not value > above:
         raise UserError(f"{key} is {value}: set it above {above:g}.")
+
+
+def served_on_cpu(config: ml_collections.ConfigDict) -> bool:
+    """Whether the compiled convolutions of a CPU serve the whole network, where there are any."""
+    from mpisjax.cpu.compiled import serves
+
+    return serves(config.model.dtype, (*config.model.stem, *config.model.layers))
+
+
+def prepare_cores(config: ml_collections.ConfigDict) -> None:
+    """Settles how the cores of a CPU share a batch; call it before JAX looks for its devices."""
+    from mpisjax.cpu import cores
+
+    whole = served_on_cpu(config) and config.devices.model_parallel == 1
+    cores.prepare(served=whole, all_cores=config.devices.all_cores)

@@ -136,10 +136,10 @@ def problems(samples: list[Sample]) -> list[str]:
 
 def main(given, config) -> int:
     """Runs, samples and judges."""
-    from mpisjax.cpu import cores
+    from mpisjax.configuration import prepare_cores
 
     with watch() as stopper, tempfile.TemporaryDirectory() as temporary:
-        cores.prepare(config)
+        prepare_cores(config)
         import jax
 
         from mpisjax.training import run

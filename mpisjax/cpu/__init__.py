@@ -1,4 +1,4 @@
-"""Convolutions compiled for this machine's processor, in place of XLA's on a CPU; see `mpisjax.cpu.convolutions`."""
+"""Convolutions for a CPU: compiled for this processor, or with fewer multiplications; see the README in this folder."""
 
 from mpisjax.cpu.library import disabled, enabled
 

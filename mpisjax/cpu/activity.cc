@@ -12,18 +12,20 @@ namespace {
 
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes), aligned(4)));
 
-// Measured: with more active places, tiles are as fast. By one vector, a place costs more than its sum.
+// Measured: with a larger part of active places, tiles are as fast. With one vector, finding a place costs
+// more than adding it.
 #if defined(__AVX512F__)
 constexpr double kDensest = 0.55, kDensestByOne = 0.3;
 #else
 constexpr double kDensest = 0.3, kDensestByOne = 0.2;
 #endif
 
-// Chains of sums that do not wait for one another.
+// How many sums are kept side by side, so that none waits for another.
 constexpr int chains_of(int vectors) { return vectors == 1 ? 4 : 2; }
 
 template <int vectors>
-void sweep_of(const Activity& activity, int64_t row, const Sweep& one, int64_t count, float* out, int64_t out_step) {
+void sparse_row(const Activity& activity, int64_t row, const SparseRow& one, int64_t count, float* out,
+                int64_t out_step) {
   constexpr int chains = chains_of(vectors);
   constexpr int64_t width = vectors * kLanes;
   const int32_t* starts = activity.starts.data() + row * (activity.columns + 1);
@@ -34,18 +36,20 @@ void sweep_of(const Activity& activity, int64_t row, const Sweep& one, int64_t c
     const int32_t* place = activity.places.data() + starts[low];
     const int32_t* const end = activity.places.data() + starts[high];
     const float* value = activity.values.data() + starts[low];
-    const float* weights = one.weights - from * one.in_channels * width;  // of place 0
+    // A place counts from column 0 of the row, and the weights from the first pixel that this output covers.
+    const int64_t skipped = from * one.in_channels;
     Vec sums[chains][vectors] = {};
     if (one.add) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sums[0][v] = load(out + v * kLanes);
     }
-    // The last round's surplus adds nothing, of the first place: how many places there are is what no branch predicts.
+    // The last round may have places left over: they add zero times the first place's weights. A branch here
+    // would be mispredicted, since the number of places varies at random.
     for (; place < end; place += chains, value += chains) {
 #pragma GCC unroll 4
       for (int n = 0; n < chains; ++n) {
         const bool there = n == 0 || place + n < end;
-        const float* w = weights + (there ? place[n] : place[0]) * width;
+        const float* w = one.weights + ((there ? place[n] : place[0]) - skipped) * width;
         const float by = there ? value[n] : 0;
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) sums[n][v] += by * load(w + v * kLanes);
@@ -77,9 +81,10 @@ bool worthwhile(int64_t active, int64_t count, int64_t out_channels) {
   return active < (out_channels <= kLanes ? kDensestByOne : kDensest) * count;
 }
 
-void Activity::list(const float* image, int64_t rows, int64_t columns, int64_t channels, int64_t wide) {
+void Activity::list(const float* image, int64_t rows, int64_t columns, int64_t channels,
+                    int64_t padded_channels) {
   this->columns = columns;
-  const size_t room = rows * columns * channels + kLanes;  // whole vectors are written at the list's end
+  const size_t room = rows * columns * channels + kLanes;  // whole vectors are written at the end of the list
   if (places.size() < room) places.resize(room), values.resize(room);
   starts.resize(rows * (columns + 1));
   int32_t count = 0;
@@ -88,7 +93,7 @@ void Activity::list(const float* image, int64_t rows, int64_t columns, int64_t c
     for (int64_t x = 0; x < columns; ++x, image += channels) {
       *start++ = count;
       for (int64_t c = 0; c < channels; c += kLanes) {
-        const int64_t at = x * wide + c;
+        const int64_t at = x * padded_channels + c;
         const int lanes = std::min<int64_t>(kLanes, channels - c);
 #if defined(__AVX512F__)
         const __m512 value = _mm512_maskz_loadu_ps((1u << lanes) - 1, image + c);
@@ -99,7 +104,7 @@ void Activity::list(const float* image, int64_t rows, int64_t columns, int64_t c
         _mm512_storeu_si512(places.data() + count, _mm512_maskz_compress_epi32(found, place));
         count += __builtin_popcount(found);
 #else
-        for (int lane = 0; lane < lanes; ++lane) {  // without a branch
+        for (int lane = 0; lane < lanes; ++lane) {  // no branch here, either
           values[count] = image[c + lane];
           places[count] = at + lane;
           count += image[c + lane] != 0;
@@ -111,9 +116,13 @@ void Activity::list(const float* image, int64_t rows, int64_t columns, int64_t c
   }
 }
 
-void sweep(const Activity& activity, int64_t row, const Sweep& one, int vectors, int64_t count, float* out,
-           int64_t out_step) {
-  const auto run = vectors == 1 ? sweep_of<1> : vectors == 2 ? sweep_of<2> : sweep_of<kMaxVectors>;
+void Activity::give_back() {
+  if (values.capacity() > kKeptScratch) *this = Activity{};
+}
+
+void add_sparse_row(const Activity& activity, int64_t row, const SparseRow& one, int vectors, int64_t count,
+                    float* out, int64_t out_step) {
+  const auto run = vectors == 1 ? sparse_row<1> : vectors == 2 ? sparse_row<2> : sparse_row<kMaxVectors>;
   run(activity, row, one, count, out, out_step);
 }
 

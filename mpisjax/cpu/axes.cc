@@ -7,8 +7,8 @@
 
 namespace mpisjax {
 
-std::vector<Meeting> meetings(int64_t taps, int64_t dilation, int64_t phase, int64_t low) {
-  std::vector<Meeting> found;
+std::vector<TapOffset> tap_offsets(int64_t taps, int64_t dilation, int64_t phase, int64_t low) {
+  std::vector<TapOffset> found;
   for (int64_t k = 0; k < taps; ++k) {
     int64_t reach = phase + k - low;
     if (((reach % dilation) + dilation) % dilation == 0) found.push_back({k, reach / dilation});
@@ -22,7 +22,7 @@ Axis::Axis(int64_t in, int64_t out, int64_t taps, int64_t stride, int64_t dilati
   for (int64_t phase = 0; phase < dilation; ++phase) {
     int64_t last = count(phase) - 1;
     if (last < 0) continue;
-    for (const Meeting& one : meetings(taps, dilation, phase, low)) {
+    for (const TapOffset& one : tap_offsets(taps, dilation, phase, low)) {
       before = std::max(before, -one.offset);
       end = std::max(end, last * stride + one.offset + 1);
     }
@@ -30,16 +30,19 @@ Axis::Axis(int64_t in, int64_t out, int64_t taps, int64_t stride, int64_t dilati
   padded = before + end;
 }
 
-void pad(const float* image, const Axis& rows, const Axis& columns, int64_t channels, int64_t wide, float* padded) {
-  const int64_t row = columns.padded * wide, before = columns.before * wide, width = columns.in * wide;
-  std::memset(padded, 0, sizeof(float) * rows.before * row);
+void pad(const float* image, const Axis& rows, const Axis& columns, int64_t channels, int64_t padded_channels,
+         float* to) {
+  const int64_t row = columns.padded * padded_channels;
+  const int64_t before = columns.before * padded_channels, width = columns.in * padded_channels;
+  std::memset(to, 0, sizeof(float) * rows.before * row);
   for (int64_t y = 0; y < rows.in; ++y) {
-    float* to = padded + (rows.before + y) * row;
-    std::memset(to, 0, sizeof(float) * before);
-    widen(image + y * columns.in * channels, columns.in, channels, wide, to + before);
-    std::memset(to + before + width, 0, sizeof(float) * (row - before - width));
+    float* at = to + (rows.before + y) * row;
+    std::memset(at, 0, sizeof(float) * before);
+    pad_channels(image + y * columns.in * channels, columns.in, channels, padded_channels, at + before);
+    std::memset(at + before + width, 0, sizeof(float) * (row - before - width));
   }
-  std::memset(padded + (rows.before + rows.in) * row, 0, sizeof(float) * (rows.padded - rows.before - rows.in) * row);
+  std::memset(to + (rows.before + rows.in) * row, 0,
+              sizeof(float) * (rows.padded - rows.before - rows.in) * row);
 }
 
 }  // namespace mpisjax

@@ -1,8 +1,8 @@
-"""How the cores of a CPU share a batch; to be settled before JAX looks for its devices.
+"""How the cores of a CPU share a batch. This has to be settled before JAX looks for its devices.
 
-XLA:CPU runs a convolution of its own on one core. There are two ways round that. Where this machine's compiled
-convolutions serve the whole network (`mpisjax.cpu`), one host device does: they share a batch among the threads of
-XLA's pool, as XLA does for all that is elementwise. Elsewhere there is one host device a core, the batch split over them.
+XLA:CPU runs a convolution of its own on one core. There are two ways round that. Where the compiled convolutions serve the
+whole network (`mpisjax.cpu.compiled.serves`), there is one host device: they share a batch among the threads of XLA's pool, as
+XLA does with everything elementwise. Elsewhere there is one host device a core, and the batch is split over them.
 The first way is faster (docs/speed.md): no device waits for another, and there are no more threads than cores.
 """
 
@@ -16,37 +16,30 @@ from typing import Any
 import jax
 
 from mpisjax.cpu import library
-from mpisjax.cpu.convolutions import serves
 
 
 def jax_setting(name: str) -> Any:
-    """What JAX is set to; it makes these attributes at run time, so that type checkers do not see them."""
+    """What JAX is set to. It makes these attributes at run time, so that type checkers do not see them."""
     return getattr(jax.config, name)
 
 
-def prepare(config: Any = None, *, all_cores: bool = True) -> None:
-    """Sets up JAX's CPU backend; call it before the first computation. No effect on accelerators.
+def prepare(*, served: bool = True, all_cores: bool = True) -> None:
+    """Sets up JAX's CPU backend. Call it before the first computation; it has no effect on accelerators.
 
-    Several host devices can block one another's all-reduce for good when steps are dispatched asynchronously
-    on a thread pool with one thread a core: each device may hold a thread that the other waits for. The cure is
-    threefold: a pool with threads to spare (`PJRT_NPROC`), synchronous dispatch, and waiting for every step
-    (`mpisjax.training.step_runner`). Threads to spare cost time, a third of a training step of the
-    Fashion-MNIST config.
+    Several host devices can block one another's all-reduce for good when steps are dispatched asynchronously on a thread
+    pool with one thread a core: each device may hold a thread that the other waits for. The cure is threefold: a pool with
+    threads to spare (`PJRT_NPROC`), synchronous dispatch, and waiting for every step (`mpisjax.training.step_runner`). Threads to
+    spare cost time, a third of a training step of the Fashion-MNIST config.
 
     Args:
-      config: of the run; its `devices.all_cores`, `devices.model_parallel` and `model` decide. None: a network that
-        this machine's convolutions serve.
-      all_cores: without a config, what its `devices.all_cores` would say: False keeps to one core.
+      served: the compiled convolutions serve the whole network, and its channels are not split over devices.
+      all_cores: use all cores of a CPU; False keeps to one.
     """
-    whole = True
-    if config is not None:
-        all_cores = config.devices.all_cores
-        whole = served(config) and config.devices.model_parallel == 1
     forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     several = forced or jax_setting("jax_num_cpu_devices") > 0
     if not several and not all_cores:
         os.environ.setdefault("PJRT_NPROC", "1")
-    elif not several and not (whole and _on_a_cpu() and library.available()):
+    elif not several and not (served and _on_a_cpu() and library.available()):
         several = True
         try:
             jax.config.update("jax_num_cpu_devices", library.cores())
@@ -55,11 +48,6 @@ def prepare(config: Any = None, *, all_cores: bool = True) -> None:
     if several:
         os.environ.setdefault("PJRT_NPROC", str(4 * (os.cpu_count() or 1)))
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-
-
-def served(config: Any) -> bool:
-    """Whether convolutions that are compiled for a processor serve the whole network, where there are any."""
-    return config.model.dtype == "float32" and serves((*config.model.stem, *config.model.layers))
 
 
 def _on_a_cpu() -> bool:

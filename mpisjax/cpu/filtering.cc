@@ -1,6 +1,7 @@
-// Stride-1 convolutions with fewer multiplications, as mpisjax/cpu/winograd.py has them and says why: `A [(G g) * (B d)]`
-// in both directions, for 4 x 4 outputs at a time. Here the three stages meet in the cache of one core: a few rows of
-// tiles are brought to their points, multiplied, and brought back, before the next.
+// Stride-1 convolutions with fewer multiplications; mpisjax/cpu/winograd.py has the method and the reasons.
+// An output is `A [(G g) * (B d)]` in both directions, for 4 x 4 outputs at a time. Here the three stages
+// meet in the cache of one core: a few rows of tiles are brought to their points, multiplied, and brought
+// back, before the next rows.
 
 #include <algorithm>
 #include <cstdint>
@@ -16,10 +17,12 @@ using namespace mpisjax;
 namespace ffi = xla::ffi;
 
 constexpr int kOutputs = 4;
-constexpr int64_t kCache = 160 * 1024;  // floats between the stages at a time: half of a usual second-level cache
+constexpr int64_t kCache =
+    160 * 1024;  // floats between the stages at a time: half of a usual second-level cache
 
-// B for n points: 0, pairs of one number and its negative, infinity. Of each pair the first row; in the second the odd
-// columns have the other sign. A is made of the numbers' powers.
+// The matrix B for n points. The points are 0, pairs of a number and its negative, and infinity. kMiddle has
+// the first row of each pair; the second row has the opposite sign in odd columns. The matrix A consists of
+// the numbers' powers.
 template <int n>
 struct Points;
 
@@ -43,7 +46,7 @@ struct Points<8> {
   static constexpr float kLast[] = {0, -1, 0, 21 / 4.0, 0, -21 / 4.0, 0, 1};
 };
 
-// Every other term of weights * d, from `first` on.
+// The sum of every other term of weights * d, from `first` on.
 template <int n>
 inline Vec every_other(const float (&weights)[n], const Vec* d, int first) {
   Vec sum = {};
@@ -89,8 +92,8 @@ struct Shape {
   int64_t height, width, channels;
 };
 
-// kLanes channels of the tile whose outputs begin at (top, left), brought to n * n points, which are `apart` floats from
-// one another.
+// Brings a tile to its n * n points, for kLanes channels. The tile's outputs begin at (top, left). Points lie
+// `apart` floats from one another.
 template <int n>
 void spread(const float* image, const Shape& shape, int64_t top, int64_t left, float* points, int64_t apart) {
   constexpr int half = (n - kOutputs + 1) / 2;
@@ -122,7 +125,7 @@ void spread(const float* image, const Shape& shape, int64_t top, int64_t left, f
   }
 }
 
-// The way back, to the tile's outputs as far as there are any.
+// Brings points back to the tile's outputs, as far as the image has them.
 template <int n>
 void gather(const float* points, int64_t apart, float* image, const Shape& shape, int64_t top, int64_t left) {
   const int64_t rows = std::min<int64_t>(kOutputs, shape.height - top);
@@ -145,9 +148,9 @@ void gather(const float* points, int64_t apart, float* image, const Shape& shape
   }
 }
 
-// products[t, out] = spread[t, in] * kernel[in, out] for `count` tiles; the kernel is `by_blocks`.
-void multiply(const float* spread, int64_t count, int64_t in_channels, int64_t out_channels, const float* kernel,
-              float* products) {
+// products[t, out] = spread[t, in] * kernel[in, out] for `count` tiles. The kernel is laid out `by_blocks`.
+void multiply(const float* spread, int64_t count, int64_t in_channels, int64_t out_channels,
+              const float* kernel, float* products) {
   std::vector<Tap> tap{{0, kernel}};
   for (int64_t first = 0; first < out_channels;) {
     const int vectors = vectors_at_a_time((out_channels - first) / kLanes);
@@ -155,37 +158,40 @@ void multiply(const float* spread, int64_t count, int64_t in_channels, int64_t o
     const int pixels = pixels_at_a_time(count, vectors);
     const Tile run = find_tile(vectors, pixels, in_channels);
     for (int64_t t = 0; t < count; t += pixels) {
-      const int64_t at = std::min(t, count - pixels);  // the last may do some again
-      run(spread + at * in_channels, tap, in_channels, channels, products + at * out_channels + first, out_channels,
-          in_channels);
+      const int64_t at = std::min(t, count - pixels);  // the last round may compute some tiles again
+      run(spread + at * in_channels, tap, in_channels, channels, products + at * out_channels + first,
+          out_channels, in_channels);
     }
     first += channels;
     tap[0].weights += in_channels * channels;
   }
 }
 
-// Samples of a batch; `blocks` are the kernels `by_blocks`.
+// Convolves some samples of a batch. `blocks` are the kernels, laid out `by_blocks`.
 template <int n>
 void filter(const float* x, const Shape& in, int64_t batch, const float* blocks, float* y, const Shape& out) {
   const int64_t size = in.channels * out.channels;
   const int64_t across = (in.width + kOutputs - 1) / kOutputs, down = (in.height + kOutputs - 1) / kOutputs;
-  // Rows of tiles, of all images one after another; as many at a time as fit, in equal parts of an image if it has more.
-  // Wide layers' kernels leave the cache and are read anew for each part: then the parts may leave it, too.
+  // The rows of tiles of all images stand one after another. As many are done at a time as fit into the
+  // cache. An image with more rows is divided into equal parts. The kernels of wide layers do not fit, and
+  // are read again for each part: then the parts may be as large as those.
   const int64_t room = std::max(kCache, n * n * size / 2);
   const int64_t fit = std::max<int64_t>(1, room / (n * n * across * (in.channels + out.channels)));
   const int64_t all = batch * down;
-  const int64_t parts = (down + fit - 1) / fit;  // of an image
+  const int64_t parts = (down + fit - 1) / fit;  // of each image
   const int64_t rows = parts > 1 ? (down + parts - 1) / parts : std::min(fit / down * down, all);
-  float* points = scratch(0, n * n * rows * across * (in.channels + out.channels));
+  Scratch room_of_points(ScratchSlot::kImage, n * n * rows * across * (in.channels + out.channels));
+  float* points = room_of_points.data();
   float* products = points + n * n * rows * across * in.channels;
   for (int64_t begin = 0; begin < all;) {
-    // A part ends with an image, or within it.
-    const int64_t count = std::min(rows, parts > 1 ? down - begin % down : all - begin), tiles = count * across;
+    // A part ends where its image ends, or before.
+    const int64_t count = std::min(rows, parts > 1 ? down - begin % down : all - begin),
+                  tiles = count * across;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = begin + t / across, image = row / down;
       for (int64_t c = 0; c < in.channels; c += kLanes) {
-        spread<n>(x + image * in.height * in.width * in.channels + c, in, row % down * kOutputs, t % across * kOutputs,
-                  points + t * in.channels + c, tiles * in.channels);
+        spread<n>(x + image * in.height * in.width * in.channels + c, in, row % down * kOutputs,
+                  t % across * kOutputs, points + t * in.channels + c, tiles * in.channels);
       }
     }
     for (int p = 0; p < n * n; ++p) {
@@ -205,23 +211,33 @@ void filter(const float* x, const Shape& in, int64_t batch, const float* blocks,
 }
 
 // `numbers`: a version, threads.
-ffi::Error Filter(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernels,
-                  ffi::Buffer<ffi::S32> numbers, ffi::ResultBuffer<ffi::F32> y) {
+ffi::Error Filter(ffi::ThreadPool pool, Array x, Array kernels, Numbers numbers, Result y) {
+  const char* name = "mpisjax_filter";
+  ffi::Error error = check(name, {{has_rank(x, 4) && has_rank(*y, 4), "the images have four axes"},
+                                  {has_rank(kernels, 3), "the kernels have three axes"},
+                                  {numbers.element_count() == 2, "there are two numbers"}});
+  if (error.failure()) return error;
   const int64_t threads = numbers.typed_data()[1];
-  const auto dimensions = x.dimensions(), shape = kernels.dimensions();
+  const auto dimensions = x.dimensions(), shape = kernels.dimensions(), made = y->dimensions();
   const Shape in{dimensions[1], dimensions[2], dimensions[3]}, out{in.height, in.width, shape[2]};
-  if (in.channels % kChannels || out.channels % kChannels) {
-    return ffi::Error::InvalidArgument("mpisjax: no filter was compiled for so many channels");
-  }
+  error = check(
+      name,
+      {{dimensions[0] == made[0] && in.height == made[1] && in.width == made[2], "the images differ in size"},
+       {in.channels == shape[1], "the input and the kernels differ in channels"},
+       {made[3] == shape[2], "the output and the kernels differ in channels"},
+       {shape[0] == 36 || shape[0] == 64, "kernels are of 36 or 64 points"},
+       {in.channels % kChannels == 0 && out.channels % kChannels == 0, "channels come in multiples of 16"}});
+  if (error.failure()) return error;
+  if (y->element_count() == 0) return ffi::Error::Success();
   const int64_t size = in.channels * out.channels;
-  float* kept = scratch(1, shape[0] * size);
+  Scratch kept(ScratchSlot::kKernel, shape[0] * size);
   const float* blocks = kernels.typed_data();
   for (int64_t p = 0; p < shape[0]; ++p) {
-    const float* made = by_blocks(kernels.typed_data() + p * size, in.channels, out.channels, kept + p * size);
-    if (made == kept + p * size) blocks = kept;
+    float* to = kept.data() + p * size;
+    if (by_blocks(kernels.typed_data() + p * size, in.channels, out.channels, to) == to) blocks = kept.data();
   }
   const auto run = shape[0] == 36 ? filter<6> : filter<8>;
-  share(pool, threads, dimensions[0], [&](int64_t, int64_t begin, int64_t end) {
+  share(pool, threads, dimensions[0], [&](int64_t begin, int64_t end) {
     const int64_t pixels = in.height * in.width;
     run(x.typed_data() + begin * pixels * in.channels, in, end - begin, blocks,
         y->typed_data() + begin * pixels * out.channels, out);
@@ -229,6 +245,10 @@ ffi::Error Filter(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi
   return ffi::Error::Success();
 }
 
+ffi::Error GuardedFilter(ffi::ThreadPool pool, Array x, Array kernels, Numbers numbers, Result y) {
+  return guarded([&] { return Filter(pool, x, kernels, numbers, y); });
+}
+
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxFilter, Filter, bound());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MpisjaxFilter, GuardedFilter, ffi_signature());

@@ -7,17 +7,17 @@ namespace mpisjax {
 
 namespace {
 
-// `pixels` outputs, `step` floats apart in the input and `out_step` in the output, times `vectors` vectors of channels.
-// A step known to the compiler spares registers; 0 stands for any.
+// A tile of `pixels` pixels times `vectors` vectors; see tiles.h. A step that the compiler knows saves
+// registers. `known` is that step, or 0: then the step is the last argument.
 template <int vectors, int pixels, int known>
-void tile(const float* in, const std::vector<Tap>& taps, int64_t in_channels, int64_t apart, float* out,
-          int64_t out_step, int64_t any) {
-  const int64_t step = known ? known : any;
+void tile(const float* in, const std::vector<Tap>& taps, int64_t in_channels, int64_t weight_step, float* out,
+          int64_t out_step, int64_t any_step) {
+  const int64_t step = known ? known : any_step;
   Vec sums[pixels][vectors] = {};
   for (const Tap& tap : taps) {
     const float* x = in + tap.offset;
     const float* w = tap.weights;
-    for (int64_t c = 0; c < in_channels; ++c, ++x, w += apart) {
+    for (int64_t c = 0; c < in_channels; ++c, ++x, w += weight_step) {
       Vec weights[vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) weights[v] = load(w + v * kLanes);
@@ -53,7 +53,11 @@ Tile tile_of_step(int64_t step) {
 template <int vectors>
 Tile tile_of(int pixels, int64_t step) {
   switch (pixels) {
-    case 14: if constexpr (vectors < kMaxVectors) return tile_of_step<vectors, 14>(step); else return nullptr;
+    case 14:
+      if constexpr (vectors < kMaxVectors)
+        return tile_of_step<vectors, 14>(step);
+      else
+        return nullptr;
     case 8: return tile_of_step<vectors, 8>(step);
     case 7: return tile_of_step<vectors, 7>(step);
     case 4: return tile_of_step<vectors, 4>(step);
@@ -75,13 +79,13 @@ Tile find_tile(int vectors, int pixels, int64_t step) {
 }
 
 int vectors_at_a_time(int64_t left) {
-  // Four as two and two, not three and one.
+  // Four are done as two and two: three and one would be slower.
   return left == kMaxVectors + 1 ? (kMaxVectors + 1) / 2 : std::min<int64_t>(left, kMaxVectors);
 }
 
 int pixels_at_a_time(int64_t count, int vectors) {
 #if !defined(__AVX512F__)
-  if (vectors == kMaxVectors) return count >= 4 ? 4 : 1;  // sixteen registers
+  if (vectors == kMaxVectors) return count >= 4 ? 4 : 1;  // there are sixteen registers
 #endif
   if (count % 14 == 0 && vectors < kMaxVectors) return 14;
   if (count % 7 == 0) return 7;
@@ -101,27 +105,41 @@ const float* by_blocks(const float* from, int64_t rows, int64_t out_channels, fl
   return to;
 }
 
-void widen(const float* from, int64_t rows, int64_t channels, int64_t wide, float* to) {
-  if (channels == wide) {
-    std::memcpy(to, from, sizeof(float) * rows * wide);
+void pad_channels(const float* from, int64_t rows, int64_t channels, int64_t padded, float* to) {
+  if (channels == padded) {
+    std::memcpy(to, from, sizeof(float) * rows * padded);
     return;
   }
-  for (int64_t row = 0; row < rows; ++row, from += channels, to += wide) {
+  for (int64_t row = 0; row < rows; ++row, from += channels, to += padded) {
     std::memcpy(to, from, sizeof(float) * channels);
-    std::memset(to + channels, 0, sizeof(float) * (wide - channels));
+    std::memset(to + channels, 0, sizeof(float) * (padded - channels));
   }
 }
 
-void narrow(const float* from, int64_t rows, int64_t wide, int64_t channels, float* to) {
-  for (int64_t row = 0; row < rows; ++row, from += wide, to += channels) {
+void crop_channels(const float* from, int64_t rows, int64_t padded, int64_t channels, float* to) {
+  for (int64_t row = 0; row < rows; ++row, from += padded, to += channels) {
     std::memcpy(to, from, sizeof(float) * channels);
   }
 }
 
-float* scratch(int purpose, size_t size) {
-  thread_local std::vector<float> kept[kPurposes];
-  if (kept[purpose].size() < size) kept[purpose].resize(size);
-  return kept[purpose].data();
+Scratch::Scratch(ScratchSlot slot, size_t size) {
+  struct Kept {
+    std::unique_ptr<float[]> data;
+    size_t size = 0;
+  };
+  thread_local Kept all[3];
+  if (size > kKeptScratch) {
+    own_.reset(new float[size]);
+    data_ = own_.get();
+    return;
+  }
+  Kept& kept = all[static_cast<int>(slot)];
+  if (kept.size < size) {
+    kept = {};  // gives the old one back before a larger one is asked for
+    kept.data.reset(new float[size]);
+    kept.size = size;
+  }
+  data_ = kept.data.get();
 }
 
 }  // namespace mpisjax

@@ -1,19 +1,20 @@
 """Convolutions that can be differentiated to any order and in both directions, fast also inside loops; upsampling.
 
-There are three maps, each bilinear: the convolution of x and w, its input gradient of g and w, and its kernel gradient of
-x and g. They are one family. The derivative of each is the same map of tangents, and its transposes are the other two. So
-each is a primitive of its own, with the fast form of every member, and JAX composes them.
+There are three maps, each bilinear: the convolution of x and w, its input gradient of g and w, and its kernel
+gradient of x and g. They are one family. The derivative of each is the same map of tangents, and its transposes
+are the other two. So each is a primitive with its own fast forms, and JAX composes them.
 
-The input gradient convolves with the flipped kernel. Inside a loop XLA:CPU folds that flip into the convolution, a form
-that its fast path rejects (measured: 40 times slower). So the flip is made explicitly and held behind an optimisation
-barrier. The kernel gradient's transpositions are held back in the same way (measured: 75 times slower without). On
-accelerators the barrier copies the kernel and does nothing else. The flipped kernel, and the kernels of minimal filtering,
-are operands that are made outside the primitive: `mpisjax.hoisting` moves them out of a loop in which the kernel is
-constant. They carry no derivative; the kernel itself is an operand too, and it does.
+The input gradient convolves with the flipped kernel. Inside a loop XLA:CPU folds that flip into the convolution,
+a form that its fast path rejects (measured: 40 times slower). So the flip is made explicitly and held behind an
+optimisation barrier. The kernel gradient's transpositions are held back in the same way (measured: 75 times slower
+without). On accelerators the barrier copies the kernel and does nothing else.
 
-On a CPU wide stride-1 convolutions have fewer multiplications (`mpisjax.cpu.winograd`); these and most others are compiled
-for the processor (`mpisjax.cpu`). Where there is no compiler, large strided transposed ones go by their phases. The form is
-chosen when a program is lowered for a platform, so that an export for several platforms holds the right one for each.
+The flipped kernel, and other kernels that a CPU wants prepared, are operands: they are made outside the primitive,
+and `mpisjax.hoisting` moves them out of a loop in which the kernel is constant. They carry no derivative. The
+kernel itself is an operand too, and carries it.
+
+A CPU has forms of its own (`mpisjax.cpu.forms`). The form is chosen when a program is lowered for a platform, so
+that an export for several platforms holds the right one for each.
 
 Layouts are NHWC for activity and HWIO for kernels.
 """
@@ -30,15 +31,13 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from mpisjax.cpu import convolutions as native
-from mpisjax.cpu import winograd
+from mpisjax import cpu
+from mpisjax.cpu import forms
 from mpisjax.cpu.cores import jax_setting
 
 Array = jax.Array
 Pair = tuple[int, int]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# From so many channels on a kernel's gradient has fewer multiplications, too, on a CPU.
-_WIDE = 64
 
 
 def conv2d(x: Array, w: Array, stride: int = 1) -> Array:
@@ -97,7 +96,7 @@ def upsample(x: Array, factor: int, size: Pair) -> Array:
 
 def _convolve(x: Array, w: Array, stride: int, mapped: bool = False) -> Array:
     x, w = _varying_alike(x, w)
-    prepare = _each(functools.partial(_prepared, _one_of(x), stride=stride), mapped)
+    prepare = _each(functools.partial(forms.prepare, _one_of(x), stride=stride), mapped)
     return _bind(_conv_p, x, w, *prepare(w), mapped=mapped, stride=stride)
 
 
@@ -105,8 +104,10 @@ def _input_gradient(g: Array, w: Array, stride: int, size: Pair, mapped: bool = 
     """d<g, conv(x, w)>/dx for an x of spatial `size`: the transposed convolution."""
     g, w = _varying_alike(g, w)
     flipped = lax.optimization_barrier(lax.rev(w, (w.ndim - 4, w.ndim - 3)).swapaxes(-2, -1))
-    prepare = _each(functools.partial(_prepared_flipped, _one_of(g), stride=stride, size=size), mapped)
-    return _bind(_input_p, g, w, flipped, *prepare(flipped), mapped=mapped, stride=stride, size=tuple(size))
+    geometry: dict[str, Any] = {"stride": stride, "size": tuple(size)}
+    low = _before(size, w.shape[-4:-2], stride)
+    prepare = functools.partial(forms.prepare_transposed, _one_of(g), low=low, **geometry)
+    return _bind(_input_p, g, w, flipped, *_each(prepare, mapped)(flipped), mapped=mapped, **geometry)
 
 
 def _kernel_gradient(x: Array, g: Array, stride: int, kernel: Pair, mapped: bool = False) -> Array:
@@ -134,44 +135,6 @@ def _each(fn: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
     return jax.vmap(fn) if mapped else fn
 
 
-# Kernels that can be made before a loop.
-
-
-def _prepared(x: jax.ShapeDtypeStruct, w: Array, *, stride: int) -> tuple[Array, ...]:
-    """The kernels of `winograd.convolve` where a CPU is fastest with it."""
-    return (winograd.kernels(w),) if winograd.worthwhile(x, w, stride) else ()
-
-
-def _prepared_flipped(
-    g: jax.ShapeDtypeStruct, flipped: Array, *, stride: int, size: Pair
-) -> tuple[Array, ...]:
-    """The same for the input gradient, and a strided kernel's phases where a CPU is faster with those."""
-    if stride == 1:
-        return _prepared(g, flipped, stride=1)
-    # XLA:CPU takes 1.4 to 1.7 times as long for the dilated form as for its phases at 28x28; as long at 14x14.
-    if native.supports(g, flipped.shape) or stride > min(flipped.shape[:2]) or min(size) <= 14:
-        return ()
-    rows, columns = (_phases(n, k, stride) for n, k in zip(size, flipped.shape[:2], strict=True))
-    return tuple(
-        lax.optimization_barrier(flipped[top::stride, left::stride])
-        for top, _, _ in rows
-        for left, _, _ in columns
-    )
-
-
-def _phases(n: int, k: int, stride: int) -> list[tuple[int, int, int]]:
-    """How the outputs of a transposed convolution that lie `stride` apart, size n, meet its flipped kernel.
-
-    Returns:
-      By phase: the first tap met, how many, and how far the first reaches before the phase's first output.
-    """
-    low, found = k - 1 - _same_padding(n, k, stride)[0], []
-    for phase in range(stride):
-        first = (low - phase) % stride
-        found.append((first, len(range(first, k, stride)), (low - phase - first) // stride))
-    return found
-
-
 # What the primitives compute: by XLA's plain operations, and on a CPU.
 
 
@@ -185,24 +148,14 @@ def _before(size: Sequence[int], kernel: Sequence[int], stride: int) -> Pair:
     return _same_padding(size[0], kernel[0], stride)[0], _same_padding(size[1], kernel[1], stride)[0]
 
 
-def _conv(x: Array, w: Array, stride: int) -> Array:
+def _conv_plain(x: Array, w: Array, *prepared: Array, stride: int) -> Array:
+    del prepared
     padding = [_same_padding(n, k, stride) for n, k in zip(x.shape[1:3], w.shape[:2], strict=True)]
     return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
-def _conv_plain(x: Array, w: Array, *prepared: Array, stride: int) -> Array:
-    del prepared
-    return _conv(x, w, stride)
-
-
 def _conv_on_cpu(x: Array, w: Array, *prepared: Array, stride: int) -> Array | None:
-    compiled = native.supports(x, w.shape)
-    if prepared:
-        return (native.filtered if compiled else winograd.convolve)(x, prepared[0], w.shape[0])
-    if not compiled:
-        return None
-    rows, columns = (-(-n // stride) for n in x.shape[1:3])
-    return native.convolve(x, w, stride, 1, _before(x.shape[1:3], w.shape, stride), (rows, columns))
+    return forms.convolve(x, w, prepared, stride, _before(x.shape[1:3], w.shape, stride))
 
 
 def _input_plain(g: Array, w: Array, flipped: Array, *prepared: Array, stride: int, size: Pair) -> Array:
@@ -220,58 +173,22 @@ def _input_on_cpu(
     g: Array, w: Array, flipped: Array, *prepared: Array, stride: int, size: Pair
 ) -> Array | None:
     del w
-    if stride == 1 and prepared:
-        return _conv_on_cpu(g, flipped, *prepared, stride=1)
-    if native.supports(g, flipped.shape):
-        top, left = _before(size, flipped.shape, stride)
-        low = flipped.shape[0] - 1 - top, flipped.shape[1] - 1 - left
-        return native.convolve(g, flipped, 1, stride, low, size)
-    return _by_phases(g, flipped.shape[:2], prepared, stride, size) if prepared else None
-
-
-def _by_phases(g: Array, kernel: Sequence[int], phases: Sequence[Array], stride: int, size: Pair) -> Array:
-    pads = [
-        [(before, -(-n // stride) + taps - 1 - before - m) for _, taps, before in _phases(n, k, stride)]
-        for n, m, k in zip(size, g.shape[1:3], kernel, strict=True)
-    ]
-    rows, remaining = [], iter(phases)
-    for above in pads[0]:
-        columns = [
-            lax.conv_general_dilated(g, next(remaining), (1, 1), [above, beside], dimension_numbers=_LAYOUT)
-            for beside in pads[1]
-        ]
-        rows.append(jnp.stack(columns, 3))
-    out = jnp.stack(rows, 2)  # [batch, row, phase, column, phase, channels]
-    b, h, _, w, _, c = out.shape
-    return out.reshape(b, h * stride, w * stride, c)[:, : size[0], : size[1]]
+    return forms.transposed(g, flipped, prepared, stride, size, _before(size, flipped.shape, stride))
 
 
 def _kernel_plain(x: Array, g: Array, *, stride: int, kernel: Pair) -> Array:
     zeros = jnp.zeros((*kernel, x.shape[3], g.shape[3]), x.dtype)
     w = _varying_alike(x, zeros)[1]
-    return jax.linear_transpose(lambda w: _conv(x, w, stride), w)(g)[0]
+    return jax.linear_transpose(lambda w: _conv_plain(x, w, stride=stride), w)(g)[0]
 
 
 def _kernel_on_cpu(x: Array, g: Array, *, stride: int, kernel: Pair) -> Array:
-    w = jax.ShapeDtypeStruct((*kernel, x.shape[3], g.shape[3]), x.dtype)
-    filtered = winograd.worthwhile_gradient(x, w, stride)
-    if native.supports(x, w.shape) and not (filtered and min(w.shape[2:]) >= _WIDE):
-        return native.kernel_gradient(x, g, kernel, stride, _before(x.shape[1:3], kernel, stride))
-    if filtered:
-        return winograd.kernel_gradient(x, g, kernel[0])
-    padding = []
-    for n, m, k in zip(x.shape[1:3], g.shape[1:3], kernel, strict=True):
-        low = _same_padding(n, k, stride)[0]
-        padding.append((low, (m - 1) * stride + k - n - low))
-    x, g = lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))
-    found = lax.conv_general_dilated(
-        x, g, (1, 1), padding, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
-    )
-    return found.transpose(1, 2, 0, 3)
+    return forms.kernel_gradient(x, g, kernel, stride, _before(x.shape[1:3], kernel, stride))
 
 
-# The primitives. Their parameters hold the program of each form, as JAX's own primitives of functions hold theirs: JAX looks
-# in there for what asks for devices as it is lowered, and whoever counts a program's operations finds the plain form.
+# The primitives. Their parameters hold the program of each form, as the parameters of JAX's own primitives of
+# functions do. JAX looks in there for operations that need devices when they are lowered, and whoever counts a
+# program's operations finds the plain form.
 
 
 class _Forms(NamedTuple):
@@ -313,7 +230,7 @@ def _jitted(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callab
 def _bind(primitive: Primitive, *operands: Array, mapped: bool, **params: Any) -> Array:
     shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands)
     precision = jax_setting("jax_default_matmul_precision")
-    settled = native.enabled(), precision
+    settled = cpu.enabled(), precision
     plain, on_cpu = _programs(primitive, mapped, tuple(params.items()), shapes, settled)
     return primitive.bind(*operands, mapped=mapped, precision=precision, plain=plain, on_cpu=on_cpu, **params)
 
@@ -327,7 +244,7 @@ def _programs(
     settled: Any,
 ) -> tuple[ClosedJaxpr, ClosedJaxpr | None]:
     """The programs of both forms. A mesh has its say in the types of a primitive, not in there."""
-    del settled  # what else they depend on
+    del settled  # whatever else they depend on
     plain, on_cpu = (functools.partial(form, **dict(params)) for form in _FORMS[primitive])
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         each = [jax.ShapeDtypeStruct(s.shape[mapped:], s.dtype) for s in shapes]

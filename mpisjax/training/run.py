@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mpisjax import configuration
-from mpisjax.cpu import cores, library
+from mpisjax.cpu import library
 from mpisjax.data import Batch, DataSet, Feed, load, summary
 from mpisjax.errors import UserError
 from mpisjax.firing import RateReading
@@ -209,7 +209,11 @@ def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
 
 def _threads_and_convolutions(config: ml_collections.ConfigDict) -> str:
     """What decides how fast a CPU is."""
-    whose = "compiled for this processor" if library.enabled() and cores.served(config) else "of XLA"
+    whose = (
+        "compiled for this processor"
+        if library.enabled() and configuration.served_on_cpu(config)
+        else "of XLA"
+    )
     return f"; {library.threads()} threads, convolutions {whose}"
 
 

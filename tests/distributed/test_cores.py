@@ -19,15 +19,15 @@ PROGRAM = """
 import json, os, sys
 import jax
 from configs import fashion_mnist
-from mpisjax.cpu import library
-from mpisjax.cpu import cores
+from mpisjax.configuration import prepare_cores
+from mpisjax.cpu import cores, library
 
 def found(case):
     config = fashion_mnist.get_config()
     for key, value in case["config"].items():
         config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
     os.environ.update(case["environment"])
-    cores.prepare(config if case["given"] else None, **case["arguments"])
+    prepare_cores(config) if case["given"] else cores.prepare(**case["arguments"])
     return [len(jax.devices()), library.threads(), os.environ.get("PJRT_NPROC")]
 
 for case in json.loads(sys.argv[1]):  # each in a process in which JAX has not looked yet
@@ -61,14 +61,14 @@ def found():
         case("narrow", model__layers=[4, 32]),
         case("coarse", model__dtype="bfloat16"),
         case("split channels", devices__model_parallel=2),
-        case("nothing compiled", environment={"MPISJAX_NATIVE": "0"}),
+        case("nothing compiled", environment={"MPISJAX_CPU": "0"}),
         case("forced", environment={"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}),
         case("pool", environment={"PJRT_NPROC": "1"}),
     ]
     clean = {
         key: value
         for key, value in os.environ.items()
-        if key not in ("XLA_FLAGS", "PJRT_NPROC", "MPISJAX_NATIVE")
+        if key not in ("XLA_FLAGS", "PJRT_NPROC", "MPISJAX_CPU")
     }
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, json.dumps(cases)],

@@ -420,5 +420,5 @@ np.testing.assert_allclose(a, jax.jit(descended)(x, w), rtol=1e-4, atol=1e-4)
 
 @pytest.mark.parametrize("compiled", ["0", "1"])
 def test_derivatives_over_devices_of_every_kind_of_mesh(python, compiled):
-    done = python("-c", MESHES, MPISJAX_NATIVE=compiled)
+    done = python("-c", MESHES, MPISJAX_CPU=compiled)
     assert done.returncode == 0, done.stderr

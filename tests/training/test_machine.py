@@ -125,7 +125,7 @@ def test_an_unwritable_compilation_cache_is_told_once(tmp_path, name):
 
 def train_py(tmp_path: Path, *arguments: str, **more: object) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "train.py", "--workdir", tmp_path / "run", *arguments]
-    surroundings = {"XDG_CACHE_HOME": tmp_path, "MPISJAX_NATIVE": "0", **more}  # compiling would be told, too
+    surroundings = {"XDG_CACHE_HOME": tmp_path, "MPISJAX_CPU": "0", **more}  # compiling would be told, too
     return subprocess.run(
         command, capture_output=True, text=True, env=environment(**surroundings), check=False
     )

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpisjax import cpu
-from mpisjax.cpu import convolutions, winograd
+from mpisjax.cpu import compiled, library, winograd
 from mpisjax.nn import convolution
 
 compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-wanted = os.environ.get("MPISJAX_NATIVE", "1") != "0" and jax.default_backend() == "cpu"
+wanted = os.environ.get("MPISJAX_CPU", "1") != "0" and jax.default_backend() == "cpu"
 needed = pytest.mark.skipif(not (compiler and wanted), reason="no C++ compiler, or not wanted")
 
 
@@ -35,6 +35,12 @@ def thinned(a, density, seed):
 def in_float64(fn, *arrays):
     with jax.enable_x64(True):
         return np.asarray(fn(*(jnp.asarray(a, jnp.float64) for a in arrays)))
+
+
+def conv(x, w, stride):
+    return jax.lax.conv_general_dilated(
+        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def far(found, exact):
@@ -70,20 +76,16 @@ def test_convolution_and_its_gradients_are_those_of_float64(
     g = thinned(drawn(seed + 2, batch, *small, outs), density, seed)
     low = tuple(convolution._same_padding(n, kernel, stride)[0] for n in size)
     x32, w32, g32 = (jnp.asarray(a, jnp.float32) for a in (x, w, g))
-    assert convolutions.supports(x32, w.shape)
+    assert cpu.enabled() and compiled.serves(x32.dtype, [outs])
 
-    exact = in_float64(lambda x, w: convolution._conv(x, w, stride), x, w)
-    assert far(convolutions.convolve(x32, w32, stride, 1, low, small), exact) < 1e-5
-    gradient = in_float64(
-        lambda x, g, w: jax.vjp(lambda w: convolution._conv(x, w, stride), w)[1](g)[0], x, g, w
-    )
-    assert far(convolutions.kernel_gradient(x32, g32, (kernel, kernel), stride, low), gradient) < 1e-5
-    exact = in_float64(
-        lambda x, g, w: jax.vjp(lambda x: convolution._conv(x, w, stride), x)[1](g)[0], x, g, w
-    )
+    exact = in_float64(lambda x, w: conv(x, w, stride), x, w)
+    assert far(compiled.convolve(x32, w32, stride, 1, low, small), exact) < 1e-5
+    gradient = in_float64(lambda x, g, w: jax.vjp(lambda w: conv(x, w, stride), w)[1](g)[0], x, g, w)
+    assert far(compiled.kernel_gradient(x32, g32, (kernel, kernel), stride, low), gradient) < 1e-5
+    exact = in_float64(lambda x, g, w: jax.vjp(lambda x: conv(x, w, stride), x)[1](g)[0], x, g, w)
     flipped = jnp.flip(w32, (0, 1)).swapaxes(2, 3)
     reach = tuple(kernel - 1 - n for n in low)
-    assert far(convolutions.convolve(g32, flipped, 1, stride, reach, size), exact) < 1e-5
+    assert far(compiled.convolve(g32, flipped, 1, stride, reach, size), exact) < 1e-5
 
 
 @needed
@@ -92,7 +94,7 @@ def test_a_single_active_place_is_seen_whatever_its_value(value):
     x = np.zeros((1, 9, 9, 16), np.float32)
     x[0, 4, 4, 3] = value
     w = jnp.asarray(drawn(0, 3, 3, 16, 32), jnp.float32)
-    found = np.asarray(convolutions.convolve(jnp.asarray(x), w, 1, 1, (1, 1), (9, 9)))[0]
+    found = np.asarray(compiled.convolve(jnp.asarray(x), w, 1, 1, (1, 1), (9, 9)))[0]
     expected = np.zeros((9, 9, 32), np.float32)
     expected[3:6, 3:6] = np.asarray(w)[::-1, ::-1, 3] * np.float32(value)
     np.testing.assert_array_equal(found, expected)
@@ -102,8 +104,8 @@ def test_a_single_active_place_is_seen_whatever_its_value(value):
 def test_an_image_goes_the_same_way_in_any_company():
     x = thinned(drawn(0, 6, 14, 14, 32), 0.5, 1).astype(np.float32)
     w = jnp.asarray(drawn(1, 3, 3, 32, 48), jnp.float32)
-    together = convolutions.convolve(jnp.asarray(x), w, 2, 1, (0, 0), (7, 7))
-    alone = [convolutions.convolve(jnp.asarray(one[None]), w, 2, 1, (0, 0), (7, 7)) for one in x]
+    together = compiled.convolve(jnp.asarray(x), w, 2, 1, (0, 0), (7, 7))
+    alone = [compiled.convolve(jnp.asarray(one[None]), w, 2, 1, (0, 0), (7, 7)) for one in x]
     np.testing.assert_array_equal(np.asarray(together), np.concatenate(alone))
 
 
@@ -119,81 +121,62 @@ def test_an_image_goes_the_same_way_in_any_company():
 def test_filtering_is_the_convolution_of_float64(batch, size, kernel, channels, seed):
     x, w = drawn(seed, batch, *size, channels[0]), drawn(seed + 1, kernel, kernel, *channels)
     kernels = winograd.kernels(jnp.asarray(w, jnp.float32))
-    found = convolutions.filtered(jnp.asarray(x, jnp.float32), kernels, kernel)
+    found = compiled.filtered(jnp.asarray(x, jnp.float32), kernels)
     # Its rounding is up to three times that of a plain sum, and grows with the channels.
-    assert far(found, in_float64(lambda x, w: convolution._conv(x, w, 1), x, w)) < 5e-5
+    assert far(found, in_float64(lambda x, w: conv(x, w, 1), x, w)) < 5e-5
+
+
+def losses(stride, size):
+    """A smooth loss of x, w and g with the convolutions of a network, and the same with XLA's."""
+
+    def ours(x, w, g):
+        there, back = convolution.conv2d(x, w, stride), convolution.conv_transpose2d(g, w, stride, size)
+        return jnp.sum(jnp.sin(there)) + jnp.sum(jnp.sin(back))
+
+    def plain(x, w, g):
+        back = jax.vjp(lambda x: conv(x, w, stride), jnp.zeros_like(x))[1](g)[0]
+        return jnp.sum(jnp.sin(conv(x, w, stride))) + jnp.sum(jnp.sin(back))
+
+    return ours, plain
+
+
+def product(loss):
+    return lambda *arrays: jax.jvp(jax.grad(loss, (0, 1, 2)), arrays, arrays)[1]
 
 
 @needed
 @pytest.mark.parametrize("stride", [1, 2])
-def test_derivatives_of_both_orders_and_directions(stride):
-    x, w = drawn(0, 2, 7, 7, 16), drawn(1, 3, 3, 16, 32)
-    small = (-(-7 // stride),) * 2
-    low = (convolution._same_padding(7, 3, stride)[0],) * 2
-
-    def ours(x, w):
-        return convolutions.convolve(x, w, stride, 1, low, small)
-
-    def of_gradient(x, g):
-        return convolutions.kernel_gradient(x, g, (3, 3), stride, low)
-
-    def plain_gradient(x, g):
-        return jax.vjp(lambda w: convolution._conv(x, w, stride), jnp.zeros_like(w, x.dtype))[1](g)[0]
-
-    def by_filters(x, w):
-        return convolutions.filtered(x, winograd.kernels(w), 3)
-
-    g = drawn(2, 2, *small, 32)
-    pairs = [
-        (ours, lambda x, w: convolution._conv(x, w, stride), (x, w)),
-        (of_gradient, plain_gradient, (x, g)),
-    ]
-    if stride == 1:
-        pairs.append((by_filters, pairs[0][1], (x, w)))
-    for fn, plain, (a, b) in pairs:
-
-        def loss(fn, a, b):
-            return jnp.sum(jnp.sin(fn(a, b)))
-
-        a32, b32 = (jnp.asarray(v, jnp.float32) for v in (a, b))
-        first = jax.grad(loss, 2)
-        exact = in_float64(lambda a, b: jax.grad(loss, 2)(plain, a, b), a, b)  # noqa: B023
-        assert far(first(fn, a32, b32), exact) < 1e-4
-        forward = jax.jvp(lambda a: fn(a, b32), (a32,), (a32,))[1]  # noqa: B023
-        exact = in_float64(lambda a, b: jax.jvp(lambda a: plain(a, b), (a,), (a,))[1], a, b)  # noqa: B023
-        assert far(forward, exact) < 1e-4
-        second = jax.grad(lambda a: jnp.sum(jax.grad(loss, 2)(fn, a, b32) ** 2))(a32)  # noqa: B023
-        exact = in_float64(
-            lambda a, b: jax.grad(lambda a: jnp.sum(jax.grad(loss, 2)(plain, a, b) ** 2))(a),  # noqa: B023
-            a,
-            b,
-        )
-        assert far(second, exact) < 1e-4
+@pytest.mark.parametrize(
+    "transform", [lambda f: jax.grad(f, (0, 1, 2)), product], ids=["gradient", "Hessian product"]
+)
+def test_derivatives_of_both_orders_and_directions(stride, transform):
+    x, w = drawn(0, 2, 7, 7, 16), drawn(1, 3, 3, 16, 32) / 10
+    g = drawn(2, 2, *(-(-7 // stride),) * 2, 32)
+    ours, plain = losses(stride, (7, 7))
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, w, g)]
+    found = jax.jit(transform(ours)).lower(*arrays).compile()
+    assert " convolution(" not in found.as_text() and "mpisjax_" in found.as_text()
+    with jax.enable_x64(True):
+        exact = jax.jit(transform(plain))(*(jnp.asarray(a) for a in (x, w, g)))
+        exact = [np.asarray(a) for a in exact]
+    for one, other in zip(found(*arrays), exact, strict=True):
+        assert far(one, other) < 1e-4
 
 
 @needed
-def test_vmap_over_either_argument_and_both():
-    xs, ws = (
-        jnp.asarray(drawn(0, 3, 2, 5, 5, 16), jnp.float32),
-        jnp.asarray(drawn(1, 3, 3, 3, 16, 16), jnp.float32),
-    )
-    gs = jnp.asarray(drawn(2, 3, 2, 5, 5, 16), jnp.float32)
-
-    def convolve(x, w):
-        return convolutions.convolve(x, w, 1, 1, (1, 1), (5, 5))
-
-    def gradient(x, g):
-        return convolutions.kernel_gradient(x, g, (3, 3), 1, (1, 1))
-
-    def filtered(x, kernels):
-        return convolutions.filtered(x, kernels, 3)
-
-    kernels = jax.vmap(winograd.kernels)(ws)
-    for fn, a, b in [(convolve, xs, ws), (gradient, xs, gs), (filtered, xs, kernels)]:
-        for axes in [(0, None), (None, 0), (0, 0)]:
-            rows = [fn(a[i if axes[0] == 0 else 0], b[i if axes[1] == 0 else 0]) for i in range(3)]
-            arguments = (a if axes[0] == 0 else a[0], b if axes[1] == 0 else b[0])
-            np.testing.assert_allclose(jax.vmap(fn, axes)(*arguments), jnp.stack(rows), atol=1e-5)
+@pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (0, 0, 0)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_vmap_over_any_arguments(stride, axes):
+    x, w = drawn(0, 3, 2, 5, 5, 16), drawn(1, 3, 3, 3, 16, 16) / 10
+    g = drawn(2, 3, 2, *(-(-5 // stride),) * 2, 16)
+    arrays = [jnp.asarray(a if n == 0 else a[0], jnp.float32) for a, n in zip((x, w, g), axes, strict=True)]
+    gradient = jax.grad(losses(stride, (5, 5))[0], (0, 1, 2))
+    found = jax.jit(jax.vmap(gradient, axes))(*arrays)
+    assert custom_calls(jax.vmap(gradient, axes), *arrays) > 0
+    for i in range(3):
+        one = gradient(*(a[i] if n == 0 else a for a, n in zip(arrays, axes, strict=True)))
+        for a, b in zip(found, one, strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-4)
 
 
 @needed
@@ -222,13 +205,117 @@ def test_the_ops_of_a_network_use_it_on_a_cpu_and_not_when_told(name):
 
 
 @needed
-def test_what_it_does_not_serve_is_left_to_xla():
-    w = (3, 3, 32, 48)
-    assert convolutions.supports(jnp.zeros((1, 8, 8, 32)), w)
-    assert not convolutions.supports(jnp.zeros((1, 8, 8, 32), jnp.bfloat16), w)
-    assert not convolutions.supports(jnp.zeros((0, 8, 8, 32)), w)
-    # Of 16 channels that are computed, 13 would be for nothing.
-    assert not convolutions.supports(jnp.zeros((1, 8, 8, 48)), (3, 3, 48, 3))
+@pytest.mark.parametrize(
+    ("x", "w", "served"),
+    [
+        (jnp.zeros((1, 8, 8, 32)), (3, 3, 32, 48), True),
+        (jnp.zeros((1, 8, 8, 32), jnp.bfloat16), (3, 3, 32, 48), False),
+        (jnp.zeros((0, 8, 8, 32)), (3, 3, 32, 48), False),
+        (
+            jnp.zeros((1, 8, 8, 48)),
+            (3, 3, 48, 3),
+            False,
+        ),  # of 16 channels that are computed, 13 would be for nothing
+    ],
+    ids=["wide", "bfloat16", "no sample", "narrow"],
+)
+def test_what_it_does_not_serve_is_left_to_xla(x, w, served):
+    text = jax.jit(lambda x, w: convolution.conv2d(x, w, 2)).lower(x, jnp.zeros(w, x.dtype)).as_text()
+    assert ("mpisjax_convolve" in text) == served
+
+
+@needed
+@pytest.mark.parametrize(
+    ("target", "shapes", "numbers", "out", "said"),
+    [
+        (library.CONVOLVE, ((1, 4, 4), (3, 3, 8, 8)), 6, (1, 4, 4, 8), "four axes"),
+        (library.CONVOLVE, ((1, 4, 4, 8), (3, 3, 8, 8)), 3, (1, 4, 4, 8), "six numbers"),
+        (library.CONVOLVE, ((2, 4, 4, 8), (3, 3, 8, 8)), 6, (1, 4, 4, 8), "batches differ"),
+        (library.CONVOLVE, ((1, 4, 4, 8), (3, 3, 16, 8)), 6, (1, 4, 4, 8), "differ in channels"),
+        (library.CONVOLVE, ((1, 4, 4, 8), (3, 3, 8, 8)), 6, (1, 4, 4, 9), "differ in channels"),
+        (library.KERNEL_GRADIENT, ((1, 4, 4, 8), (1, 4, 4, 8)), 5, (3, 3, 9, 8), "differ in channels"),
+        (library.KERNEL_GRADIENT, ((1, 4, 4, 8), (2, 4, 4, 8)), 5, (3, 3, 8, 8), "batches differ"),
+        (library.KERNEL_GRADIENT, ((1, 4, 4, 8), (4, 4, 8)), 5, (3, 3, 8, 8), "four axes"),
+        (library.FILTER, ((1, 4, 4, 16), (35, 16, 16)), 2, (1, 4, 4, 16), "36 or 64"),
+        (library.FILTER, ((1, 4, 4, 16), (36, 16, 16)), 2, (1, 4, 5, 16), "differ in size"),
+        (library.FILTER, ((1, 4, 4, 8), (36, 8, 16)), 2, (1, 4, 4, 16), "multiples of 16"),
+    ],
+    ids=str,
+)
+def test_buffers_that_do_not_fit_are_an_error(target, shapes, numbers, out, said):
+    assert cpu.enabled()
+    arrays = [*(jnp.ones(s) for s in shapes), jnp.ones(numbers, jnp.int32)]
+    with pytest.raises(jax.errors.JaxRuntimeError, match=said):
+        jax.block_until_ready(jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(out, jnp.float32))(*arrays))
+
+
+@needed
+def test_wrong_numbers_are_an_error():
+    assert cpu.enabled()
+    x, w = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 8, 8))
+    for numbers, said in (
+        ((0, 1, 0, 1, 1, 1), "stride"),
+        ((0, 1, 2, 2, 1, 1), "stride"),
+        ((0, 1, 1, 1, -1, 1), "padding"),
+        ((0, 1, 1, 1, 1, 9), "padding"),
+    ):
+        call = jax.ffi.ffi_call(library.CONVOLVE, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        with pytest.raises(jax.errors.JaxRuntimeError, match=said):
+            jax.block_until_ready(call(x, w, jnp.asarray(numbers, jnp.int32)))
+
+
+MEMORY = """
+import sys, threading, jax, jax.numpy as jnp, numpy as np
+from mpisjax import cpu
+from mpisjax.cpu import library
+assert cpu.enabled()
+x, g = jnp.ones((64, 2, 2, 512)), jnp.ones((64, 2, 2, 512))
+call = jax.jit(lambda n: jax.ffi.ffi_call(
+    library.KERNEL_GRADIENT, jax.ShapeDtypeStruct((3, 3, 512, 512), jnp.float32))(x, g, n))
+numbers = lambda threads: jnp.asarray((0, threads, 1, 1, 1), jnp.int32)
+one = np.asarray(call(numbers(1)))
+peak = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+before = peak()
+many = np.asarray(call(numbers(64)))
+np.testing.assert_allclose(many, one, rtol=1e-5)
+print((peak() - before) / 1024)
+"""
+
+
+@needed
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_memory_of_a_kernel_gradient_does_not_grow_with_the_threads(python):
+    done = python("-c", MEMORY)
+    assert done.returncode == 0, done.stderr
+    # A gradient has 9 MiB; 64 threads would take 127 parts of it.
+    assert float(done.stdout) < 100
+
+
+@needed
+def test_no_memory_is_an_error_also_in_a_thread_of_the_pool(python):
+    program = """
+import resource, jax, jax.numpy as jnp
+from mpisjax import cpu
+from mpisjax.cpu import library
+assert cpu.enabled()
+x, g = jnp.ones((8, 4000, 4000, 1)), jnp.ones((8, 2, 2, 8))
+call = jax.jit(lambda n: jax.ffi.ffi_call(
+    library.KERNEL_GRADIENT, jax.ShapeDtypeStruct((1, 1, 1, 8), jnp.float32))(x, g, n))
+numbers = lambda threads: jnp.asarray((0, threads, 1, 0, 0), jnp.int32)
+run = call.lower(numbers(1)).compile()
+used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20, -1))  # an image takes 977 MiB with its channels padded
+for threads in (1, 4):
+    try:
+        jax.block_until_ready(run(numbers(threads)))
+    except jax.errors.JaxRuntimeError as error:
+        assert "found no memory" in str(error), error
+    else:
+        raise SystemExit("no error")
+print("both told")
+"""
+    done = python("-c", program)
+    assert done.stdout == "both told\n", done.stderr
 
 
 PROGRAM = """
@@ -254,7 +341,7 @@ def printed(tmp_path, **variables):
 
 @needed
 def test_without_a_compiler_or_when_switched_off_or_with_a_broken_one_xla_serves(tmp_path):
-    assert printed(tmp_path, MPISJAX_NATIVE="0") == (["False", str(float(SUM))], [])
+    assert printed(tmp_path, MPISJAX_CPU="0") == (["False", str(float(SUM))], [])
     empty = tmp_path / "bin"
     empty.mkdir()
     assert printed(tmp_path, PATH=str(empty), CXX="") == (["False", str(float(SUM))], [])
@@ -263,19 +350,39 @@ def test_without_a_compiler_or_when_switched_off_or_with_a_broken_one_xla_serves
     broken.chmod(0o755)
     told, warned = printed(tmp_path, PATH=f"{empty}{os.pathsep}{os.environ['PATH']}", CXX="")
     assert told == ["False", str(float(SUM))]
-    assert len(warned) == 1 and "no such language" in warned[0] and "MPISJAX_NATIVE=0" in warned[0]
+    assert len(warned) == 1 and "no such language" in warned[0] and "MPISJAX_CPU=0" in warned[0]
 
 
 @needed
 def test_it_is_compiled_once_and_again_when_damaged(tmp_path):
     assert printed(tmp_path) == (["True", str(float(SUM))], [])
-    (library,) = (tmp_path / "mpisjax" / "native").iterdir()
+    (library,) = (tmp_path / "mpisjax" / "cpu").iterdir()
     written = library.stat().st_mtime_ns
     assert printed(tmp_path) == (["True", str(float(SUM))], [])
     assert library.stat().st_mtime_ns == written
     library.write_bytes(b"not a library")
     assert printed(tmp_path) == (["True", str(float(SUM))], [])
     shutil.rmtree(tmp_path / "mpisjax")
+
+
+@needed
+@pytest.mark.parametrize("loose", ["library", "folder"])
+def test_what_others_may_write_is_not_loaded(tmp_path, loose):
+    assert printed(tmp_path) == (["True", str(float(SUM))], [])
+    (library,) = (tmp_path / "mpisjax" / "cpu").iterdir()
+    path = library if loose == "library" else library.parent
+    assert not path.stat().st_mode & 0o077
+    path.chmod(0o777)
+    told, warned = printed(tmp_path)
+    assert told == ["False", str(float(SUM))]
+    assert len(warned) == 1 and f"others may write {path}: run `chmod go-w {path}`" in warned[0]
+
+
+def test_importing_compiles_nothing_and_leaves_the_cache_alone(tmp_path, python):
+    program = "import mpisjax, mpisjax.nn, mpisjax.training.run, mpisjax.cpu.forms"
+    done = python("-c", program, XDG_CACHE_HOME=str(tmp_path), CXX="/no/compiler")
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*cpu*")) and not list(tmp_path.rglob("*.so"))
 
 
 @needed
@@ -313,17 +420,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rsplit("/", 1)[1]))
 import jax.numpy as jnp, numpy as np
-from mpisjax.cpu import convolutions
+from mpisjax import cpu
+from mpisjax.cpu import compiled
 from mpisjax.nn import convolution
 x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 16)), jnp.float32)
 w = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 16, 16)), jnp.float32)
-assert convolutions.supports(x, w.shape)
+assert cpu.enabled()
 mesh = devices.data_mesh(4)
 x, w = jax.device_put(x, devices.batch_sharding(mesh)), jax.device_put(w, devices.replicated(mesh))
 events.clear()
 # The same shapes throughout: nothing but the numbers tells one convolution from the other.
 for low in ((0, 0), (1, 1), (2, 2)):
-    y = jax.jit(lambda x, w: convolutions.convolve(x, w, 1, 1, low, (8, 8)))(x, w)
+    y = jax.jit(lambda x, w: compiled.convolve(x, w, 1, 1, low, (8, 8)))(x, w)
     found = {"hits": events.count("cache_hits"), "misses": events.count("cache_misses")}
     padded = jnp.pad(x, ((0, 0), (low[0], 2), (low[1], 2), (0, 0)))
     exact = jax.lax.conv_general_dilated(padded, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
