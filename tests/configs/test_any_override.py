@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +47,7 @@ VALUES = st.one_of(
 def make(config: ml_collections.ConfigDict) -> None:
     """Everything that a run makes of a config before it computes."""
     configuration.check(config)
-    empty = Split(None, None)
+    empty = Split(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int32))
     dataset = DataSet("made up", 10, empty, empty, empty, (0.0,), (1.0,), False, "", "")
     configuration.make_network(config, dataset)
     configuration.make_neuron(config)

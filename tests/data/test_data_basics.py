@@ -266,3 +266,40 @@ def test_idx_files_plain_or_gzipped(tmp_path):
         path.unlink()
     assert data.load(config).checksum == dataset.checksum
     assert str(tmp_path) in dataset.source
+
+
+def hand_made(**changes):
+    """A data set of 20 images of 10 classes, with changes by field, `labels` and `images` being those of train."""
+    images, labels = np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 10
+    train = data.Split(changes.pop("images", images), changes.pop("labels", labels))
+    other = data.Split(images, labels)
+    fields = {"mean": (0.5,), "std": (0.3,), "temporal": False, "source": "made up", "checksum": ""}
+    return data.DataSet(
+        **{"name": "mine", "num_classes": 10, "train": train, "validation": other, "test": other}
+        | fields
+        | changes
+    )
+
+
+def test_what_a_data_set_holds_is_checked():
+    whole = hand_made()
+    assert whole.train.labels.dtype == np.int32
+    for changes, says in (
+        ({"labels": np.arange(20) % 10 + 1}, "train labels of mine go up to 10.* 0 to 9"),
+        ({"labels": np.arange(20) % 10 - 1}, "from -1"),
+        ({"labels": np.arange(19) % 10}, "20 images and 19 labels"),
+        ({"labels": np.zeros(20)}, "float64"),
+        ({"labels": np.zeros((20, 10), np.int32)}, "one class an image"),
+        ({"images": np.zeros((20, 8, 8, 1))}, "float64"),
+        ({"images": np.zeros((20, 8, 8), np.uint8)}, "H, W, C"),
+        ({"images": None}, "NoneType"),
+        ({"images": np.zeros((20, 9, 8, 1), np.uint8)}, "validation images"),
+        ({"temporal": True}, "temporal"),
+        ({"mean": (np.nan,)}, "mean"),
+        ({"mean": (0.5, 0.5)}, "mean"),
+        ({"std": (0.0,)}, "above 0"),
+        ({"num_classes": 9}, "up to 9"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            hand_made(**changes)
+        assert "\n" not in str(caught.value)
