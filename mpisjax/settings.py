@@ -44,6 +44,11 @@ SETTINGS: dict[str, Setting] = {
     "data.frames": Setting("count", "event sets: count events in a pixel, or binary"),
     "data.binning": Setting("time", "event sets: frames of equal time, or of equal event count (count)"),
     "data.denoise_us": Setting(0.0, "event sets: drop events without a neighbour for so many microseconds; 0: none"),
+    "data.unsorted_events": Setting(
+        "refuse",
+        "event sets: what happens to a recording whose time goes back",
+        choices=("refuse", "sort", "skip"),
+    ),
     "data.augment.flip": Setting(False, "mirror an image with probability 1/2"),
     "data.augment.rotate": Setting(0.0, "turn by up to so many degrees", least=0),
     "data.augment.zoom": Setting(0.0, "scale by a factor of up to 1 + zoom, or its inverse", least=0),

@@ -25,7 +25,7 @@ from absl import logging
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder
 
-VERSION = 1  # of what is stored; raised when a reader's result changes
+VERSION = 2  # of what is stored; raised when a reader's result changes
 STALE_SECONDS = 24 * 3600
 
 

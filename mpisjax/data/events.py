@@ -23,6 +23,10 @@ class Invalid(Exception):
     """A recording that must not be used; says why."""
 
 
+class Unsorted(Invalid):
+    """A recording whose time goes back."""
+
+
 class Recording(NamedTuple):
     """Where one labelled recording is.
 
@@ -50,16 +54,17 @@ def import_tonic() -> Any:
     return tonic
 
 
-def check(events: np.ndarray, width: int, height: int) -> np.ndarray:
+def check(events: np.ndarray, width: int, height: int, sort: bool = False) -> np.ndarray:
     """Makes sure of what every recording must satisfy.
 
     Args:
         events: Of any structured type with x, y, t and p.
         width: Of the sensor.
         height: Of the sensor.
+        sort: Whether to sort events that are out of order, stably by time, rather than refuse them.
 
     Returns:
-        The events as `EVENT`.
+        The events as `EVENT`, in time order.
 
     Raises:
         Invalid: If there is no event, one lies outside of the sensor, has no polarity, or time goes back.
@@ -76,8 +81,11 @@ def check(events: np.ndarray, width: int, height: int) -> np.ndarray:
     if ((p != 0) & (p != 1)).any():
         raise Invalid("it holds polarities other than 0 and 1")
     back = np.flatnonzero(np.diff(t) < 0)
-    if len(back):
-        raise Invalid(f"time goes back from {t[back[0]]} to {t[back[0] + 1]} us at event {back[0] + 1}")
+    if len(back) and sort:
+        order = np.argsort(t, kind="stable")
+        x, y, t, p = x[order], y[order], t[order], p[order]
+    elif len(back):
+        raise Unsorted(f"time goes back from {t[back[0]]} to {t[back[0] + 1]} us at event {back[0] + 1}")
     if t[0] < 0:
         raise Invalid(f"its first event is at {t[0]} us, before time 0")
     checked = np.empty(len(x), EVENT)
@@ -251,10 +259,10 @@ def read_aedat4(path: Path) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def _whole(path: Path, width: int, height: int) -> np.ndarray:
+def _whole(path: Path, width: int, height: int, sort: bool) -> np.ndarray:
     """All events of a file; the last file is remembered, for those that hold a dozen recordings."""
     if path.suffix == ".aedat4":
-        return check(read_aedat4(path), width, height)
+        return check(read_aedat4(path), width, height, sort)
     content = read_content(path)
     if path.suffix == ".bin":
         events = parse_nmnist(content)
@@ -262,7 +270,7 @@ def _whole(path: Path, width: int, height: int) -> np.ndarray:
         events = parse_gesture_array(content)
     else:
         events = parse_aedat3(content) if content.startswith(b"#!AER-DAT3") else parse_aedat2(content)
-    return check(events, width, height)
+    return check(events, width, height, sort)
 
 
 def forget() -> None:
@@ -270,13 +278,14 @@ def forget() -> None:
     _whole.cache_clear()
 
 
-def read(recording: Recording, width: int, height: int) -> np.ndarray:
+def read(recording: Recording, width: int, height: int, sort: bool = False) -> np.ndarray:
     """The events of a recording, checked.
 
     Args:
         recording: Where it is.
         width: Of the sensor.
         height: Of the sensor.
+        sort: Whether to sort events that are out of order.
 
     Returns:
         Events of type `EVENT`, in time order.
@@ -284,7 +293,7 @@ def read(recording: Recording, width: int, height: int) -> np.ndarray:
     Raises:
         Invalid: If the recording must not be used.
     """
-    events = _whole(recording.path, width, height)
+    events = _whole(recording.path, width, height, sort)
     if recording.window is not None:
         first, last = np.searchsorted(events["t"], recording.window)
         events = events[first:last]

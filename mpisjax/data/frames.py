@@ -65,7 +65,19 @@ def binning_of(config: Any, width: int, height: int) -> Binning:
     )
 
 
+class Tally(NamedTuple):
+    """How many events frames were made of, after denoising, and how many of them come after the last frame's end."""
+
+    events: int
+    dropped: int
+
+
 def to_frames(events: np.ndarray, binning: Binning) -> np.ndarray:
+    """The frames of `count_frames`, without its tally."""
+    return count_frames(events, binning)[0]
+
+
+def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tally]:
     """Sums events into frames, with tonic's slices.
 
     As tonic cuts a recording: by time, into T spans of floor((last - first) / T) microseconds from its first event on;
@@ -76,7 +88,7 @@ def to_frames(events: np.ndarray, binning: Binning) -> np.ndarray:
         binning: How.
 
     Returns:
-        uint8 [T, H, W, 2], the last axis being the polarity (1: brighter); counts above 255 are 255.
+        uint8 [T, H, W, 2], the last axis being the polarity (1: brighter), counts above 255 being 255; and the tally.
 
     Raises:
         Invalid: If the recording is too short for T frames.
@@ -106,7 +118,8 @@ def to_frames(events: np.ndarray, binning: Binning) -> np.ndarray:
     kept = (frame >= 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     place = (((frame * height + y) * width + x) * 2 + events["p"])[kept]
     counts = np.bincount(place, minlength=math.prod(binning.shape)).reshape(binning.shape)
-    return np.minimum(counts, 1 if binning.binary else 255).astype(np.uint8)
+    frames = np.minimum(counts, 1 if binning.binary else 255).astype(np.uint8)
+    return frames, Tally(len(events), int((frame < 0).sum()))
 
 
 class Frames:

@@ -26,6 +26,7 @@ def settings(**changes) -> ConfigDict:
         "frames": "count",
         "binning": "time",
         "denoise_us": 0.0,
+        "unsorted_events": "refuse",
         "augment": {"flip": False, "rotate": 0.0, "zoom": 0.0, "shift": 0, "cutout": 0, "mixup": 0.0},
     }
     return ConfigDict(config | changes)

@@ -462,3 +462,49 @@ def test_a_wrong_event_archive_is_refused_and_never_taken_for_a_subset(tmp_path,
 def test_tonic_has_what_is_downloaded():
     for kind in fetch.EVENT_CLASSES.values():
         assert hasattr(tonic.datasets, kind)
+
+
+def write_unsorted(tmp_path, rng):
+    """A small N-MNIST, of which one recording has an early event; returns the recording in time order."""
+    write_nmnist(tmp_path, rng, 20, 10)
+    recorded = random_events(rng, 200, 34, 34)
+    early = np.concatenate([recorded[1:], recorded[:1]])
+    (tmp_path / "NMNIST/Train/3/00004.bin").write_bytes(nmnist_bytes(early))
+    return recorded
+
+
+@pytest.mark.parametrize("choice", ["refuse", "sort", "skip"])
+def test_recordings_out_of_order_are_refused_sorted_or_skipped(tmp_path, rng, caplog, choice):
+    recorded = write_unsorted(tmp_path, rng)
+    config = settings(
+        name="nmnist", dir=str(tmp_path), num_validation=0, num_frames=3, unsorted_events=choice
+    )
+    if choice == "refuse":
+        with pytest.raises(UserError, match="00004.bin: time goes back"):
+            data.load(config)
+        return
+    for _ in range(2):  # read, and from the cache
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            dataset = data.load(config)
+        (line,) = [text for text in caplog.messages if "out of order" in text]
+        assert "1 recordings" in line and "Train/3/00004.bin" in line
+        assert ("were sorted" if choice == "sort" else "were skipped") in line
+    assert len(dataset.train.labels) == len(dataset.train.images) == (20 if choice == "sort" else 19)
+    assert np.bincount(dataset.train.labels)[3] == (2 if choice == "sort" else 1)
+    if choice == "sort":
+        assert np.array_equal(dataset.train.images[3], to_frames(recorded, binning(num_frames=3)))
+
+
+def test_events_in_no_frame_are_counted_in_the_log(tmp_path, rng, caplog):
+    write_nmnist(tmp_path, rng, 10, 10, size=400)
+    config = settings(name="nmnist", dir=str(tmp_path), num_validation=0, num_frames=300, binning="count")
+    with caplog.at_level("WARNING"):
+        data.load(config)
+    (line,) = [text for text in caplog.messages if "in no frame" in text]
+    assert "2,000 of 8,000 events (25%)" in line
+    caplog.clear()
+    config.num_frames = 200
+    with caplog.at_level("WARNING"):
+        data.load(config)
+    assert not [text for text in caplog.messages if "in no frame" in text]
