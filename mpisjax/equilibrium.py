@@ -12,14 +12,16 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mpisjax import firing
 from mpisjax.errors import UserError
-from mpisjax.hoisting import hoist
+from mpisjax.hoisting import detach, hoist
+from mpisjax.meshes import explicit_axes, in_automatic_mode, layout
 from mpisjax.neurons import IF, Neuron
 from mpisjax.residuals import relative_residual, sample_norms, worst
-from mpisjax.simulate import SpikeForward, simulate, weighted_mean_frame
+from mpisjax.simulate import Simulation, SpikeForward, simulate, weighted_mean_frame
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward, solve_adjoint, solve_rates
 
 Transition = Callable[..., Any]
@@ -367,29 +369,71 @@ def equilibrium_forward(
     init = jax.tree.map(jnp.asarray, init)
     _check_batch(init, batch_axis)
     arrays, whole = _without_static(params)
-    mean_x = x if time_axis is None else weighted_mean_frame(x, neuron.leak, time_axis)
+    own, with_arrays = _without_static(neuron)
 
     def of_arrays(fn: Transition) -> Transition:
         return lambda arrays, rates, x, fire: fn(whole(arrays), rates, x, fire)
 
-    rated = firing.trace(of_arrays(transition), arrays, init, mean_x)
+    def found(
+        arrays: list[Any], own: list[Any], x: Any, init: Any, probe: AdjointStats | None
+    ) -> Equilibrium[Rates]:
+        return _found(
+            of_arrays(transition),
+            None if step is None else of_arrays(step),
+            arrays,
+            x,
+            init,
+            probe,
+            neuron=with_arrays(own),
+            forward=forward,
+            adjoint=adjoint,
+            time_axis=time_axis,
+            returns=returns,
+            batch_axis=batch_axis,
+        )
+
+    if not explicit_axes():
+        return found(arrays, own, x, init, probe)
+    mean_x = x if time_axis is None else weighted_mean_frame(x, neuron.leak, time_axis)
+    traced, typed = firing.trace_transition(of_arrays(transition), arrays, init, mean_x)
+    out = traced if step is None else firing.trace(of_arrays(step), arrays, typed, mean_x)
+    rates, aux = (out.layouts, None) if step is None else out.layouts
+    samples = jax.tree.map(
+        lambda p: PartitionSpec() if batch_axis is None else PartitionSpec(p[batch_axis]), traced.layouts
+    )
+    layouts = Equilibrium(
+        rates=rates,
+        residual=samples,
+        num_steps=PartitionSpec(),
+        converged=jax.tree.leaves(samples)[0],
+        layer_rates={name: layout(struct) for name, struct in out.populations.items()},
+        aux=aux,
+    )
+    return in_automatic_mode(found, layouts, arrays, own, x, init, probe)
+
+
+def _found(
+    transition: Transition,
+    step: Transition | None,
+    arrays: list[Any],
+    x: Any,
+    init: Any,
+    probe: AdjointStats | None,
+    *,
+    neuron: Neuron,
+    forward: SpikeForward | RateForward,
+    adjoint: Adjoint,
+    time_axis: int | None,
+    returns: str,
+    batch_axis: int | None,
+) -> Equilibrium[Any]:
+    """`equilibrium_forward` of what was checked: the forward solve, then the step that carries the gradient."""
+    mean_x = x if time_axis is None else weighted_mean_frame(x, neuron.leak, time_axis)
+    rated, init = firing.trace_transition(transition, arrays, init, mean_x)
     _check_same("transition", jax.eval_shape(_reader(rated, neuron), arrays, init, mean_x)[0], init)
     _check_fires(rated, arrays, init, mean_x)
     rate_map, map_constants = hoist(lambda r: _reader(rated, neuron)(arrays, r, mean_x)[0], init)
-    if step is None:
-
-        def stepped(r: Any) -> tuple[Any, Any]:
-            rates, layer_rates = _reader(rated, neuron)(arrays, r, mean_x)
-            return rates, (None, layer_rates)
-    else:
-        stepping = firing.trace(of_arrays(step), arrays, init, mean_x)
-
-        def stepped(r: Any) -> tuple[Any, Any]:
-            (rates, aux), layer_rates = _reader(stepping, neuron)(arrays, r, mean_x)
-            return rates, (aux, layer_rates)
-
-        _check_same("step", jax.eval_shape(stepped, init)[0], init)
-    one_step, step_constants = hoist(stepped, init)
+    one_step, step_constants = hoist(_stepper(rated, step, neuron, arrays, init, mean_x), init)
 
     fixed, start = jax.lax.stop_gradient((map_constants, init))
     if isinstance(forward, RateForward):
@@ -397,15 +441,20 @@ def equilibrium_forward(
         found, num_steps, settled = solved.value, jnp.max(solved.num_steps), jnp.ones((), bool)
         tolerance = forward.tol
     else:
-        simulation = simulate(
-            of_arrays(transition),
-            *jax.lax.stop_gradient((arrays, x)),
-            start,
-            neuron=jax.lax.stop_gradient(neuron),
-            forward=forward,
-            time_axis=time_axis,
-            batch_axis=batch_axis,
-        )
+
+        def spikes(arrays: list[Any], x: Any, init: Any) -> Simulation:
+            return simulate(
+                transition,
+                arrays,
+                x,
+                init,
+                neuron=neuron,
+                forward=forward,
+                time_axis=time_axis,
+                batch_axis=batch_axis,
+            )
+
+        simulation = detach(spikes, arrays, x, start)
         found, num_steps, settled = simulation.rates, jnp.max(simulation.num_steps), simulation.settled
         tolerance = forward.residual_tol
     found = jax.lax.stop_gradient(found)
@@ -422,6 +471,27 @@ def equilibrium_forward(
         rates = jax.tree.map(lambda r, s: r + jax.lax.stop_gradient(s - r), rates, found)
     residual = jax.lax.stop_gradient(residual)
     return Equilibrium(rates, residual, num_steps, settled & (worst(residual) <= tolerance), layer_rates, aux)
+
+
+def _stepper(
+    rated: firing.Traced, step: Transition | None, neuron: Neuron, arrays: list[Any], init: Any, mean_x: Any
+) -> Callable[[Any], tuple[Any, Any]]:
+    """The one differentiable step: rates -> (rates, (aux, rates of every population))."""
+    if step is None:
+
+        def of_transition(r: Any) -> tuple[Any, Any]:
+            rates, layer_rates = _reader(rated, neuron)(arrays, r, mean_x)
+            return rates, (None, layer_rates)
+
+        return of_transition
+    traced = firing.trace(step, arrays, init, mean_x)
+
+    def of_step(r: Any) -> tuple[Any, Any]:
+        (rates, aux), layer_rates = _reader(traced, neuron)(arrays, r, mean_x)
+        return rates, (aux, layer_rates)
+
+    _check_same("step", jax.eval_shape(of_step, init)[0], init)
+    return of_step
 
 
 def _reader(traced: firing.Traced, neuron: Neuron) -> Callable[..., tuple[Any, dict[str, Array]]]:

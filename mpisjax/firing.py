@@ -19,6 +19,7 @@ from jax.interpreters import ad, batching
 
 from mpisjax.errors import UserError
 from mpisjax.hoisting import bind, read
+from mpisjax.meshes import layout, typed_like
 from mpisjax.neurons import Neuron
 
 Array = jax.Array
@@ -123,6 +124,24 @@ def fire(name: str, current: Any, neuron: Neuron | None = None) -> Array:
     return fire_p.bind(current, *arrays, name=name, constants=constants)
 
 
+def trace_transition(fn: Callable[..., Any], params: Any, init: Any, x: Any) -> tuple[Traced, Any]:
+    """Traces a transition on rates of the type that it returns.
+
+    Returns:
+      `(traced, init)`: `init` varies, and lies on a mesh, as the transition's rates do.
+    """
+    for _ in range(3):
+        traced = trace(fn, params, init, x)
+        avals = [v.aval for v in traced.jaxpr.outvars]
+        if len(avals) != len(jax.tree.leaves(init)):
+            break  # refused by whoever asked
+        new = typed_like(init, avals)
+        if all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(init), strict=True)):
+            break
+        init = new
+    return traced, init
+
+
 class Traced(NamedTuple):
     """A function of array pytrees that calls `fire`, traced.
 
@@ -137,6 +156,11 @@ class Traced(NamedTuple):
     consts: list[Any]
     out_tree: Any
     populations: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def layouts(self) -> Any:
+        """How what it returns lies on a mesh with explicit axes."""
+        return jax.tree.unflatten(self.out_tree, [layout(v.aval) for v in self.jaxpr.outvars])
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> Traced:
@@ -169,7 +193,7 @@ def _populations(jaxpr: Jaxpr) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
     for eqn in jaxpr.eqns:
         if eqn.primitive is fire_p:
             aval: Any = eqn.invars[0].aval
-            yield eqn.params["name"], jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+            yield eqn.params["name"], jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=aval.sharding)
         elif _holds_fire(eqn):
             if eqn.primitive.name not in _NESTED:
                 raise UserError(
@@ -179,7 +203,11 @@ def _populations(jaxpr: Jaxpr) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
             times = (eqn.params["length"],) if eqn.primitive.name == "scan" else ()
             for inner in jaxprs_in_params(eqn.params):
                 for name, struct in _populations(inner):
-                    yield name, jax.ShapeDtypeStruct((*times, *struct.shape), struct.dtype)
+                    yield (
+                        (name, jax.ShapeDtypeStruct((*times, *struct.shape), struct.dtype))
+                        if times
+                        else (name, struct)
+                    )
 
 
 def follow(traced: Traced, rule: Rule, states: dict[str, Any], *args: Any) -> tuple[Any, dict[str, Any]]:
@@ -223,6 +251,12 @@ def _follow(
             out = bind(eqn, values)
         env.update(zip(eqn.outvars, out, strict=True))
     return read(env, jaxpr.outvars), found
+
+
+def _unfired(struct: Any, state: Any) -> Any:
+    """What a rule would give for a population that was not reached: its state as it was, and no activity."""
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), struct)
+    return zeros._replace(state=state) if isinstance(zeros, Fired) else zeros
 
 
 class _OfAllBranches(dict):
@@ -278,11 +312,7 @@ def _cond(eqn: JaxprEqn, values: list[Any], states: dict[str, Any], rule: Rule) 
         every = [run(closed, operands) for closed in branches]
         return every[0][0], {name: state for _, found in every for name, state in found.items()}
     results = [jax.eval_shape(functools.partial(run, closed), operands)[1] for closed in branches]
-    silent = {
-        name: states[name] if name in states else jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), struct)
-        for found in results
-        for name, struct in found.items()
-    }
+    silent = {name: _unfired(struct, states.get(name)) for found in results for name, struct in found.items()}
 
     def branch(closed: Any) -> Callable[[list[Any]], Any]:
         def whole(operands: list[Any]) -> Any:
@@ -298,6 +328,7 @@ _NESTED: dict[str, Callable[..., Any]] = {
     "jit": _inline,
     "pjit": _inline,
     "checkpoint": _remat,
+    "remat2": _remat,
     "scan": _scan,
     "cond": _cond,
 }
@@ -368,7 +399,8 @@ def initial_states(
     """
 
     def rule(name: str, neuron: Neuron | None, current: Array, state: Any) -> tuple[Array, Any]:
-        return current, of(neuron or default).initial_state(current)
+        state = of(neuron or default).initial_state(current)
+        return current, typed_like(state, [jax.typeof(current)] * len(jax.tree.leaves(state)))
 
     return follow(traced, rule, _OfAllBranches(), *args)[1]
 

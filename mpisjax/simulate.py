@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from mpisjax import firing
-from mpisjax.carries import carried
 from mpisjax.errors import UserError
 from mpisjax.hoisting import hoist
+from mpisjax.meshes import carried
 from mpisjax.neurons import Neuron
 from mpisjax.residuals import by_sample, relative_residual, sample_norms, worst
 
@@ -234,8 +234,8 @@ def over_time(
     """
     when = timing(x, num_steps, time_axis)
     fixed = when.frames is None
-    traced = firing.trace(transition, params, init, when.example)
     first = when.example if fixed else jax.tree.map(lambda a: a[0], when.frames)
+    traced, init = firing.trace_transition(transition, params, init, first)
     states = firing.initial_states(traced, neuron, params, init, first, of=of)
     rule = firing.spikes(neuron, of)
 
@@ -243,7 +243,7 @@ def over_time(
         x_t = x if fixed else x_t
         return firing.follow(traced, rule, states, params, feedback, x_t)
 
-    step, constants = hoist(one_step, states, init, None if fixed else when.example)
+    step, constants = hoist(one_step, states, init, None if fixed else first)
 
     def advance(constants: list[Any], carry: Any, x_t: Any) -> Any:
         states, feedback, seen = carry

@@ -1,8 +1,8 @@
 """Forward and adjoint solvers. The only module that imports jaxopt.
 
 Each is written for one sample and run for every one (`mpisjax.samples`): a sample that diverges, or is not a number,
-leaves the others as they are alone. jaxopt mixes and multiplies; the stopping rules are ours, since jaxopt stops on
-absolute errors, and a rate equilibrium wants a relative one by stream.
+leaves the others as they are alone. The Krylov solvers are jaxopt's. Picard, Neumann and Anderson are ours: jaxopt stops on
+absolute errors, where a rate equilibrium wants a relative one by stream, and its Anderson mixes in JAX's default dtype.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mpisjax.carries import carried
 from mpisjax.errors import UserError
+from mpisjax.meshes import carried, varying
 from mpisjax.residuals import global_norm, relative_residual, worst
 from mpisjax.samples import for_each_sample
 
 with warnings.catch_warnings():
     # jaxopt announces at import that it is no longer maintained: a matter for us, not for every user.
     warnings.simplefilter("ignore")
-    from jaxopt import AndersonAcceleration
     from jaxopt.linear_solve import solve_bicgstab, solve_gmres, solve_normal_cg
 
 Array = jax.Array
@@ -131,15 +130,62 @@ class AdjointStats(NamedTuple):
     num_steps: Array
 
 
+class _History(NamedTuple):
+    """The last iterates that Anderson mixes, with their residuals r = fn(z) - z: pytrees with a leading axis."""
+
+    iterates: Any
+    residuals: Any
+    gram: Array  # inner products of the residuals
+
+
 class _State(NamedTuple):
     value: Any
-    inner: Any  # jaxopt's state
-    gram: Array  # Anderson's residual products, unscaled
+    history: _History | None
     residual: Any
     num_steps: Array
     best: Any  # the iterate with the smallest measured residual
     best_residual: Array
     improved: Array  # whether the last step's residual was the smallest yet
+
+
+def _mixed(history: _History, filled: Array) -> Any:
+    """Anderson's next iterate: the z_i + r_i, weighted so that the residuals' weighted sum is smallest.
+
+    D. G. Anderson, "Iterative Procedures for Nonlinear Integral Equations", 1965; the weights sum to 1.
+
+    Args:
+      history: what to mix.
+      filled: how many of its entries hold something.
+    """
+    gram, size = history.gram, len(history.gram)
+    # The weights depend on the products' ratios alone: scaled to 1 they stay well conditioned, and the ridge
+    # relative, however small the residuals have become.
+    gram = gram / jnp.maximum(jnp.max(jnp.diagonal(gram)), jnp.finfo(gram.dtype).tiny)
+    holds = (jnp.arange(size, dtype=jnp.int32) < filled).astype(gram.dtype)
+    ridge = 1e-5 if gram.dtype != jnp.float64 else 1e-12
+    inner = gram + jnp.diag(jnp.where(holds > 0, ridge, 1).astype(gram.dtype))
+    bordered = jnp.block([[jnp.zeros((1, 1), gram.dtype), holds[None]], [holds[:, None], inner]])
+    right = jnp.zeros(size + 1, gram.dtype).at[0].set(1)
+    weights = jnp.linalg.solve(bordered, right)[1:]
+    return jax.tree.map(lambda z, r: jnp.tensordot(weights, z + r, 1), history.iterates, history.residuals)
+
+
+def _remembered(history: _History, slot: Array, z: Any, r: Any) -> _History:
+    """The history with one entry replaced."""
+    here = jnp.arange(len(history.gram), dtype=jnp.int32) == slot
+
+    def put(entries: Array, new: Array) -> Array:
+        return jnp.where(here.reshape(-1, *[1] * new.ndim), new[None], entries)
+
+    iterates = jax.tree.map(put, history.iterates, z)
+    residuals = jax.tree.map(put, history.residuals, r)
+    products = [
+        jnp.tensordot(kept, new, new.ndim)
+        for kept, new in zip(jax.tree.leaves(residuals), jax.tree.leaves(r), strict=True)
+    ]
+    row = sum(products[1:], products[0])
+    gram = jnp.where(here[:, None], row[None, :], jnp.where(here[None, :], row[:, None], history.gram))
+    return _History(iterates, residuals, gram)
 
 
 def _iterate(
@@ -150,29 +196,16 @@ def _iterate(
     keep_best: bool,
 ) -> _State:
     """Iterates z <- fn(z), mixed or not, until `measure(fn(z), z)` is at most `config.tol` everywhere."""
-    anderson = config.solver == "anderson"
-
-    def mixing(ridge: Any) -> Any:
-        return AndersonAcceleration(
-            fn, history_size=config.history, ridge=ridge, maxiter=config.max_steps, implicit_diff=False
-        )
-
-    dtype = jnp.result_type(*jax.tree.leaves(init))
-    ridge = 1e-5 if dtype != jnp.float64 else 1e-12
-    inner, gram = None, jnp.zeros((), dtype)
-    if anderson:
-        inner = jax.tree.map(jnp.asarray, mixing(ridge).init_state(init))
-        # jaxopt keeps the products in the default float type, whatever the iterates are.
-        inner = inner._replace(
-            residual_gram=inner.residual_gram.astype(dtype), error=inner.error.astype(dtype)
-        )
-        gram = inner.residual_gram
+    size = config.history
+    history = None
+    if config.solver == "anderson":
+        empty = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), init)
+        history = _History(empty, empty, jnp.zeros((size, size), jax.tree.leaves(init)[0].dtype))
     shapes = jax.eval_shape(measure, init, init)
     infinite = jax.tree.map(lambda s: jnp.full(s.shape, jnp.inf, s.dtype), shapes)
     start = _State(
         value=init,
-        inner=inner,
-        gram=gram,
+        history=history,
         residual=infinite,
         num_steps=jnp.zeros((), jnp.int32),
         best=init if keep_best else None,
@@ -184,20 +217,14 @@ def _iterate(
         return (state.num_steps < config.max_steps) & ~jnp.all(worst(state.residual) <= config.tol)
 
     def advance(state: _State) -> _State:
-        if anderson:
-            # The mixing weights depend on the products' ratios alone: scaled to 1 they stay well
-            # conditioned, and the ridge relative, however small the residuals have become.
-            scale = jnp.maximum(jnp.max(jnp.diagonal(state.gram)), jnp.finfo(dtype).tiny)
-            scaled = state.inner._replace(residual_gram=state.gram / scale)
-            value, inner = mixing(ridge).update(state.value, scaled)
-            slot = jnp.mod(state.inner.iter_num, config.history)
-            row = inner.residual_gram[slot].astype(dtype)
-            gram = state.gram.at[slot, :].set(row).at[:, slot].set(row)
-            previous = jax.tree.map(lambda h: h[slot], inner.params_history)
-            value = _cast_like(value, state.value)
-            inner = jax.tree.map(lambda new, old: new.astype(old.dtype), inner, state.inner)
-        else:
-            value, inner, gram, previous = fn(state.value), None, state.gram, state.value
+        previous, history = state.value, state.history
+        if history is not None:
+            mixed = _mixed(history, state.num_steps)
+            previous = jax.tree.map(lambda a, b: jnp.where(state.num_steps > 0, a, b), mixed, previous)
+        value = fn(previous)
+        if history is not None:
+            r = jax.tree.map(jnp.subtract, value, previous)
+            history = _remembered(history, jnp.mod(state.num_steps, size), previous, r)
         residual = measure(value, previous)
         best, best_residual, improved = state.best, state.best_residual, state.improved
         if keep_best:
@@ -205,7 +232,7 @@ def _iterate(
             improved = now < best_residual
             best = jax.tree.map(lambda a, b: jnp.where(improved, a, b), previous, best)
             best_residual = jnp.where(improved, now, best_residual)
-        return _State(value, inner, gram, residual, state.num_steps + 1, best, best_residual, improved)
+        return _State(value, history, residual, state.num_steps + 1, best, best_residual, improved)
 
     return jax.lax.while_loop(unsolved, advance, carried(advance, start))
 
@@ -291,6 +318,11 @@ def solve_adjoint(
       v = g; it is finite whenever g and J are, and the residual says so. The residual is measured, for the
       fixed-point solvers, on the iterate that the last product was taken of.
     """
+    if config.solver in ("gmres", "bicgstab") and any(map(varying, jax.tree.leaves(g))):
+        raise UserError(
+            f"adjoint.solver is {config.solver!r}, whose loops in JAX do not run inside shard_map: choose 'neumann', "
+            "'anderson' or 'normal_cg', or pass check_vma=False to shard_map."
+        )
 
     def solve(one: Callable[[Any], Any], narrow: Any) -> Any:
         vjp, g = _widened(one, narrow)

@@ -13,7 +13,7 @@ CORE = [
     "simulate",
     "solvers",
     "samples",
-    "carries",
+    "meshes",
     "hoisting",
     "jacobian",
     "residuals",
