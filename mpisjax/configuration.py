@@ -42,6 +42,8 @@ def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
                 fill(value, theirs[key])
 
     with config.unlocked():
+        if "neuron" in config and "initial_potential" not in config.neuron:
+            config.neuron.initial_potential = 0.0  # neurons started from rest then
         fill(settings, config)
     return config
 
@@ -158,6 +160,7 @@ def make_network(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
     settings = dict(config.model)
     name = settings.pop("dtype")
     dtype = None if name == "float32" else jnp.bfloat16
+    settings["neuron"] = make_neuron(config) if config.model.neurons or config.model.learn_threshold else None
     return MPIS(num_classes=dataset.num_classes, temporal=dataset.temporal, dtype=dtype, **settings)
 
 

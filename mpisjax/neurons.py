@@ -129,8 +129,9 @@ class LIF:
       leak: factor the membrane potential keeps from one step to the next, in (0, 1]; 1 is IF. A number: the rate in
         equilibrium does not depend on it, so it has no gradient.
       initial_potential: membrane potential before the first step, in units of `threshold`, in [0, 1).
-        At half a threshold the count of T steps under a constant current is rounded, at 0 it is truncated: the rate is
-        off by at most 1/(2T) instead of 1/T.
+        After T steps under a constant current of c thresholds, 0 <= c <= 1, a neuron without a leak has spiked
+        floor(T c + initial_potential) times. Half a threshold makes that a rounding, so the rate is off by at most
+        1/(2T); from rest it is a truncation, off by up to 1/T.
 
     Raises:
       UserError: a value is outside its range.
@@ -138,7 +139,7 @@ class LIF:
 
     threshold: Any = 1.0
     leak: float = 1.0
-    initial_potential: float = 0.0
+    initial_potential: float = 0.5
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -179,7 +180,7 @@ class LIF:
         return dbrelu(_in_thresholds(current, self.threshold))
 
 
-def IF(threshold: Any = 1.0, initial_potential: float = 0.0) -> LIF:  # noqa: N802 (the field's name)
+def IF(threshold: Any = 1.0, initial_potential: float = 0.5) -> LIF:  # noqa: N802 (the field's name)
     """Integrate-and-fire neurons: `LIF` with `leak = 1`."""
     return LIF(threshold=threshold, leak=1.0, initial_potential=initial_potential)
 
@@ -248,7 +249,7 @@ class GradedIF:
 
     levels: int = 2
     threshold: Any = 1.0
-    initial_potential: float = 0.0
+    initial_potential: float = 0.5
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)

@@ -65,12 +65,14 @@ SETTINGS: dict[str, Setting] = {
     "model.feedback_gain": Setting(0.5, "initial gain of the feedback's weight normalisation"),
     "model.feedback_norm": Setting("weight", "weight, or spectral: the feedback's operator norm stays below 1"),
     "model.head": Setting("fused", "fused: all streams are classified; smallest: the smallest alone"),
+    "model.neurons": Setting((), "kinds of neuron by layer: lif, ternary or, say, graded3; empty: lif in all"),
+    "model.learn_threshold": Setting(False, "train a threshold for every channel"),
     "model.dropout": Setting(0.0, "share of the activities that one mask a forward pass drops"),
     "model.momentum": Setting(0.9, "of batch normalisation's running statistics"),
     "model.dtype": Setting("float32", "of currents and rates", choices=("float32", "bfloat16")),
     "neuron.threshold": Setting(1.0, "membrane potential at which a neuron fires"),
     "neuron.leak": Setting(1.0, "share of the potential that a time step keeps; 1: integrate and fire"),
-    "neuron.initial_potential": Setting(0.0, "membrane potential before the first step"),
+    "neuron.initial_potential": Setting(0.5, "membrane potential before the first step, in thresholds"),
     "forward.mode": Setting(
         "spikes", "how training finds the equilibrium; evaluation simulates spikes", choices=("spikes", "rates")
     ),

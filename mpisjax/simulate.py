@@ -56,8 +56,8 @@ class Simulation(NamedTuple):
     Attributes:
       rates: leak-weighted firing rates of the fed-back populations, structure of `init`.
       layer_rates: leak-weighted mean activity of every population by name; empty unless recorded.
-      spike_counts: plain sum of the activity of every population by name over time (the number of its spikes); empty
-        unless recorded.
+      spike_counts: size of the activity of every population by name, summed over time: the number of its spikes, or
+        with graded spikes their weight; empty unless recorded.
       num_steps: time steps taken by each sample, int32 [batch] (scalar without a batch axis).
       settled: whether each sample's rates settled to `tol`; all True where `tol` is None. bool [batch].
     """
@@ -338,7 +338,7 @@ def simulate(
         weight = jnp.where(active, leak * seen.weight + 1, seen.weight)
         total = among(active, accumulate(seen.total, step.feedback, leak), seen.total)
         recorded = {
-            k: among(active, (accumulate(rate, s, leak), accumulate(count, s, 1.0)), (rate, count))
+            k: among(active, (accumulate(rate, s, leak), accumulate(count, jnp.abs(s), 1.0)), (rate, count))
             for k, (rate, count) in seen.recorded.items()
             for s in [step.populations[k].activity]
         }

@@ -67,6 +67,11 @@ def to_nir(
     Raises:
         UserError: The network cannot be written, or `nir` is not installed.
     """
+    if net.learn_threshold or net.neurons:
+        raise UserError(
+            "the network has neurons or thresholds of its own by layer (model.neurons, model.learn_threshold), which are not "
+            "written to NIR: export a network without, or as StableHLO."
+        )
     if neurons not in NEURONS:
         raise UserError(f"neurons is {neurons!r}: choose {' or '.join(map(repr, NEURONS))}.")
     if image_shape[0] != image_shape[1]:

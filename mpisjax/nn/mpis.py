@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 
 from mpisjax.errors import UserError
 from mpisjax.firing import Fire
-from mpisjax.neurons import dbrelu
+from mpisjax.neurons import LIF, GradedIF, Neuron, TernaryIF, dbrelu
 from mpisjax.nn.convolution import halved, upsample
 from mpisjax.nn.layers import ConvNorm
 from mpisjax.nn.spectral import SpectralConvTranspose
@@ -52,6 +54,11 @@ class MPIS(nn.Module):
         norm, with a gain below 1 (single-stream equilibrium nets, IDE-Net, have this and `num_streams = 1`).
       head: "fused": the larger streams' rates are brought to the smallest by learned stride-2 convolutions and
         added, then 1x1 conv, BN, DBReLU and a dense layer; "smallest": a dense layer on the smallest stream.
+      neurons: the kind of neuron of layers 1..L: "lif" (the network's), "ternary", or "graded" with the largest spike, as
+        "graded3"; empty: the network's in all.
+      learn_threshold: whether every channel of layers 1..L has a threshold that is trained: `neuron.threshold` times the
+        exponential of a parameter, 0 at first. Its gradient comes through the rate; the simulation has the same thresholds.
+      neuron: the network's neuron, where layers have kinds or thresholds of their own.
       dropout: rate of variational dropout: one mask a sample and channel for the whole solve.
       temporal: input over time: frames [time, batch, h, w, c]. The stem then spikes too, so that memory does not
         grow with time and the rate reading may see the mean frame; static input passes it once, as DBReLU.
@@ -75,6 +82,9 @@ class MPIS(nn.Module):
     feedback_gain: float = 0.5
     feedback_norm: str = "weight"
     head: str = "fused"
+    neurons: tuple[str, ...] = ()
+    learn_threshold: bool = False
+    neuron: Any = None
     dropout: float = 0.0
     temporal: bool = False
     momentum: float = 0.9
@@ -110,6 +120,13 @@ class MPIS(nn.Module):
             )
         if self.head not in ("fused", "smallest"):
             raise UserError(f"model.head is {self.head!r}: choose 'fused' or 'smallest'.")
+        if self.neurons and len(self.neurons) != depth:
+            raise UserError(
+                f"model.neurons has {len(self.neurons)} kinds and model.layers {depth} layers: give each layer one, or none."
+            )
+        for kind in self.neurons:
+            if not re.fullmatch(r"lif|ternary|graded[1-9]\d*", kind):
+                raise UserError(f"model.neurons has {kind!r}: choose 'lif', 'ternary' or, say, 'graded3'.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout is {self.dropout}: set it in [0, 1).")
         super().__post_init__()
@@ -143,6 +160,14 @@ class MPIS(nn.Module):
             ]
             self.mix = conv(self.layers[-1], kernel_size=1)
         self.classifier = nn.Dense(self.num_classes)
+        if self.learn_threshold:
+            self.log_thresholds = [
+                [
+                    self.param(f"log_threshold_stream{i + 1}_layer{k}", nn.initializers.zeros, (c,))
+                    for k, c in enumerate(self.layers, 1)
+                ]
+                for i in range(n)
+            ]
 
     def initial_rates(self, images: Array) -> Rates:
         """Zeros of the rates' shapes for a batch [batch, h, w, c] (temporal: [time, batch, h, w, c])."""
@@ -181,13 +206,30 @@ class MPIS(nn.Module):
         for k in range(1, len(self.layers) + 1):
             if k == self.fusion_layer:
                 currents = self._fuse(currents, batch_statistics)
-            activity = [fire(f"{stream_name(i + 1)}/layer{k}", c) for i, c in enumerate(currents)]
+            activity = [
+                fire(f"{stream_name(i + 1)}/layer{k}", c, *self._neuron(i, k)) for i, c in enumerate(currents)
+            ]
             if k < len(self.layers):
                 currents = [
                     self._dropped(i, k + 1, self.feb[i][k - 1](a, batch_statistics))
                     for i, a in enumerate(activity)
                 ]
         return {stream_name(i + 1): a for i, a in enumerate(activity)}
+
+    def _neuron(self, i: int, k: int) -> tuple[Neuron, ...]:
+        """The neuron of stream i + 1's layer k; empty where it is the network's."""
+        kind = self.neurons[k - 1] if self.neurons else "lif"
+        if kind == "lif" and not self.learn_threshold:
+            return ()
+        neuron = LIF() if self.neuron is None else self.neuron
+        threshold = neuron.threshold
+        if self.learn_threshold:
+            threshold = threshold * jnp.exp(self.log_thresholds[i][k - 1])
+        if kind == "lif":
+            return (dataclasses.replace(neuron, threshold=threshold),)
+        if kind == "ternary":
+            return (TernaryIF(threshold),)
+        return (GradedIF(int(kind.removeprefix("graded")), threshold, neuron.initial_potential),)
 
     def _fuse(self, currents: list[Array], batch_statistics: bool) -> list[Array]:
         fused = []

@@ -56,7 +56,7 @@ def problem():
 def test_gradient_is_that_of_a_loop_written_by_hand(problem, surrogate, readout, temporal):
     params, x, init = problem
     threshold, leak, steps = 0.8, 0.9, 7
-    neuron = mpisjax.LIF(threshold, leak)
+    neuron = mpisjax.LIF(threshold, leak, initial_potential=0.0)
     if temporal:
         x = jnp.stack([x * (1 + 0.1 * t) for t in range(steps)])
     target = jnp.asarray(np.random.default_rng(1).normal(size=init.shape), jnp.float32)

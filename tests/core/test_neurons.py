@@ -1,5 +1,7 @@
 """Neurons: one LIF step, DBReLU, what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +95,129 @@ def test_a_name_used_twice_is_refused(forward):
 
     with pytest.raises(mpisjax.UserError, match="'a'"):
         mpisjax.equilibrium_forward(twice, {}, jnp.zeros((1, 2)), jnp.zeros((1, 2)), forward=forward)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8, 30])
+def test_a_start_at_half_the_threshold_halves_the_largest_error_of_a_rate(x64, num_steps):
+    """Over all constant currents in [0, 1]: 1/(2T) against 1/T from rest."""
+    current = jnp.linspace(0, 1, 4001)
+    worst = {}
+    for u0 in (0.5, 0.0):
+        found = mpisjax.simulate(
+            lambda p, z, x, fire: fire("o", x),
+            {},
+            current,
+            jnp.zeros_like(current),
+            neuron=mpisjax.IF(initial_potential=u0),
+            forward=mpisjax.SpikeForward(num_steps),
+        )
+        worst[u0] = float(jnp.max(jnp.abs(found.rates - current)))
+    assert mpisjax.IF() == mpisjax.IF(initial_potential=0.5) and mpisjax.LIF().initial_potential == 0.5
+    assert worst[0.5] <= 1 / (2 * num_steps) + 1e-12
+    assert worst[0.5] > 0.9 / (2 * num_steps) and worst[0.0] > 0.9 / num_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubling:
+    """A user's own neuron: graded spikes of 0 or 2."""
+
+    leak = 1.0
+
+    def initial_state(self, current):
+        return {"u": jnp.ones(current.shape, current.dtype)}
+
+    def step(self, state, current):
+        u = state["u"] + current
+        spikes = 2 * (u >= 2).astype(u.dtype)
+        return {"u": u - spikes}, spikes
+
+    def rate(self, current):
+        return jnp.clip(current, 0, 2)
+
+
+KINDS = {
+    "if": mpisjax.IF(0.7),
+    "ternary": mpisjax.TernaryIF(0.7),
+    "graded": mpisjax.GradedIF(3, 0.6),
+    "own": Doubling(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_neuron_settles_at_its_rate_as_one_over_the_steps(x64, kind):
+    """A fused network of two populations; ||f(r_T) - r_T|| falls with slope -1 in T."""
+    rng = np.random.default_rng(5)
+    p = {
+        "in": rng.normal(size=(4, 16)),
+        "back": 0.08 * rng.normal(size=(12, 16)),
+        "out": 0.4 * rng.normal(size=(16, 12)),
+    }
+    x = jnp.asarray(rng.uniform(0.1, 0.7, (6, 4)))
+
+    def transition(p, z, x, fire):
+        return fire("out", fire("hidden", x @ p["in"] + z @ p["back"], KINDS[kind]) @ p["out"], KINDS[kind])
+
+    steps, gaps = np.array([30, 100, 300, 1000]), []
+    for num_steps in steps:
+        eq = jax.jit(
+            lambda p, T=num_steps: mpisjax.equilibrium_forward(
+                transition, p, x, jnp.zeros((6, 12)), forward=mpisjax.SpikeForward(int(T))
+            )
+        )(p)
+        gaps.append(float(jnp.mean(eq.residual)))
+    slope = np.polyfit(np.log(steps), np.log(gaps), 1)[0]
+    assert -1.25 < slope < -0.8 and gaps[-1] < 0.02, (slope, gaps)
+    if kind != "if":
+        assert np.abs(eq.rates).max() > (0.2 if kind == "ternary" else 1.01)
+    if kind == "ternary":
+        assert eq.rates.min() < -0.2
+
+
+@pytest.mark.parametrize("kind", ["if", "ternary", "graded"])
+def test_thresholds_are_trained_by_channel_through_the_rate(x64, kind):
+    rng = np.random.default_rng(0)
+    x, back = jnp.asarray(rng.uniform(0.2, 0.9, (3, 4))), jnp.asarray(0.3 * rng.normal(size=(4, 4)))
+    make = {"if": mpisjax.IF, "ternary": mpisjax.TernaryIF, "graded": lambda t: mpisjax.GradedIF(2, t)}[kind]
+
+    def rates(threshold, forward):
+        return mpisjax.equilibrium_forward(
+            lambda p, z, x, fire: fire("o", x + z @ back, make(p)),
+            threshold,
+            x,
+            jnp.zeros((3, 4)),
+            forward=forward,
+            adjoint=mpisjax.Adjoint(max_steps=300, tol=1e-12),
+            returns="spikes",
+        ).rates
+
+    exact = mpisjax.RateForward(max_steps=500, tol=1e-13)
+
+    def loss(threshold):
+        return jnp.sum(rates(threshold, exact) ** 2)
+
+    threshold = jnp.asarray([0.9, 1.1, 1.4, 2.0])
+    found = jax.grad(loss)(threshold)
+    for i in range(4):
+        step = jnp.zeros(4).at[i].set(1e-6)
+        assert float(found[i]) == pytest.approx(
+            float(loss(threshold + step) - loss(threshold - step)) / 2e-6, abs=1e-5
+        )
+    # The simulation has the same thresholds.
+    spiking = rates(threshold, mpisjax.SpikeForward(4000))
+    np.testing.assert_allclose(spiking, rates(threshold, exact), atol=2e-3)
+    # So has a network's default neuron.
+    whole = mpisjax.equilibrium_forward(
+        lambda p, z, x, fire: fire("o", x + z @ back),
+        {},
+        x,
+        jnp.zeros((3, 4)),
+        neuron=make(threshold),
+        forward=exact,
+    )
+    np.testing.assert_allclose(whole.rates, rates(threshold, exact), atol=1e-10)
+
+
+def test_a_leak_or_an_initial_potential_that_is_traced_is_refused():
+    for name in ("leak", "initial_potential"):
+        with pytest.raises(mpisjax.UserError, match=f"neuron.{name} is traced"):
+            jax.grad(lambda v, name=name: mpisjax.LIF(**{name: v}).rate(jnp.float32(1)))(0.5)

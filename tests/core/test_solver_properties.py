@@ -288,6 +288,7 @@ def test_any_number_of_time_steps_of_any_width(m, steps, full, dtype):
                 A,
                 x,
                 start,
+                neuron=mpisjax.IF(initial_potential=0.0),
                 forward=SpikeForward(steps),
                 returns="spikes",
             )
