@@ -100,7 +100,13 @@ def test_rates_and_counts_are_those_of_a_plain_loop(x64, threshold, leak, u0, te
 def test_without_leak_rates_are_counts_over_steps_and_never_nan(steps):
     params, x, init = problem()
     found = simulate(
-        transition, params, x, init, neuron=mpisjax.IF(initial_potential=0.0), forward=SpikeForward(steps), record=True
+        transition,
+        params,
+        x,
+        init,
+        neuron=mpisjax.IF(initial_potential=0.0),
+        forward=SpikeForward(steps),
+        record=True,
     )
     for k in init:
         np.testing.assert_allclose(found.rates[k], found.spike_counts[k] / steps, rtol=1e-6)
@@ -117,7 +123,9 @@ def test_nothing_is_recorded_unless_asked():
 def test_the_first_step_is_fed_back_what_init_says(x64):
     params, x, init = problem(dtype=np.float64)
     init = jax.tree.map(np.ones_like, init)
-    found = simulate(transition, params, x, init, neuron=mpisjax.IF(initial_potential=0.0), forward=SpikeForward(5))
+    found = simulate(
+        transition, params, x, init, neuron=mpisjax.IF(initial_potential=0.0), forward=SpikeForward(5)
+    )
     expected, _ = loop(params, [x] * 5, init, 1.0, 1.0, 0.0)[-1]
     silent, _ = loop(params, [x] * 5, jax.tree.map(np.zeros_like, init), 1.0, 1.0, 0.0)[-1]
     assert not np.array_equal(expected["side"], silent["side"])
