@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from mpisjax import configuration
 from mpisjax.baselines import bptt
@@ -82,7 +83,8 @@ def measure(
     populations: dict[str, tuple[int, ...]] = {}
 
     @jax.jit
-    def count(variables: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def count(variables: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], Array]:
+        """Sums over the batch's real rows, and the answer to every row."""
         x = prepare_images(batch.images, dataset)
         mask = batch.mask
         simulation = model.spikes(net, variables, x, neuron=neuron, forward=forward)
@@ -97,8 +99,6 @@ def measure(
                 net, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=through_time
             ).logits
         populations.update({k: v.shape[1:] for k, v in simulation.spike_counts.items()})
-        answers = jax.nn.one_hot(jnp.argmax(logits, -1), net.num_classes)
-        truth = jax.nn.one_hot(batch.labels, net.num_classes) * mask[:, None]
         spiked = {k: jnp.mean(v, axis=(1, 2, 3)) / steps for k, v in simulation.spike_counts.items()}
         by_sample = {
             "spikes": jnp.argmax(by_spikes, -1) == batch.labels,
@@ -107,12 +107,18 @@ def measure(
             "synops": synops(links, simulation.spike_counts),
         }
         sums = jax.tree.map(lambda v: jnp.sum(v * mask), by_sample)
-        return {**sums, "confusion": truth.T @ answers, "count": jnp.sum(mask)}
+        return {**sums, "count": jnp.sum(mask)}, jnp.argmax(logits, -1)
 
     total: Any = None
+    answers = []
     for batch in eval_batches(split, config.eval.batch_size):
-        part = jax.tree.map(lambda a: np.asarray(a, np.float64), count(variables, batch))
+        sums, answered = count(variables, batch)
+        part = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
         total = part if total is None else jax.tree.map(np.add, total, part)
+        answers.append(np.asarray(answered))
+    # The last batch is filled up with rows that are no examples.
+    given = np.concatenate(answers)[: len(split.labels)]
+    confusion = confusion_matrix(split.labels, given, labels=np.arange(net.num_classes))
     number = float(total["count"])
     mean = {
         k: jax.tree.map(lambda v: float(v) / number, total[k])
@@ -121,9 +127,9 @@ def measure(
     return Measurement(
         num_steps=steps,
         num_examples=int(number),
-        accuracy=float(np.trace(total["confusion"])) / number,
+        accuracy=float(np.trace(confusion)) / number,
         accuracy_spikes=mean["spikes"],
-        confusion=np.rint(total["confusion"]).astype(int),
+        confusion=confusion,
         firing_rates=mean["rates"],
         residual=mean["residual"],
         cost=cost(
