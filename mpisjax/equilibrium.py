@@ -53,6 +53,17 @@ class Equilibrium(NamedTuple, Generic[Rates]):
     aux: Any = None
 
 
+class _Layouts(NamedTuple):
+    """An `Equilibrium` of how things lie on a mesh."""
+
+    rates: Any
+    residual: Any
+    num_steps: Any
+    converged: Any
+    layer_rates: Any
+    aux: Any
+
+
 def adjoint_probe(batch_size: int | None = None) -> AdjointStats:
     """Zeros to pass as `probe`: their "gradient" is what the adjoint solve reports.
 
@@ -401,7 +412,7 @@ def equilibrium_forward(
     samples = jax.tree.map(
         lambda p: PartitionSpec() if batch_axis is None else PartitionSpec(p[batch_axis]), traced.layouts
     )
-    layouts = Equilibrium(
+    layouts: Any = _Layouts(
         rates=rates,
         residual=samples,
         num_steps=PartitionSpec(),
@@ -409,7 +420,9 @@ def equilibrium_forward(
         layer_rates={name: layout(struct) for name, struct in out.populations.items()},
         aux=aux,
     )
-    return in_automatic_mode(found, layouts, arrays, own, x, init, probe)
+    return Equilibrium(
+        *in_automatic_mode(lambda *a: _Layouts(*found(*a)), layouts, arrays, own, x, init, probe)
+    )
 
 
 def _found(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,35 +31,88 @@ def _squares(tree: Any) -> Array:
     return sum(parts[1:], parts[0])
 
 
-def spectral_radius(rate_map: Callable[[Any], Any], rates: Any, key: Array, num_steps: int = 40) -> Array:
+class SpectralRadius(NamedTuple):
+    """An estimate of the spectral radius of J, by sample.
+
+    Attributes:
+      value: float32 [batch]. Below 1 the equilibrium attracts and the Neumann series of the adjoint converges.
+      error: relative change of the estimate when its window was doubled last: float32 [batch].
+      num_steps: products with J^T, int32 [batch].
+    """
+
+    value: Array
+    error: Array
+    num_steps: Array
+
+
+class _Power(NamedTuple):
+    vector: Any
+    log_growth: Array  # summed over the window
+    taken: Array  # steps in the window so far
+    window: Array  # its length
+    found: SpectralRadius
+    step: Array
+
+
+def spectral_radius(
+    rate_map: Callable[[Any], Any], rates: Any, key: Array, *, tol: float = 0.01, max_steps: int = 600
+) -> SpectralRadius:
     """The spectral radius of J = d rate_map / d rates, by power iteration with J^T (same eigenvalues).
 
-    What is returned is the geometric mean growth over the second half of the steps: it settles for a complex
-    pair of leading eigenvalues too, where a quotient of successive norms would swing.
+    The estimate is the geometric mean growth over a window of steps. It settles for a complex pair of leading eigenvalues
+    too, where a quotient of successive norms would swing. Windows double in length, each starting where the last ended,
+    until two agree.
 
     Args:
       rate_map: f, samples independent of each other (batch normalisation with running statistics).
       rates: where J is taken, samples on axis 0.
       key: for the start vector.
-      num_steps: products with J^T, at least 2.
+      tol: a sample is done when its estimate changes by no more than this, relative, from one window to the next.
+      max_steps: most products with J^T.
 
     Returns:
-      float32 [batch]. Below 1 the equilibrium attracts and the Neumann series of the adjoint converges.
+      A `SpectralRadius`. A sample that was not done has an error above `tol`.
     """
     _, vjp = jax.vjp(rate_map, rates)
 
     def scaled(v: Any, factor: Array) -> Any:
         return jax.tree.map(lambda a: a * factor.reshape(-1, *[1] * (a.ndim - 1)).astype(a.dtype), v)
 
-    def advance(v: Any, _: None) -> tuple[Any, Array]:
-        v = vjp(v)[0]
-        growth = jnp.sqrt(_squares(v))
-        return scaled(v, 1 / jnp.maximum(growth, jnp.finfo(jnp.float32).tiny)), growth
+    def goes_on(state: _Power) -> Array:
+        return (state.step < max_steps) & jnp.any(~(state.found.error <= tol))
+
+    def advance(state: _Power) -> _Power:
+        vector = vjp(state.vector)[0]
+        growth = jnp.sqrt(_squares(vector))
+        vector = scaled(vector, 1 / jnp.maximum(growth, jnp.finfo(jnp.float32).tiny))
+        log_growth, count, step = state.log_growth + jnp.log(growth), state.taken + 1, state.step + 1
+        full, old = count == state.window, state.found
+        value = jnp.exp(log_growth / count)
+        error = jnp.abs(value - old.value) / jnp.maximum(value, jnp.finfo(jnp.float32).tiny)
+        new = SpectralRadius(value, error, jnp.broadcast_to(step, value.shape))
+        renewed = full & ~(old.error <= tol)
+        found = jax.tree.map(lambda a, b: jnp.where(renewed, a, b), new, old)
+        return _Power(
+            vector,
+            jnp.where(full, 0, log_growth),
+            jnp.where(full, 0, count),
+            jnp.where(full, 2 * state.window, state.window),
+            found,
+            step,
+        )
 
     v = _noise(key, rates)
     v = scaled(v, jax.lax.rsqrt(_squares(v)))
-    growth = jax.lax.scan(advance, v, None, length=num_steps)[1][num_steps // 2 :]
-    return jnp.exp(jnp.mean(jnp.log(growth), axis=0))
+    unknown = jnp.full(_squares(v).shape, jnp.inf, jnp.float32)
+    start = _Power(
+        v,
+        jnp.zeros_like(unknown),
+        jnp.zeros((), jnp.int32),
+        jnp.full((), 10, jnp.int32),
+        SpectralRadius(unknown, unknown, jnp.zeros(unknown.shape, jnp.int32)),
+        jnp.zeros((), jnp.int32),
+    )
+    return jax.lax.while_loop(goes_on, advance, start).found
 
 
 def warn_near_one(radius: Any) -> str | None:

@@ -57,9 +57,9 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
             for kind, curve in curves._asdict().items()
         },
         "radius": {
-            "median": float(np.median(radius)),
-            "largest": float(radius.max()),
-            "warning": warn_near_one(radius),
+            "median": float(np.median(radius.value)),
+            "largest": float(radius.value.max()),
+            "warning": warn_near_one(radius.value),
         },
     }
 

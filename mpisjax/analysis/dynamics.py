@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from mpisjax.analysis.convergence import Curves, convergence
 from mpisjax.firing import RateReading
-from mpisjax.jacobian import spectral_radius
+from mpisjax.jacobian import SpectralRadius, spectral_radius
 from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
@@ -22,12 +21,12 @@ class Dynamics(NamedTuple):
 
     Attributes:
         curves: How the rates of a simulation approach the equilibrium; leaves [num_steps, batch].
-        radius: float [batch], spectral radius of the equivalent map's Jacobian at the equilibrium. Below 1
+        radius: by example, the spectral radius of the equivalent map's Jacobian at the equilibrium. Below 1
             the equilibrium is stable.
     """
 
     curves: Curves
-    radius: np.ndarray
+    radius: SpectralRadius
 
 
 def dynamics(
@@ -52,7 +51,7 @@ def dynamics(
     transition = model.transition_of(net)
 
     @jax.jit
-    def measure(variables: dict[str, Any], images: jax.Array) -> tuple[Curves, jax.Array]:
+    def measure(variables: dict[str, Any], images: jax.Array) -> tuple[Curves, SpectralRadius]:
         x: Any = net.apply(variables, images, False, method="encode")
         curves = convergence(
             transition,

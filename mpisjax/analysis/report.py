@@ -22,7 +22,7 @@ from mpisjax.analysis.dynamics import dynamics
 from mpisjax.analysis.measure import Measurement, first_examples, measure
 from mpisjax.analysis.raster import raster
 from mpisjax.data import Split
-from mpisjax.jacobian import warn_near_one
+from mpisjax.jacobian import SpectralRadius, warn_near_one
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
@@ -85,7 +85,7 @@ def write_report(
         name=config.name,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         facts=_facts(config, net, variables, dataset, part, split, usual, radius),
-        warning=warn_near_one(radius),
+        warning=warn_near_one(radius.value),
         training=figures.as_uri(training_curves(rows, config.name, steps_per_epoch)) if rows else None,
         usual=usual,
         confusion=figures.as_uri(figures.confusion(usual.confusion)),
@@ -121,7 +121,7 @@ def _facts(
     part: Split,
     split: Split,
     usual: Measurement,
-    radius: np.ndarray,
+    radius: SpectralRadius,
 ) -> list[tuple[str, str]]:
     """What the page says first: a name and a value each."""
     device = jax.devices()[0]
@@ -137,7 +137,8 @@ def _facts(
         ("relative residual", ", ".join(f"{k} {v:.3g}" for k, v in usual.residual.items())),
         (
             "spectral radius of the Jacobian",
-            f"{np.median(radius):.3f} in the median, {radius.max():.3f} at most, of {len(radius)} examples",
+            f"{np.median(radius.value):.3f} in the median, {radius.value.max():.3f} at most, of {len(radius.value)} examples; "
+            f"estimated to within {100 * np.max(radius.error):.1g}%",
         ),
         (
             "machine",

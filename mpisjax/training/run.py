@@ -266,7 +266,7 @@ def _diagnose(config: ml_collections.ConfigDict, parts: Parts, state: TrainState
         transition = model.transition_of(net)
         return spectral_radius(
             lambda r: transition(variables, r, current, RateReading(neuron)), rates, jax.random.key(0)
-        )
+        ).value
 
     variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     return f"spectral radius of the Jacobian {float(radius(variables, jax.device_get(images)).max()):.2f}"
