@@ -29,7 +29,7 @@ def initial_variables(config: ml_collections.ConfigDict, net: MPIS, dataset: Dat
     variables = model.init_variables(
         net, jax.random.key(config.seed), images, configuration.make_neuron(config)
     )
-    dtype = jnp.promote_types(net.dtype or jnp.float32, jnp.float32)
+    dtype = jnp.promote_types(jnp.float32 if net.dtype is None else net.dtype, jnp.float32)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
 
 
