@@ -119,15 +119,26 @@ def _evaluate(given, config, first: bool) -> None:
     if given.report is not None:
         import jax
 
+        from mpisjax import configuration
         from mpisjax.analysis.report import STEPS as REPORTED_STEPS
-        from mpisjax.analysis.report import write_report
+        from mpisjax.analysis.report import Subject, write_report
         from mpisjax.training.run import variables_of
 
-        variables = jax.device_get(variables_of(state))
+        subject = Subject(
+            name=config.name,
+            method=config.train.method,
+            net=parts.net,
+            variables=jax.device_get(variables_of(state)),
+            neuron=configuration.make_neuron(config),
+            num_steps=config.forward.num_steps,
+            solver=configuration.make_evaluation_solver(config),
+            evaluations=config.forward.max_steps,
+            through_time=configuration.make_bptt(config),
+            batch_size=config.train.batch_size,
+            settings=configuration.to_plain(config),
+        )
         write_report(
-            config,
-            parts.net,
-            variables,
+            subject,
             parts.dataset,
             split,
             origin,

@@ -35,7 +35,14 @@ def count(study: Study, net: Net, seed: int) -> dict[str, Any]:
 
     trained = study.trained(net, seed)
     split = first_examples(trained.dataset.test, study.scale.examples)
-    found = measure(trained.config, trained.network, trained.variables, trained.dataset, split)
+    found = measure(
+        trained.network,
+        trained.variables,
+        trained.dataset,
+        split,
+        neuron=trained.neuron,
+        num_steps=net.steps,
+    )
     return {
         "firing_rates": found.firing_rates,
         "synops": sum(found.cost.synops.values()),

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from mpisjax import configuration
 from mpisjax.baselines import bptt
+from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import Batch, Split, eval_batches
+from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import Cost, additions_per_step, cost, synapses, synops
@@ -56,27 +56,30 @@ def first_examples(split: Split, limit: int | None) -> Split:
 
 
 def measure(
-    config: ml_collections.ConfigDict,
     net: MPIS,
     variables: dict[str, Any],
     dataset: Any,
     split: Split,
-    num_steps: int | None = None,
+    *,
+    neuron: LIF,
+    num_steps: int | None,
+    through_time: BPTT | None = None,
+    batch_size: int = 256,
 ) -> Measurement:
     """Simulates every example for a fixed number of steps and counts.
 
     Args:
-      config: all settings.
-      net: the network.
-      variables: `{"params": ..., "batch_stats": ...}`.
-      dataset: normalisation and kind of input.
-      split: examples and labels.
-      num_steps: T; None: `forward.num_steps`. Input over time has as many as frames.
+        net: The network.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        dataset: Normalisation and kind of input.
+        split: Examples and labels.
+        neuron: The network's neurons.
+        num_steps: T. Input over time has as many steps as frames.
+        through_time: How a network that was trained through time answers; None for the equivalent path.
+        batch_size: Examples at once.
     """
-    neuron = configuration.make_neuron(config)
     # Every step is run: the operations of settled samples would be unknown otherwise.
-    forward = SpikeForward(None if dataset.temporal else num_steps or config.forward.num_steps)
-    through_time = configuration.make_bptt(config)
+    forward = SpikeForward(None if dataset.temporal else num_steps)
     shape = split.images.shape
     links = synapses(net, (shape[-3], shape[-2], shape[-1]))
     steps = shape[1] if dataset.temporal else int(forward.num_steps or 0)
@@ -111,7 +114,7 @@ def measure(
 
     total: Any = None
     answers = []
-    for batch in eval_batches(split, config.eval.batch_size):
+    for batch in eval_batches(split, batch_size):
         sums, answered = count(variables, batch)
         part = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
         total = part if total is None else jax.tree.map(np.add, total, part)
@@ -144,12 +147,7 @@ def measure(
 
 
 def against_steps(
-    config: ml_collections.ConfigDict,
-    net: MPIS,
-    variables: dict[str, Any],
-    dataset: Any,
-    split: Split,
-    steps: Iterable[int],
+    net: MPIS, variables: dict[str, Any], dataset: Any, split: Split, steps: Iterable[int], **settings: Any
 ) -> list[Measurement]:
     """`measure` for several T: accuracy against latency and SynOps. Arguments as there."""
-    return [measure(config, net, variables, dataset, split, t) for t in steps]
+    return [measure(net, variables, dataset, split, num_steps=t, **settings) for t in steps]

@@ -7,25 +7,26 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jinja2
-import ml_collections
 import numpy as np
 
-from mpisjax import configuration
 from mpisjax.analysis import figures
 from mpisjax.analysis.curves import training_curves
 from mpisjax.analysis.dynamics import dynamics
 from mpisjax.analysis.measure import Measurement, first_examples, measure
 from mpisjax.analysis.raster import raster
+from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import Split
 from mpisjax.jacobian import SpectralRadius, warn_near_one
+from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
+from mpisjax.solvers import RateForward
 from mpisjax.training.atomic import write_atomically
 from mpisjax.training.metrics import FILE_NAME, read_rows
 from mpisjax.training.step import prepare_images
@@ -34,10 +35,38 @@ STEPS = (1, 2, 5, 10, 20, 30)
 EXAMPLES, FOLLOWED, CONVERGENCE_STEPS = 1000, 16, 100
 
 
+class Subject(NamedTuple):
+    """What a report is about.
+
+    Attributes:
+        name: The run's name.
+        method: How it was trained, in a word.
+        net: The network.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        neuron: Its neurons.
+        num_steps: Time steps T that it was trained for.
+        solver: The rate solver of evaluations.
+        evaluations: Evaluations of f that its training's rate solver may take.
+        through_time: How it answers if it was trained through time; else None.
+        batch_size: Examples of a training step.
+        settings: All settings of the run, as JSON can hold them.
+    """
+
+    name: str
+    method: str
+    net: MPIS
+    variables: dict[str, Any]
+    neuron: LIF
+    num_steps: int
+    solver: RateForward
+    evaluations: int
+    through_time: BPTT | None
+    batch_size: int
+    settings: dict[str, Any]
+
+
 def write_report(
-    config: ml_collections.ConfigDict,
-    net: MPIS,
-    variables: dict[str, Any],
+    subject: Subject,
     dataset: Any,
     split: Split,
     workdir: str | Path,
@@ -48,9 +77,7 @@ def write_report(
     """Measures a network and writes what was found as one HTML file that needs no other.
 
     Args:
-        config: All settings of the run.
-        net: The network.
-        variables: `{"params": ..., "batch_stats": ...}`.
+        subject: The network and what to know of it.
         dataset: Normalisation and kind of input.
         split: Examples and labels to measure on.
         workdir: The run's folder, for its `metrics.jsonl`; without that file the training curves are left
@@ -59,10 +86,22 @@ def write_report(
         steps: Numbers of time steps to compare, where the input is constant in time.
         examples: Measure on at most so many examples of the split; None: on all.
     """
-    neuron = configuration.make_neuron(config)
+    net, variables, neuron = subject.net, subject.variables, subject.neuron
     part = first_examples(split, examples)
-    usual = measure(config, net, variables, dataset, part)
-    compared = [] if dataset.temporal else [measure(config, net, variables, dataset, part, t) for t in steps]
+
+    def measured(num_steps: int) -> Measurement:
+        return measure(
+            net,
+            variables,
+            dataset,
+            part,
+            neuron=neuron,
+            num_steps=num_steps,
+            through_time=subject.through_time,
+        )
+
+    usual = measured(subject.num_steps)
+    compared = [] if dataset.temporal else [measured(t) for t in steps]
 
     few = first_examples(split, FOLLOWED)
     images = prepare_images(jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))])), dataset)
@@ -71,7 +110,7 @@ def write_report(
         variables,
         images,
         neuron=neuron,
-        solver=configuration.make_evaluation_solver(config),
+        solver=subject.solver,
         num_steps=CONVERGENCE_STEPS,
     )
     one = images[:, :1] if dataset.temporal else images[:1]
@@ -80,13 +119,13 @@ def write_report(
     height, width, channels = part.images.shape[-3:]
     links = synapses(net, (height, width, channels))
     rows = read_rows(Path(workdir) / FILE_NAME)
-    steps_per_epoch = len(dataset.train.labels) // config.train.batch_size
+    steps_per_epoch = len(dataset.train.labels) // subject.batch_size
     page = _template().render(
-        name=config.name,
+        name=subject.name,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        facts=_facts(config, net, variables, dataset, part, split, usual, radius),
+        facts=_facts(subject, dataset, part, split, usual, radius),
         warning=warn_near_one(radius.value),
-        training=figures.as_uri(training_curves(rows, config.name, steps_per_epoch)) if rows else None,
+        training=figures.as_uri(training_curves(rows, subject.name, steps_per_epoch)) if rows else None,
         usual=usual,
         confusion=figures.as_uri(figures.confusion(usual.confusion)),
         firing_rates=figures.as_uri(figures.firing_rates(usual.firing_rates)),
@@ -96,10 +135,10 @@ def write_report(
         compared=[_latency_row(m) for m in compared],
         latency=figures.as_uri(figures.against_steps(compared)) if compared else None,
         layers=_layer_rows(usual.cost),
-        dense=dense_cost(links, config.forward.max_steps),
-        evaluations=config.forward.max_steps,
+        dense=dense_cost(links, subject.evaluations),
+        evaluations=subject.evaluations,
         constants=CONSTANTS,
-        settings=json.dumps(config.to_dict(), indent=1),
+        settings=json.dumps(subject.settings, indent=1),
         millions=_millions,
     )
     write_atomically(Path(path), page.encode())
@@ -114,9 +153,7 @@ def _template() -> jinja2.Template:
 
 
 def _facts(
-    config: ml_collections.ConfigDict,
-    net: MPIS,
-    variables: dict[str, Any],
+    subject: Subject,
     dataset: Any,
     part: Split,
     split: Split,
@@ -129,8 +166,11 @@ def _facts(
     measured = f"all {whole:,}" if number == whole else f"the first {number:,} of {whole:,}"
     return [
         ("data", dataset.source),
-        ("network", f"{net.num_streams} streams, {model.parameter_count(variables):,} parameters"),
-        ("method", config.train.method),
+        (
+            "network",
+            f"{subject.net.num_streams} streams, {model.parameter_count(subject.variables):,} parameters",
+        ),
+        ("method", subject.method),
         ("measured on", f"{measured} examples, T = {usual.num_steps}"),
         ("accuracy, as trained", f"{100 * usual.accuracy:.2f}%"),
         ("accuracy, spikes alone", f"{100 * usual.accuracy_spikes:.2f}%"),

@@ -138,7 +138,8 @@ def digits():
 def test_measurements_agree_with_the_evaluation(digits):
     config, net, variables, dataset = digits
     split = first_examples(dataset.test, 50)
-    found = measure(config, net, variables, dataset, split)
+    asked = {"neuron": configuration.make_neuron(config), "batch_size": 32}
+    found = measure(net, variables, dataset, split, num_steps=5, **asked)
     expected = evaluation.evaluate(config, net, variables, dataset, split)
     assert found.num_examples == 50 == found.confusion.sum()
     np.testing.assert_array_equal(found.confusion.sum(1), np.bincount(split.labels, minlength=10))
@@ -148,7 +149,7 @@ def test_measurements_agree_with_the_evaluation(digits):
         expected.firing_rates, rel=1e-4
     )  # unweighted is weighted for IF
     assert found.residual == pytest.approx(expected.residual, rel=1e-4)
-    longer = against_steps(config, net, variables, dataset, split, (2, 8))
+    longer = against_steps(net, variables, dataset, split, (2, 8), **asked)
     assert [m.num_steps for m in longer] == [2, 8]
     assert (
         sum(longer[0].cost.synops.values())
@@ -171,7 +172,16 @@ def test_nets_trained_through_time_answer_by_their_own_readout(digits, readout):
     answer = jax.jit(lambda v: bptt.apply(net, v, images, neuron=mpisjax.IF(), num_steps=5, bptt=settings))
     logits = answer(variables).logits
     expected = np.mean(np.argmax(logits, -1) == split.labels)
-    assert measure(config, net, variables, dataset, split).accuracy == pytest.approx(expected)
+    found = measure(
+        net,
+        variables,
+        dataset,
+        split,
+        neuron=mpisjax.IF(),
+        num_steps=5,
+        through_time=configuration.make_bptt(config),
+    )
+    assert found.accuracy == pytest.approx(expected)
 
 
 @pytest.mark.slow

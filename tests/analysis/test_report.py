@@ -15,7 +15,7 @@ import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.analysis import figures
 from mpisjax.analysis.raster import raster
-from mpisjax.analysis.report import write_report
+from mpisjax.analysis.report import Subject, write_report
 
 pytestmark = pytest.mark.unoptimized
 
@@ -33,6 +33,22 @@ def run():
     net = configuration.make_network(config, dataset)
     init = jax.jit(lambda key: nn.init_variables(net, key, jnp.zeros((2, 8, 8, 1)), mpisjax.IF()))
     return config, net, init(jax.random.key(0)), dataset
+
+
+def subject_of(config, net, variables, dataset):
+    return Subject(
+        name=config.name,
+        method=config.train.method,
+        net=net,
+        variables=variables,
+        neuron=configuration.make_neuron(config),
+        num_steps=config.forward.num_steps,
+        solver=configuration.make_evaluation_solver(config),
+        evaluations=config.forward.max_steps,
+        through_time=None,
+        batch_size=config.train.batch_size,
+        settings=configuration.to_plain(config),
+    )
 
 
 class Page(html.parser.HTMLParser):
@@ -53,14 +69,14 @@ class Page(html.parser.HTMLParser):
 
 @pytest.mark.slow
 def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
-    config, net, variables, dataset = run
+    subject, dataset = subject_of(*run), run[-1]
     rows = [
         {"kind": "train", "step": s, "loss": 1 / s, "accuracy": 0.5, "learning_rate": 0.1}
         for s in range(1, 5)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     path = tmp_path / "report.html"
-    write_report(config, net, variables, dataset, dataset.test, tmp_path, path, steps=(2, 4), examples=20)
+    write_report(subject, dataset, dataset.test, tmp_path, path, steps=(2, 4), examples=20)
     page = Page()
     page.feed(path.read_text())
     assert not page.links and len(page.images) == 6
@@ -73,7 +89,7 @@ def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
     assert "Horowitz" in page.text and "stream1/trans" in page.text
     # Without a log of training the page does without its curves.
     (tmp_path / "metrics.jsonl").unlink()
-    write_report(config, net, variables, dataset, dataset.test, tmp_path, path, steps=(), examples=8)
+    write_report(subject, dataset, dataset.test, tmp_path, path, steps=(), examples=8)
     page = Page()
     page.feed(path.read_text())
     assert len(page.images) == 4

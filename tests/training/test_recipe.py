@@ -209,7 +209,14 @@ def test_evaluation_counts_synaptic_operations_as_the_analysis_does(first):
     few = data.Split(parts.dataset.validation.images[:50], parts.dataset.validation.labels[:50])
     for count in (1, 4):
         score = evaluate_at(config, parts, state, few, count)
-        measured = measure(config, parts.net, jax.device_get(variables_of(state)), parts.dataset, few, count)
+        measured = measure(
+            parts.net,
+            jax.device_get(variables_of(state)),
+            parts.dataset,
+            few,
+            neuron=configuration.make_neuron(config),
+            num_steps=count,
+        )
         assert (
             score.synops == pytest.approx(sum(measured.cost.synops.values()), rel=1e-5) and score.synops > 0
         )
