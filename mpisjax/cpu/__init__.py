@@ -1,4 +1,4 @@
-"""Convolutions for a CPU: compiled for this processor, or with fewer multiplications; see the README in this folder."""
+"""Convolutions for a CPU: compiled for it, or with fewer multiplications; see the README in this folder."""
 
 from mpisjax.cpu.library import disabled, enabled
 

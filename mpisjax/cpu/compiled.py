@@ -1,7 +1,7 @@
 """The convolutions of `convolutions.cc`, `gradients.cc` and `filtering.cc` as functions of JAX arrays.
 
-Several devices split them by batch. They have no derivatives and no rule for `vmap` of their own: the primitives of
-`mpisjax.nn.convolution`, which call them, have those.
+Several devices split them by batch. They have no derivatives and no rule for `vmap` of their own: the
+primitives of `mpisjax.nn.convolution`, which call them, have those.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def kernel_gradient(x: Array, g: Array, kernel: Pair, stride: int, low: Pair) ->
         rows, whole = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
 
         def summed(x: Array, g: Array, numbers: Array) -> Array:
-            # With explicit axes in sight, JAX writes a sharding into the sum's computation, which XLA does not take.
+            # With explicit axes in sight, JAX writes a sharding into the sum's computation, which XLA does
+            # not take.
             with use_abstract_mesh(AbstractMesh((), ())):
                 return lax.psum(local(x, g, numbers), axes)
 
@@ -113,7 +114,7 @@ def filtered(x: Array, kernels: Array) -> Array:
 
 
 def _threads() -> int:
-    """How many threads share a batch. Several host devices share it among themselves, and have one thread each."""
+    """How many threads share a batch. Several host devices have one thread each."""
     return threads() if jax.local_device_count() == 1 else 1
 
 
@@ -142,9 +143,10 @@ def _split(
 ) -> Array:
     """`local(a, b, numbers)`, split over devices by the factor "b" of `rule`. The factors `whole` stay whole.
 
-    The numbers that a convolution is told (a version, the number of threads, and `numbers`) come as an array. A partitioned
-    function is not in the program's text but behind a pointer. JAX's compilation cache has to overlook that pointer
-    (`mpisjax.training.devices.compilation_cache`), and would take one function for another.
+    The numbers that a convolution is told (a version, the number of threads, and `numbers`) come as an array.
+    A partitioned function is not in the program's text but behind a pointer. JAX's compilation cache has to
+    overlook that pointer (`mpisjax.training.devices.compilation_cache`), and would take one function for
+    another.
     """
     available()  # XLA must know the targets
     operation = custom_partitioning(local)

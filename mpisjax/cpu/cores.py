@@ -1,9 +1,10 @@
 """How the cores of a CPU share a batch. This has to be settled before JAX looks for its devices.
 
-XLA:CPU runs a convolution of its own on one core. There are two ways round that. Where the compiled convolutions serve the
-whole network (`mpisjax.cpu.compiled.serves`), there is one host device: they share a batch among the threads of XLA's pool, as
-XLA does with everything elementwise. Elsewhere there is one host device a core, and the batch is split over them.
-The first way is faster (docs/speed.md): no device waits for another, and there are no more threads than cores.
+XLA:CPU runs a convolution of its own on one core. There are two ways round that. Where the compiled
+convolutions serve the whole network (`mpisjax.cpu.compiled.serves`), there is one host device: they share a
+batch among the threads of XLA's pool, as XLA does with everything elementwise. Elsewhere there is one host
+device a core, and the batch is split over them. The first way is faster (docs/speed.md): no device waits for
+another, and there are no more threads than cores.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ def jax_setting(name: str) -> Any:
 def prepare(*, served: bool = True, all_cores: bool = True) -> None:
     """Sets up JAX's CPU backend. Call it before the first computation; it has no effect on accelerators.
 
-    Several host devices can block one another's all-reduce for good when steps are dispatched asynchronously on a thread
-    pool with one thread a core: each device may hold a thread that the other waits for. The cure is threefold: a pool with
-    threads to spare (`PJRT_NPROC`), synchronous dispatch, and waiting for every step (`mpisjax.training.step_runner`). Threads to
-    spare cost time, a third of a training step of the Fashion-MNIST config.
+    Several host devices can block one another's all-reduce for good when steps are dispatched asynchronously
+    on a thread pool with one thread a core: each device may hold a thread that the other waits for. The cure
+    is threefold: a pool with threads to spare (`PJRT_NPROC`), synchronous dispatch, and waiting for every
+    step (`mpisjax.training.step_runner`). Threads to spare cost time, a third of a training step of the
+    Fashion-MNIST config.
 
     Args:
       served: the compiled convolutions serve the whole network, and its channels are not split over devices.

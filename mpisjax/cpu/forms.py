@@ -1,8 +1,8 @@
 """Which form of a convolution a CPU is fastest with: this is what `mpisjax.nn.convolution` asks.
 
-There are the three maps of that module. For each there are the compiled one (`mpisjax.cpu.compiled`), the one with fewer
-multiplications (`mpisjax.cpu.winograd`), and a form in XLA's operations that XLA:CPU is fast at. None stands for the plain
-operation of XLA.
+There are the three maps of that module. For each there are the compiled one (`mpisjax.cpu.compiled`), the one
+with fewer multiplications (`mpisjax.cpu.winograd`), and a form in XLA's operations that XLA:CPU is fast at.
+None stands for the plain operation of XLA.
 
 `low` is how many rows and columns of zeros stand before the image in the convolution.
 """
@@ -45,7 +45,8 @@ def prepare_transposed(
     """The kernels that `transposed` takes beside the flipped one."""
     if stride == 1:
         return prepare(g, flipped, 1)
-    # XLA:CPU takes 1.4 to 1.7 times as long for the dilated form as for its phases at 28x28; as long at 14x14.
+    # XLA:CPU takes 1.4 to 1.7 times as long for the dilated form as for its phases at 28x28; as long at
+    # 14x14.
     small = stride > min(flipped.shape[:2]) or min(size) <= 14
     if small or _compiled_serves(g, flipped.shape[3]):
         return ()
@@ -60,7 +61,7 @@ def prepare_transposed(
 def transposed(
     g: Array, flipped: Array, prepared: Sequence[Array], stride: int, size: Pair, low: Pair
 ) -> Array | None:
-    """The input gradient: [batch, rows, columns, out] and the flipped kernel [k, k, out, in] to [batch, *size, in]."""
+    """The input gradient: [batch, rows, columns, out] and flipped [k, k, out, in] to [batch, *size, in]."""
     reach = flipped.shape[0] - 1 - low[0], flipped.shape[1] - 1 - low[1]
     if stride == 1:
         return convolve(g, flipped, prepared, 1, reach)
@@ -77,7 +78,8 @@ def kernel_gradient(x: Array, g: Array, kernel: Pair, stride: int, low: Pair) ->
         return compiled.kernel_gradient(x, g, kernel, stride, low)
     if fewer:
         return winograd.kernel_gradient(x, g, kernel[0])
-    # With batch and channels exchanged it is a convolution. The barrier keeps XLA from folding the transpositions into it.
+    # With batch and channels exchanged it is a convolution. The barrier keeps XLA from folding the
+    # transpositions into it.
     padding = [
         (before, (m - 1) * stride + k - n - before)
         for n, m, k, before in zip(x.shape[1:3], g.shape[1:3], kernel, low, strict=True)

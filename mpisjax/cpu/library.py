@@ -1,8 +1,9 @@
 """Compiles the C++ files of this folder with the machine's own compiler, once, and registers them with XLA.
 
-The library lies in the user's cache. Its name depends on all that went into it: sources, compiler, flags, jaxlib's
-interface and the processor's features. XLA's own convolutions serve where there is no compiler, and where
-`MPISJAX_CPU=0` is set. Nothing is compiled, and the cache is not touched, before a program for a CPU is traced.
+The library lies in the user's cache. Its name depends on all that went into it: sources, compiler, flags,
+jaxlib's interface and the processor's features. XLA's own convolutions serve where there is no compiler, and
+where `MPISJAX_CPU=0` is set. Nothing is compiled, and the cache is not touched, before a program for a CPU is
+traced.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def threads() -> int:
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
-    """Programs traced within hold XLA's convolutions alone, so that they run on other machines (`jax.export`)."""
+    """Programs traced within hold XLA's convolutions alone, and run on other machines (`jax.export`)."""
     with _wanted(False):
         yield
 
@@ -70,9 +71,7 @@ def available() -> bool:
         filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None
     )
     if compiler is None or platform.system() not in ("Linux", "Darwin"):
-        _log.info(
-            "no C++ compiler (c++, g++ or clang++): convolutions are XLA's own, which take about twice as long"
-        )
+        _log.info("no C++ compiler (c++, g++ or clang++): convolutions are XLA's own, about twice as slow")
         return False
     try:
         with _folder() as folder:
@@ -88,8 +87,8 @@ def available() -> bool:
     except (OSError, AttributeError, ValueError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         _log.warning(
-            "the convolutions for this processor could not be compiled or loaded, and XLA's own take about twice as "
-            "long (MPISJAX_CPU=0 silences this): %s",
+            "the convolutions for this processor could not be compiled or loaded, and XLA's own take about "
+            "twice as long (MPISJAX_CPU=0 silences this): %s",
             told.strip().splitlines()[-1] if told.strip() else type(error).__name__,
         )
         return False
@@ -104,7 +103,7 @@ def _files(endings: tuple[str, ...]) -> dict[str, bytes]:
 
 @functools.cache
 def fingerprint() -> int:
-    """A number that changes with any file of this folder: a program compiled with others must not be used again."""
+    """A number that changes with any file of this folder, as the programs compiled with them must."""
     return int.from_bytes(hashlib.sha256(b"".join(_files((".cc", ".h", ".py")).values())).digest()[:4]) >> 1
 
 
@@ -135,7 +134,7 @@ def _refuse_what_others_may_write(*paths: Path) -> None:
 
 
 def _flags() -> tuple[str, ...]:
-    """The compiler's flags. Those of `MPISJAX_CPU_FLAGS` are added, and an architecture there replaces ours."""
+    """The compiler's flags. Those of `MPISJAX_CPU_FLAGS` come last; an architecture there replaces ours."""
     more = tuple(shlex.split(os.environ.get("MPISJAX_CPU_FLAGS", "")))
     named = any(flag.startswith(("-march", "-mcpu")) for flag in more)
     return (*(flag for flag in _FLAGS if not (named and flag.startswith("-march"))), *more)

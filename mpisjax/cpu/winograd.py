@@ -2,12 +2,13 @@
 
 Four outputs of a filter of k taps need n = k + 3 multiplications instead of 4 k (Toom and Cook; S. Winograd,
 "Arithmetic Complexity of Computations", 1980; A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural
-Networks", 2016): `filter(d, g) = A [(G g) * (B d)]`. Applied to height and width a k x k convolution becomes n^2 matrix
-products over its 4x4 tiles, with 4 times less arithmetic for k = 3 and 6.25 times for k = 5. A few samples are done at
-a time, so that what lies between the three stages stays in the cache; that is where most of the speed comes from.
+Networks", 2016): `filter(d, g) = A [(G g) * (B d)]`. Applied to height and width a k x k convolution becomes
+n^2 matrix products over its 4x4 tiles, with 4 times less arithmetic for k = 3 and 6.25 times for k = 5. A few
+samples are done at a time, so that what lies between the three stages stays in the cache; that is where most
+of the speed comes from.
 
-Accuracy: the largest error of a 5x5 convolution of 64 channels is 1e-5 where its outputs have a deviation of 0.5
-(float32); 2 to 3 times that of other ways to sum.
+Accuracy: the largest error of a 5x5 convolution of 64 channels is 1e-5 where its outputs have a deviation of
+0.5 (float32); 2 to 3 times that of other ways to sum.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _OUTPUTS = 4
 _POINTS = {3: (0, 1, -1, 2, -2), 5: (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))}  # and infinity
 # Below so many channels the passes over memory cost more than the multiplications saved, by kernel size.
 _LEAST_CHANNELS = {3: 32, 5: 16}
-# Transformed kernels beyond so many bytes leave the cache: then a chunk has enough tiles to be worth a pass over them.
+# Transformed kernels beyond so many bytes leave the cache: then a chunk has enough tiles to be worth a pass
+# over them.
 _LARGE_KERNELS, _TILES = 16 * 2**20, 64
 
 
@@ -112,7 +114,7 @@ def _samples_at_a_time(x: Array, tiles: int) -> int:
 
 
 def _in_chunks(fn: Callable[..., Array], out: Array | None, chunk: int, *arrays: Array) -> Array:
-    """Applies `fn` to `chunk` samples of the arrays at a time; `out` is summed into, or None to be stacked."""
+    """Applies `fn` to `chunk` samples of the arrays at a time, and sums into `out`; None stacks."""
     batch = arrays[0].shape[0]
     count = batch // chunk
     split = [a.reshape(chunk, count, *a.shape[1:]) for a in arrays]
@@ -131,7 +133,7 @@ def _in_chunks(fn: Callable[..., Array], out: Array | None, chunk: int, *arrays:
 
 
 def _input_points(x: Array, k: int) -> Array:
-    """B d in both directions: [batch, h, w, c] -> [n (columns), n (rows), batch, tile rows, tile columns, c]."""
+    """B d in both directions: [batch, h, w, c] -> [n (columns), n (rows), batch, tile rows, columns, c]."""
     (batch, height, width, channels), half, b = x.shape, k // 2, _matrices(k)[2]
     rows, columns = _tiles(height), _tiles(width)
     padded = jnp.pad(

@@ -1,20 +1,20 @@
-"""Convolutions that can be differentiated to any order and in both directions, fast also inside loops; upsampling.
+"""Convolutions that can be differentiated to any order, both ways, and are fast inside loops; upsampling.
 
 There are three maps, each bilinear: the convolution of x and w, its input gradient of g and w, and its kernel
-gradient of x and g. They are one family. The derivative of each is the same map of tangents, and its transposes
-are the other two. So each is a primitive with its own fast forms, and JAX composes them.
+gradient of x and g. They are one family. The derivative of each is the same map of tangents, and its
+transposes are the other two. So each is a primitive with its own fast forms, and JAX composes them.
 
-The input gradient convolves with the flipped kernel. Inside a loop XLA:CPU folds that flip into the convolution,
-a form that its fast path rejects (measured: 40 times slower). So the flip is made explicitly and held behind an
-optimisation barrier. The kernel gradient's transpositions are held back in the same way (measured: 75 times slower
-without). On accelerators the barrier copies the kernel and does nothing else.
+The input gradient convolves with the flipped kernel. Inside a loop XLA:CPU folds that flip into the
+convolution, a form that its fast path rejects (measured: 40 times slower). So the flip is made explicitly and
+held behind an optimisation barrier. The kernel gradient's transpositions are held back in the same way
+(measured: 75 times slower without). On accelerators the barrier copies the kernel and does nothing else.
 
-The flipped kernel, and other kernels that a CPU wants prepared, are operands: they are made outside the primitive,
-and `mpisjax.hoisting` moves them out of a loop in which the kernel is constant. They carry no derivative. The
-kernel itself is an operand too, and carries it.
+The flipped kernel, and other kernels that a CPU wants prepared, are operands: they are made outside the
+primitive, and `mpisjax.hoisting` moves them out of a loop in which the kernel is constant. They carry no
+derivative. The kernel itself is an operand too, and carries it.
 
-A CPU has forms of its own (`mpisjax.cpu.forms`). The form is chosen when a program is lowered for a platform, so
-that an export for several platforms holds the right one for each.
+A CPU has forms of its own (`mpisjax.cpu.forms`). The form is chosen when a program is lowered for a platform,
+so that an export for several platforms holds the right one for each.
 
 Layouts are NHWC for activity and HWIO for kernels.
 """
@@ -57,7 +57,8 @@ def conv2d(x: Array, w: Array, stride: int = 1) -> Array:
 def conv_transpose2d(x: Array, w: Array, stride: int, size: Pair) -> Array:
     """Transposed convolution: the transpose of `conv2d(., w, stride)` on inputs of spatial `size`.
 
-    The output is tied to a size and not to a multiple, so that odd sizes come out right: 4 -> 7 as well as 4 -> 8.
+    The output is tied to a size and not to a multiple, so that odd sizes come out right: 4 -> 7 as well as 4
+    -> 8.
 
     Args:
       x: [batch, ceil(height / stride), ceil(width / stride), in].
@@ -122,7 +123,7 @@ def _one_of(x: Array) -> jax.ShapeDtypeStruct:
 
 
 def _varying_alike(*arrays: Array) -> list[Array]:
-    """Under `jax.shard_map` all operands of a primitive vary over the same mesh axes. The transpose is a sum."""
+    """Under `jax.shard_map` all operands of a primitive vary over the same axes. The transpose is a sum."""
     varying = [jax.typeof(a).manual_axis_type.varying for a in arrays]
     every = frozenset[Any]().union(*varying)
     return [
@@ -187,8 +188,8 @@ def _kernel_on_cpu(x: Array, g: Array, *, stride: int, kernel: Pair) -> Array:
 
 
 # The primitives. Their parameters hold the program of each form, as the parameters of JAX's own primitives of
-# functions do. JAX looks in there for operations that need devices when they are lowered, and whoever counts a
-# program's operations finds the plain form.
+# functions do. JAX looks in there for operations that need devices when they are lowered, and whoever counts
+# a program's operations finds the plain form.
 
 
 class _Forms(NamedTuple):
@@ -273,7 +274,8 @@ _input_p = _primitive("convolution_input_gradient", _Forms(_input_plain, _input_
 _kernel_p = _primitive("convolution_kernel_gradient", _Forms(_kernel_plain, _kernel_on_cpu))
 
 
-# Derivatives. A primitive's first two operands carry them; kernels that were prepared go along with the second.
+# Derivatives. A primitive's first two operands carry them; kernels that were prepared go along with the
+# second.
 
 
 def _define_derivatives(

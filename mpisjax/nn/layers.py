@@ -18,8 +18,8 @@ Array = jax.Array
 class ConvNorm(nn.Module):
     """`BN(conv(x, gain * v / ||v||))`: a weight-normalised convolution and batch normalisation.
 
-    With running statistics both are affine: one kernel, one scale and one shift, which `hoist` then computes once
-    a solve. With batch statistics the running ones are updated.
+    With running statistics both are affine: one kernel, one scale and one shift, which `hoist` then computes
+    once a solve. With batch statistics the running ones are updated.
 
     Attributes:
       features: output channels.
@@ -62,8 +62,8 @@ class ConvNorm(nn.Module):
             return vector[None, None, :, None] if self.transpose else vector[None, None, None]
 
         others = tuple(a for a in range(4) if a != out_axis)
-        # An explicit rsqrt: with sqrt and a quotient XLA rewrites one use and not another, and then no longer sees
-        # that the solve and the differentiable step convolve a constant input with the same kernel.
+        # An explicit rsqrt: with sqrt and a quotient XLA rewrites one use and not another, and then no longer
+        # sees that the solve and the differentiable step convolve a constant input with the same kernel.
         inverse_norm = lax.rsqrt(jnp.sum(jnp.square(kernel), axis=others) + jnp.finfo(kernel.dtype).tiny)
         kernel = kernel * along(gain * inverse_norm)
 
@@ -81,8 +81,8 @@ class ConvNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
         if not batch_statistics:
             factor = scale * lax.rsqrt(var.value + EPSILON)
-            # The scale fuses with the addition; folded into the kernel it would part this convolution from the
-            # same one with batch statistics, which a constant input (the injection) shares.
+            # The scale fuses with the addition; folded into the kernel it would part this convolution from
+            # the same one with batch statistics, which a constant input (the injection) shares.
             factor, shift = (v.astype(dtype)[None, None, None] for v in (factor, bias - mean.value * factor))
             return convolve(kernel) * factor + shift
 

@@ -16,9 +16,9 @@ EPSILON = 1e-5
 def batch_normalize(y: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
     """`scale * (y - mean) / sqrt(var + EPSILON) + bias`, statistics over all axes but the last.
 
-    The gradient costs two reductions and one pass over the activity. What automatic differentiation makes of the
-    formula took more than twice the time on a CPU. It can be differentiated again, and in forward mode. The returned
-    statistics are for running averages: no derivative passes through them.
+    The gradient costs two reductions and one pass over the activity. What automatic differentiation makes of
+    the formula took more than twice the time on a CPU. It can be differentiated again, and in forward mode.
+    The returned statistics are for running averages: no derivative passes through them.
 
     Args:
       y: [..., channels].
@@ -34,7 +34,7 @@ def batch_normalize(y: Array, scale: Array, bias: Array) -> tuple[Array, Array, 
 def _normalized(
     y: Array, scale: Array, bias: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
-    """What `batch_normalize` returns, and (mean, 1 / deviation), [1, ..., 1, channels], with their derivatives."""
+    """What `batch_normalize` returns, and (mean, 1 / deviation), [1, ..., 1, channels], with derivatives."""
     axes = tuple(range(y.ndim - 1))
     wide = y if y.dtype == jnp.float64 else y.astype(jnp.float32)
     mean = jnp.mean(wide, axis=axes, keepdims=True)

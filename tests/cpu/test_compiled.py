@@ -1,4 +1,4 @@
-"""The convolutions compiled for this machine, against XLA's in float64, and what happens where they cannot be had."""
+"""The compiled convolutions against XLA's in float64, and what happens where they cannot be had."""
 
 import os
 import shutil

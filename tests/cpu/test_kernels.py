@@ -1,4 +1,4 @@
-"""The C++ against the formulas in NumPy, quickly: CI compiles it for several processors and with sanitizers, and runs this."""
+"""The C++ against formulas in NumPy, quickly: CI runs this for several processors and with sanitizers."""
 
 import itertools
 import os
