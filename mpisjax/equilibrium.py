@@ -136,8 +136,10 @@ def _anchored(problem: _Problem, constants: _Constants, found: Any, probe: Adjoi
 
 @_anchored.defjvp
 def _anchored_jvp(problem: _Problem, primals: Any, tangents: Any) -> Any:
-    (_, _), (d_rates, _) = jax.jvp(functools.partial(_at_equilibrium, problem), primals, tangents)
-    return _anchored(problem, *primals), d_rates
+    found = _anchored(problem, *primals)
+    fixed = primals[0].rate_map
+    along = jax.jvp(lambda c: problem.rate_map(c, found), (fixed,), (tangents[0].rate_map,))[1]
+    return found, _solve(problem, fixed, found, along, tangents[2])
 
 
 def _solve(
