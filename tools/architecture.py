@@ -110,7 +110,7 @@ def picture() -> str:
         wide = min(room - 24, 220 if layer.keys() != LAYERS[0].keys() else room - 24)
         for k, (box, held) in enumerate(layer.items()):
             x, y = room * (k + 0.5), 12 + n * step
-            x += 100 if box == "cpu" else 0  # out of the way of data's arrows
+            x += 120 if box in ("cpu", "settings to objects") else 0  # out of the way of arrows that pass
             where[box] = x, y, wide
             names = [name.removeprefix("mpisjax.") for name in held]
             inside = textwrap.wrap(", ".join(names), int(wide / 6)) if names != [box] else []
