@@ -23,14 +23,15 @@ _log = logging.getLogger(__name__)
 
 
 def initial_variables(config: ml_collections.ConfigDict, net: MPIS, dataset: DataSet) -> Variables:
-    """Random weights, by `config.seed`: float32 (float64 for a float64 network), whether or not JAX's x64 is on."""
+    """Random weights, by `config.seed`: float32, whether or not JAX's x64 is on, but for a float64 network."""
     shape = dataset.train.images.shape[1:]
     images = jnp.zeros((shape[0], 1, *shape[1:]) if dataset.temporal else (1, *shape))
     variables = model.init_variables(
         net, jax.random.key(config.seed), images, configuration.make_neuron(config)
     )
-    dtype = jnp.promote_types(jnp.float32 if net.dtype is None else net.dtype, jnp.float32)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+    if net.dtype == jnp.float64:
+        return variables
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
 
 
 def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: Any) -> TrainState:
