@@ -95,6 +95,7 @@ SETTINGS: dict[str, Setting] = {
     "adjoint.damping": Setting(0.0, "share of the old iterate that a step keeps"),
     "bptt.surrogate": Setting("triangular", "surrogate gradient: rectangular, triangular, arctan or sigmoid"),
     "bptt.readout": Setting("rate", "what the classifier sees: rate or membrane"),
+    "bptt.times": Setting((), "low latency: train on the rates after each of these numbers of steps, as (1, 2, 4)"),
     "bptt.remat": Setting(False, "compute each step again in the backward pass, to save memory"),
     "train.method": Setting(
         "implicit", "implicit, or bptt: the simulation is differentiated through time", choices=("implicit", "bptt")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mpisjax import firing
+from mpisjax.baselines import anytime
 from mpisjax.baselines.surrogates import check_surrogate, with_surrogate
 from mpisjax.equilibrium import Equilibrium
 from mpisjax.errors import UserError
@@ -48,16 +49,25 @@ class BPTT:
         "membrane", the leak-weighted mean of the membrane potential before reset, in thresholds.
       remat: keep only the state between steps and compute each step again in the backward pass: less memory a
         step, one more forward.
+      times: low latency: in training, the logits after each of these numbers of steps, rising, as (1, 2, 4); see
+        `mpisjax.baselines.anytime`. Empty: those after the last step.
 
     Raises:
-      UserError: there is no such surrogate or readout.
+      UserError: there is no such surrogate or readout, or the times do not rise.
     """
 
     surrogate: str = "triangular"
     readout: str = "rate"
     remat: bool = False
+    times: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.times:
+            anytime.check_times(self.times)
+            if self.readout != "rate":
+                raise UserError(
+                    f"bptt.times reads rates, but bptt.readout is {self.readout!r}: set it to 'rate'."
+                )
         check_surrogate(self.surrogate)
         if self.readout not in READOUTS:
             raise UserError(f"bptt.readout is {self.readout!r}: choose 'rate' or 'membrane'.")
@@ -180,9 +190,12 @@ def apply(
       rng: key for dropout; needed where `train` and the network drops out.
 
     Returns:
-      A `model.Output`; its equilibrium holds the simulation's rates and their residual, and has "converged"
+      A `model.Output`, in training with `bptt.times` its logits [len(times), batch, num_classes]; its equilibrium holds the simulation's rates and their residual, and has "converged"
       as a simulation does.
     """
+    if train and bptt.times:
+        times, surrogate = bptt.times, bptt.surrogate
+        return anytime.apply(net, variables, images, neuron=neuron, times=times, surrogate=surrogate, rng=rng)
     stats, variables = variables["batch_stats"], dict(variables)
 
     def run(variables: Any, *args: Any, method: str) -> tuple[Any, Any]:

@@ -118,7 +118,7 @@ def test_unknown_variant_is_refused(path):
 
 
 def test_refusal_lists_the_known_variants():
-    with pytest.raises(UserError, match="choose from t30, t100, large_t1, ide_t30, or leave it out"):
+    with pytest.raises(UserError, match="choose from t30, t100, large_t1, ide_t30, low, or leave it out"):
         config_of(FOLDER / "fashion_mnist.py", "t3")
 
 

@@ -1,0 +1,177 @@
+"""One simulation read after several numbers of steps: its values and its gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mpisjax
+from mpisjax import configuration, data, nn
+from mpisjax.baselines import anytime
+from mpisjax.baselines.anytime import rates_after
+from mpisjax.baselines.bptt import BPTT, unroll
+from mpisjax.errors import UserError
+from mpisjax.neurons import dbrelu
+from mpisjax.training import run, state, step
+from mpisjax.training.preemption import Stopper
+
+TIMES = (1, 2, 4, 7)
+
+
+def transition(p, z, x, fire):
+    return fire("out", fire("hidden", x @ p["in"] + z @ p["back"]) @ p["out"])
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    sizes = {"in": (5, 8), "back": (6, 8), "out": (8, 6)}
+    params = {k: jnp.asarray(rng.normal(size=s) * 0.6, jnp.float32) for k, s in sizes.items()}
+    return params, jnp.asarray(rng.normal(size=(4, 5)), jnp.float32), jnp.zeros((4, 6))
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.9])
+def test_rates_are_those_of_simulations_of_each_length(problem, leak):
+    neuron = mpisjax.LIF(0.8, leak, 0.5)
+    found = rates_after(transition, *problem, neuron=neuron, times=TIMES)
+    assert len(found) == len(TIMES)
+    for steps, rates in zip(TIMES, found, strict=True):
+        alone = mpisjax.simulate(transition, *problem, neuron=neuron, forward=mpisjax.SpikeForward(steps))
+        np.testing.assert_allclose(rates, alone.rates, rtol=1e-6, atol=1e-7)
+    assert len({np.asarray(r).tobytes() for r in found}) == len(TIMES)
+
+
+def test_gradient_of_the_mean_is_the_mean_of_the_gradients_of_each_length(problem):
+    params, x, init = problem
+    neuron = mpisjax.LIF(0.8, 1.0, 0.5)
+    target = jnp.asarray(np.random.default_rng(1).uniform(size=init.shape), jnp.float32)
+
+    def together(p):
+        found = rates_after(transition, p, x, init, neuron=neuron, times=TIMES)
+        return sum(jnp.sum((r - target) ** 2) for r in found) / len(TIMES)
+
+    def alone(p, steps):
+        found = unroll(transition, p, x, init, neuron=neuron, num_steps=steps, bptt=BPTT("triangular"))
+        return jnp.sum((found.rates - target) ** 2)
+
+    each = [jax.grad(alone)(params, steps) for steps in TIMES]
+    wanted = jax.tree.map(lambda *g: sum(g) / len(TIMES), *each)
+    for name, grad in jax.grad(together)(params).items():
+        np.testing.assert_allclose(grad, wanted[name], rtol=1e-4, atol=1e-5)
+        assert np.abs(grad).max() > 1e-3
+
+
+def test_one_step_from_half_the_threshold_is_a_rounding_passed_straight_through():
+    currents = jnp.asarray(np.random.default_rng(2).uniform(-0.5, 1.5, (1, 50)), jnp.float32)
+
+    def one(fire_name):
+        return lambda p, z, x, fire: fire(fire_name, x * p)
+
+    def spikes(x):
+        (rates,) = rates_after(
+            one("a"),
+            1.0,
+            x,
+            jnp.zeros_like(x),
+            neuron=mpisjax.LIF(1.0, 1.0, 0.5),
+            times=(1,),
+            surrogate="rectangular",
+        )
+        return rates
+
+    np.testing.assert_array_equal(spikes(currents), jnp.floor(jnp.clip(currents, 0, 1) + 0.5))
+    slope = jax.grad(lambda x: spikes(x).sum())(currents)
+    np.testing.assert_array_equal(slope, jax.grad(lambda x: dbrelu(x).sum())(currents))
+
+
+@pytest.mark.parametrize("times", [(), (0, 1), (2, 1), (1, 1)])
+def test_refuses_times_that_do_not_rise(problem, times):
+    with pytest.raises(UserError, match="rising"):
+        rates_after(transition, *problem, neuron=mpisjax.IF(), times=times)
+
+
+def small_run(**bptt):
+    config = configuration.base()
+    config.model.update({"stem": (4,), "layers": (6, 8), "num_streams": 1, "fusion_layer": 1})
+    config.train.update({"method": "bptt", "batch_size": 30, "warmup_epochs": 0.0})
+    config.neuron.initial_potential = 0.5
+    config.forward.num_steps = 4
+    config.bptt.update(bptt)
+    configuration.check(config)
+    dataset = data.load(config.data)
+    net = configuration.make_network(config, dataset)
+    batch = data.Feed(dataset.train, 30, seed=0).batch(0)
+    images = step.prepare_images(batch.images, dataset)
+    variables = nn.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
+    trained = state.init_state(config, variables, state.make_optimizer(config, 20))
+    return config, net, dataset, batch, trained
+
+
+def test_training_step_lowers_the_mean_loss_and_leaves_the_statistics():
+    config, net, dataset, batch, trained = small_run(times=(1, 2, 4))
+    train = step.make_train_step(config, net, dataset, steps_per_epoch=20)
+    before = jax.tree.map(np.asarray, trained.batch_stats)
+    images = step.prepare_images(batch.images, dataset)
+    out = anytime.apply(
+        net,
+        {"params": trained.params, "batch_stats": trained.batch_stats},
+        images,
+        neuron=configuration.make_neuron(config),
+        times=(1, 2, 4),
+    )
+    assert out.logits.shape == (3, 30, 10)
+    losses = []
+    for _ in range(12):
+        trained, metrics = train(trained, batch)
+        losses.append(float(metrics.loss))
+    assert losses[-1] < 0.9 * losses[0], losses  # slow from random weights: the statistics are not theirs
+    assert int(metrics.forward_steps) == 4 and int(metrics.finite) == 1
+    jax.tree.map(np.testing.assert_array_equal, trained.batch_stats, before)
+
+
+def test_logits_are_those_of_evaluation_at_each_time():
+    config, net, dataset, batch, trained = small_run(times=(1, 3))
+    images, neuron = step.prepare_images(batch.images, dataset), configuration.make_neuron(config)
+    variables = {"params": trained.params, "batch_stats": trained.batch_stats}
+    out = anytime.apply(net, variables, images, neuron=neuron, times=(1, 3))
+    for steps, logits in zip((1, 3), out.logits, strict=True):
+        forward = mpisjax.SpikeForward(steps)
+        rates = nn.model.spikes(net, variables, images, neuron=neuron, forward=forward).rates
+        np.testing.assert_allclose(logits, nn.model.classify(net, variables, rates), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"times": (2, 1)}, {"times": (1, 2), "readout": "membrane"}])
+def test_settings_that_do_not_fit_are_named(settings):
+    with pytest.raises(UserError, match=r"bptt\.times"):
+        BPTT(**settings)
+
+
+@pytest.mark.slow
+def test_second_stage_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    config = small_run(times=(1, 2))[0]
+    config.data.num_validation = 100
+    config.train.update({"epochs": 1, "batch_size": 90, "test_at_end": False, "checkpoint_every": 4})
+    with config.unlocked():
+        first = config.copy_and_resolve_references()
+    first.forward.mode, first.train.method, first.bptt.times = "rates", "implicit", ()
+    run.run(first, tmp_path / "rates")
+    config.train.init_from = str(tmp_path / "rates")
+    whole = run.run(config, tmp_path / "whole")
+
+    stopper = Stopper()
+
+    class StopsOnce(data.Feed):
+        def batch(self, number):
+            if number == 6 and stopper.requested is None:
+                stopper.request("SIGTERM")
+            return super().batch(number)
+
+    monkeypatch.setattr(run, "Feed", StopsOnce)
+    part = run.run(config, tmp_path / "parts", stopper)
+    assert part.stopped and part.step == 7
+    monkeypatch.undo()
+    last = run.run(config, tmp_path / "parts")
+    assert not last.stopped and last.step == whole.step
+    jax.tree.map(np.testing.assert_array_equal, last.state, whole.state)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), part.state.params, whole.state.params)
+    assert any(jax.tree.leaves(moved))
