@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
       accuracy_spikes: by the spikes' own rates; None where the rates were solved for.
       loss: cross-entropy of the same logits.
       residual: by stream, mean relative residual.
-      firing_rates: by population, mean leak-weighted rate (of spikes, or of the solved rates).
+      firing_rates: by population, spikes counted per neuron and time step; where the rates were solved for, their mean.
       synops: mean synaptic operations a sample, over all steps and layers that spikes drive
         (`mpisjax.nn.operations`); None where the rates were solved for.
       num_steps: mean time steps (or solver steps) a sample.
@@ -97,7 +97,11 @@ def make_eval_step(
             spike_logits = model.classify(net, variables, found)
         rates, layer_rates, residual = model.equivalent_step(net, variables, x, found, neuron)
         if mode == "spikes":
-            layer_rates = simulation.layer_rates
+            # Counts, not the leak-weighted rates of Eq. 3: these are spikes that were fired.
+            layer_rates = {
+                name: jnp.mean(count, axis=tuple(range(1, count.ndim))) / steps
+                for name, count in simulation.spike_counts.items()
+            }
         if through_time is None or mode == "rates":
             logits = model.classify(net, variables, rates)
         else:

@@ -158,6 +158,34 @@ def test_measurements_agree_with_the_evaluation(digits):
     )
 
 
+def test_the_evaluation_counts_spikes_where_neurons_leak(digits):
+    """At leak 0.7, against a loop over time that counts: leak-weighted rates are other numbers."""
+    config, net, variables, dataset = digits
+    config = config.copy_and_resolve_references()
+    config.neuron.update(leak=0.7)
+    neuron = configuration.make_neuron(config)
+    split = first_examples(dataset.test, 20)
+    images = (
+        jnp.asarray(np.asarray(split.images), jnp.float32) / 255 - jnp.asarray(dataset.mean)
+    ) / jnp.asarray(dataset.std)
+    x = net.apply(variables, images, False, method="encode")
+    potentials, counts, rates = {}, {}, net.initial_rates(images)
+
+    def fire(name, current):
+        u = potentials.get(name, neuron.initial_potential) + current
+        spikes = (u >= 1).astype(current.dtype)
+        potentials[name] = neuron.leak * (u - spikes)
+        counts[name] = counts.get(name, 0.0) + spikes
+        return spikes
+
+    for _ in range(5):
+        rates = net.apply(variables, rates, x, fire, False, method="transition")
+    counted = {name: float(jnp.mean(count)) / 5 for name, count in counts.items()}
+    found = evaluation.evaluate(config, net, variables, dataset, split)
+    assert found.firing_rates == pytest.approx(counted, rel=1e-3)
+    assert max(counted.values()) > 0.05
+
+
 @pytest.mark.parametrize("readout", ["rate", "membrane"])
 def test_nets_trained_through_time_answer_by_their_own_readout(digits, readout):
     from mpisjax.baselines import bptt
