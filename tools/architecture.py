@@ -89,7 +89,8 @@ def without_implied(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """The edges that no path of others stands for."""
 
     def reached(start: str, avoid: tuple[str, str]) -> set[str]:
-        found, todo = set(), [start]
+        found: set[str] = set()
+        todo = [start]
         while todo:
             here = todo.pop()
             new = {b for a, b in edges if a == here and (a, b) != avoid} - found
