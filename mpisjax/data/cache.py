@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging
 
 from mpisjax.errors import UserError
-from mpisjax.paths import cache_folder
+from mpisjax.paths import cache_folder, expand
 
 VERSION = 2  # of what is stored; raised when a reader's result changes
 STALE_SECONDS = 24 * 3600
@@ -75,7 +75,7 @@ def fetch(
     Raises:
         UserError: If the cache cannot be written and the arrays do not fit in memory.
     """
-    folder = Path(folder).expanduser() if folder else cache_folder()
+    folder = Path(expand(folder)) if folder else cache_folder()
     key = {"version": VERSION, **key}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     place = folder / f"{name}-{digest[:20]}"

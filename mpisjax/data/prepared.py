@@ -19,6 +19,7 @@ import numpy as np
 
 from mpisjax.data.types import Loaded
 from mpisjax.errors import UserError
+from mpisjax.paths import expand
 
 CHUNK = 1000  # examples read at a time
 
@@ -36,7 +37,7 @@ def find(name: str, folder: str) -> Path | None:
     for base in (folder, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"):
         if not base:
             continue
-        versions = [path.parent for path in Path(base).expanduser().glob(f"{name}/*/dataset_info.json")]
+        versions = [path.parent for path in Path(expand(base)).glob(f"{name}/*/dataset_info.json")]
         versions = [path for path in versions if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
         if versions:
             return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))

@@ -13,7 +13,7 @@ from mpisjax.data import cifar, fetch, idx, prepared
 from mpisjax.data.recordings import EVENT_SETS, Recordings
 from mpisjax.data.types import Loaded
 from mpisjax.errors import UserError
-from mpisjax.paths import cache_folder
+from mpisjax.paths import cache_folder, expand
 
 
 class Known(NamedTuple):
@@ -83,7 +83,7 @@ def _first(config: Any, finders: dict[str, Callable[[Any], Found]]) -> Found:
         raise UserError(
             f"data.source is {config.source!r}, but for {config.name} must be auto, {', '.join(finders)}"
         )
-    if config.dir and not Path(config.dir).expanduser().is_dir():
+    if config.dir and not Path(expand(config.dir)).is_dir():
         raise UserError(f"data.dir is {config.dir!r}, but there is no such folder")
     reasons = []
     for kind in finders if config.source == "auto" else [config.source]:
@@ -108,14 +108,14 @@ def _wanted(name: str) -> str:
 
 def downloads_folder(config: Any) -> Path:
     """Where downloads are kept."""
-    base = Path(config.cache_dir).expanduser() if config.cache_dir else cache_folder()
+    base = Path(expand(config.cache_dir)) if config.cache_dir else cache_folder()
     return base / "downloads"
 
 
 def _folders(config: Any) -> list[Path]:
     """Where files are looked for: `data.dir` and its subfolder of the set's name, else beside the downloads."""
     if config.dir:
-        base = Path(config.dir).expanduser()
+        base = Path(expand(config.dir))
         return [base, base / config.name]
     return [downloads_folder(config) / config.name]
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpisjax.errors import UserError
+from mpisjax.paths import expand
 
 if TYPE_CHECKING:
     import ml_collections
@@ -108,7 +109,7 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
     """
     from mpisjax import configuration, weights
 
-    variables, card = weights.read(name, weights.FOLDER if folder is None else Path(folder))
+    variables, card = weights.read(name, weights.FOLDER if folder is None else Path(expand(folder)))
     config = configuration.with_defaults(configuration.from_plain(card["config"]))
     tuples = ("classes", "shape", "mean", "std")
     fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in card["inputs"].items()}

@@ -46,7 +46,7 @@ def _hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     if is_bucket(workdir):
         yield _open_bucket(path_of(workdir), me)
         return
-    path = Path(workdir).expanduser().resolve()
+    path = path_of(workdir).resolve()
     made = list(itertools.takewhile(lambda parent: not parent.exists(), path.parents))
     _make(path, workdir)
     # One lock object for each folder, so that the thread that holds it may take it again. No soft lock in place of a

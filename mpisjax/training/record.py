@@ -14,6 +14,7 @@ from mpisjax.errors import UserError
 from mpisjax.training import checkpoints
 from mpisjax.training.checkpoints import FOLDER, Checkpoint, DamagedError
 from mpisjax.training.processes import run_on_primary
+from mpisjax.training.run_folder import path_of
 
 # Settings that leave the trajectory as it is: where files lie, how often something is written, when to give up.
 # Data that come from another place must still be the same data: their checksum is compared. `train.epochs` is
@@ -147,7 +148,7 @@ def _show(flat: dict[str, Any], key: str) -> str:
     return repr(flat[key]) if key in flat else "absent"
 
 
-def best(workdir: Path) -> Checkpoint:
+def best(workdir: str | Path) -> Checkpoint:
     """The checkpoint with the best validation accuracy; the newest where nothing was validated.
 
     Where that one is damaged a warning says so, and the best of the sound ones is taken.
@@ -155,7 +156,7 @@ def best(workdir: Path) -> Checkpoint:
     Raises:
         UserError: There is none, or all are damaged.
     """
-    directory = workdir / FOLDER
+    directory = path_of(workdir) / FOLDER
     latest = checkpoints.newest(directory)
     if latest is None:
         raise UserError(f"{workdir} holds no checkpoint; train first: python train.py --workdir {workdir}")

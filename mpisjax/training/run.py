@@ -301,7 +301,7 @@ def _log_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def restore_best(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Parts, TrainState, int]:
+def restore_best(workdir: str | Path, config: ml_collections.ConfigDict) -> tuple[Parts, TrainState, int]:
     """The best state of a run, and what its config stands for.
 
     Args:
@@ -319,7 +319,7 @@ def restore_best(workdir: Path, config: ml_collections.ConfigDict) -> tuple[Part
     return parts, checkpoints.restore(chosen, parts.state), chosen.step
 
 
-def saved_config(workdir: Path) -> ml_collections.ConfigDict:
+def saved_config(workdir: str | Path) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`, from its best checkpoint.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mpisjax.errors import UserError
-from mpisjax.paths import cache_folder
+from mpisjax.paths import cache_folder, expand
 
 
 def is_bucket(path: Any) -> bool:
@@ -29,7 +29,7 @@ def path_of(workdir: Any) -> Path:
         UserError: The address is of an unknown kind, or the package that reads it is missing.
     """
     if not is_bucket(workdir):
-        return Path(workdir)
+        return Path(expand(workdir))
     name = os.fspath(workdir)
     if not name.startswith("gs://") or not name.removeprefix("gs://").strip("/"):
         raise UserError(f"--workdir {name} is no folder in a bucket; give a folder, or gs://BUCKET/FOLDER")

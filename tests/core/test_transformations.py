@@ -248,6 +248,7 @@ def test_shard_map_and_explicit_meshes_give_what_one_device_gives():
             (RateForward("picard"), Adjoint("gmres"), None),
             (RateForward("picard"), Adjoint("bicgstab"), None),
         ]
+        mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
         for forward, adjoint, step in cases:
             def loss(p, x):
                 eq = mpisjax.equilibrium_forward(
@@ -257,9 +258,9 @@ def test_shard_map_and_explicit_meshes_give_what_one_device_gives():
 
             run = jax.value_and_grad(loss, has_aux=True)
             expected = jax.jit(run)(p, x)
-            mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
-            with jax.set_mesh(mesh):
-                rows, whole = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
+            explicit = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+            with jax.set_mesh(explicit):
+                rows, whole = NamedSharding(explicit, P("d")), NamedSharding(explicit, P())
                 (value, (rates, residual)), grads = jax.jit(run)(jax.device_put(p, whole), jax.device_put(x, rows))
             close(((value, (rates, residual)), grads), expected)
             assert rates.sharding.spec[0] == "d"
@@ -270,7 +271,6 @@ def test_shard_map_and_explicit_meshes_give_what_one_device_gives():
                 (value, rates), grads = run(p, x)
                 return (jax.lax.psum(value, "d"), rates), grads
 
-            mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
             mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=((P(), P("d")), P()))
             close(jax.jit(mapped)(p, x), expected)
 

@@ -170,7 +170,7 @@ def test_leak_threshold_and_initial_potential(x64, tmp_path, neuron):
     check_round_trip(net, random_images(2, 2, 6, 6, 2), neuron, tmp_path)
 
 
-@pytest.mark.parametrize("neuron", [mpisjax.LIF(0.7, 1.0), mpisjax.LIF(0.7, 0.9)])
+@pytest.mark.parametrize("neuron", [mpisjax.LIF(0.7, 1.0, 0.0), mpisjax.LIF(0.7, 0.9, 0.0)])
 def test_single_nodes_that_are_told_to_subtract(x64, tmp_path, neuron):
     net = nn.MPIS(3, stem=(3,), layers=(4, 5))
     check_round_trip(net, random_images(3, 2, 7, 7, 2), neuron, tmp_path, neurons="lif")

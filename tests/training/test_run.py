@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.tree import leaves
 
 from mpisjax.analysis.curves import draw_curves
 from mpisjax.errors import UserError
@@ -115,3 +116,18 @@ def test_train_py_without_a_plugin(tmp_path):
     assert said.returncode == 1
     assert said.stderr.startswith("error: JAX finds no device for JAX_PLATFORMS='nonsense'")
     assert said.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_home_is_expanded_wherever_a_run_is_named(done, monkeypatch):
+    from mpisjax.training.init_from import started_from
+    from mpisjax.training.run import assemble
+
+    workdir, _ = done
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    config = saved_config("~/digits")
+    config.train.init_from = "~/digits"
+    parts = assemble(config)
+    _, best, step = restore_best("~/digits", config)
+    started = started_from(config, parts.dataset, parts.state)
+    found = [np.array_equal(a, b) for a, b in zip(leaves(started.params), leaves(best.params), strict=True)]
+    assert step and all(found)
