@@ -192,18 +192,14 @@ def _as_asked(stats: AdjointStats, probe: AdjointStats, g: Any, batch_axis: int 
     """The report in the probe's shape: by sample, or of the whole batch."""
     if probe.residual.ndim or batch_axis is None:
         return AdjointStats(*(jnp.broadcast_to(s, p.shape) for s, p in zip(stats, probe, strict=True)))
-    # Scaled, so that no square over- or underflows; a sample without a finite gradient says nothing.
-    largest = worst(
-        jax.tree.map(lambda a: jnp.max(jnp.where(jnp.isfinite(a), jnp.abs(a), 0)).astype(jnp.float32), g)
-    )
-    scaled = jax.tree.map(lambda a: a.astype(jnp.float32) / jnp.where(largest > 0, largest, 1), g)
-    squares = [jnp.square(n) for n in jax.tree.leaves(sample_norms(scaled, batch_axis))]
-    sizes = jnp.sqrt(sum(squares[1:], squares[0]))
-    sizes = jnp.where(jnp.isfinite(sizes), sizes, 0)
+    # One sum over the batch: each reduction that nothing else waits for is one more for devices to agree on.
+    squares = [jnp.square(norm) for norm in jax.tree.leaves(sample_norms(g, batch_axis))]
+    sizes = jnp.sqrt(sum(squares[1:], squares[0])).astype(jnp.float32)
+    sizes = jnp.where(jnp.isfinite(sizes), jnp.minimum(sizes, 1e18), 0)
     errors = jnp.where(sizes > 0, stats.residual * sizes, 0)
-    norm = jnp.linalg.norm(sizes)
-    residual = jnp.linalg.norm(errors) / jnp.where(norm > 0, norm, 1)
-    return AdjointStats(residual.astype(jnp.float32), jnp.max(stats.num_steps))
+    error, norm, steps = jnp.sum(jnp.stack([jnp.square(errors), jnp.square(sizes), stats.num_steps]), axis=1)
+    residual = jnp.sqrt(error / jnp.where(norm > 0, norm, 1))
+    return AdjointStats(residual.astype(jnp.float32), steps / len(sizes))
 
 
 def _describe(tree: Any) -> list[str]:
