@@ -75,7 +75,7 @@ def adjoint_probe(batch_size: int | None = None) -> AdjointStats:
         stats.residual, stats.num_steps
 
     Args:
-      batch_size: None: one residual over the whole batch, and the most steps of any sample. Otherwise both by sample,
+      batch_size: None: one residual over the whole batch, and the mean of the samples' steps. Otherwise both by sample,
         float32 [batch_size].
     """
     shape = () if batch_size is None else (batch_size,)

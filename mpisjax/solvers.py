@@ -123,7 +123,7 @@ class AdjointStats(NamedTuple):
 
     Attributes:
       residual: ||g - (I - J^T) v|| / ||g||: float32 [batch], or a scalar over the whole batch (see `adjoint_probe`).
-      num_steps: products with J^T: float32, as above, the most of any sample; -1 where the Krylov solver does not count.
+      num_steps: products with J^T: float32 [batch], or their mean; -1 where the Krylov solver does not count.
     """
 
     residual: Array
