@@ -278,16 +278,25 @@ def _remat(eqn: JaxprEqn, values: list[Any], states: dict[str, Any], rule: Rule)
     return again(values, {k: states[k] for k in names if k in states})
 
 
+def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are carried. JAX 0.12 keeps trees of them."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
 def _scan(eqn: JaxprEqn, values: list[Any], states: dict[str, Any], rule: Rule) -> Any:
     p, closed = eqn.params, eqn.params["jaxpr"]
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+    first, num_carry = _scan_counts(p)
+    last = first + num_carry
     consts, carry, xs = values[:first], values[first:last], values[last:]
     names = [name for name, _ in _populations(closed.jaxpr)]
 
     def body(carry: list[Any], slices: Any) -> Any:
         x, states = slices
         out, found = _follow(closed.jaxpr, closed.consts, [*consts, *carry, *x], states, rule)
-        return out[: p["num_carry"]], (out[p["num_carry"] :], found)
+        return out[:num_carry], (out[num_carry:], found)
 
     carry, (ys, found) = jax.lax.scan(
         body,

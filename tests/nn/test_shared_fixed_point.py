@@ -87,7 +87,7 @@ def test_a_single_leaky_neuron_is_biased_low_by_what_its_potential_holds(x64, le
         {},
         currents[None],
         np.zeros((1, 25)),
-        neuron=mpisjax.LIF(threshold, leak),
+        neuron=mpisjax.LIF(threshold, leak, 0.0),
         forward=SpikeForward(steps),
     ).rates[0]
     u = np.zeros(25)
