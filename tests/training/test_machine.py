@@ -6,6 +6,7 @@ Disks are real: a small file system in memory that only the program under test s
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -173,4 +174,6 @@ def test_the_long_run_samples_a_short_one(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode in (0, 1) and "78 steps in" in done.stdout and ", 2 samples;" in done.stdout
-    assert "GREW: cached: 0 programs became 1" in done.stdout  # the first sample comes before the first step
+    # The first sample comes before the first step. Programs that compile for over a second are cached: how many do, is the
+    # machine's affair.
+    assert re.search(r"GREW: cached: 0 programs became [1-9]", done.stdout)
