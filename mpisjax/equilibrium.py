@@ -85,10 +85,10 @@ def adjoint_probe(batch_size: int | None = None) -> AdjointStats:
 class _Problem(NamedTuple):
     """An equilibrium r = f(r) and the step that is taken there, as functions that close over nothing traced."""
 
-    step: Callable[
-        [list[Any], Any], tuple[Any, Any]
-    ]  # (constants, rates) -> (rates, what else carries a gradient)
-    rate_map: Callable[[list[Any], Any], Any]  # (constants, rates) -> rates: f, whose Jacobian J is taken
+    # (constants, rates) -> (rates, what else carries a gradient)
+    step: Callable[[list[Any], Any], tuple[Any, Any]]
+    # (constants, rates) -> rates: f, whose Jacobian J is taken
+    rate_map: Callable[[list[Any], Any], Any]
     adjoint: Adjoint
     batch_axis: int | None
 
@@ -176,9 +176,10 @@ def _solve(
 
 
 def _linked(tree: Any) -> Any:
-    """The tree as it is, each leaf of which depends on all, to the letter; XLA drops it.
+    """Adds to each leaf a zero that is computed from all leaves. The values do not change, and XLA drops it.
 
-    JAX transposes a linear solve only if every leaf of its right-hand side depends on what is differentiated.
+    JAX transposes a linear solve only if every leaf of its right-hand side depends on what is differentiated. So each
+    leaf is made to depend on all.
     """
     leaves = jax.tree.leaves(tree)
     if len(leaves) == 1:
@@ -441,7 +442,7 @@ def _found(
     """`equilibrium_forward` of what was checked: the forward solve, then the step that carries the gradient."""
     mean_x = x if time_axis is None else weighted_mean_frame(x, neuron.leak, time_axis)
     rated, init = firing.trace_transition(transition, arrays, init, mean_x)
-    _check_same("transition", jax.eval_shape(_reader(rated, neuron), arrays, init, mean_x)[0], init)
+    _check_same("transition", rated.result, init)
     _check_fires(rated, arrays, init, mean_x)
     rate_map, map_constants = hoist(lambda r: _reader(rated, neuron)(arrays, r, mean_x)[0], init)
     one_step, step_constants = hoist(_stepper(rated, step, neuron, arrays, init, mean_x), init)
@@ -496,12 +497,12 @@ def _stepper(
 
         return of_transition
     traced = firing.trace(step, arrays, init, mean_x)
+    _check_same("step", traced.result[0], init)
 
     def of_step(r: Any) -> tuple[Any, Any]:
         (rates, aux), layer_rates = _reader(traced, neuron)(arrays, r, mean_x)
         return rates, (aux, layer_rates)
 
-    _check_same("step", jax.eval_shape(of_step, init)[0], init)
     return of_step
 
 

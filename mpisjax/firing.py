@@ -7,6 +7,7 @@ may stand inside `jit`, `vmap`, `scan`, `cond` and `remat`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxprs_in_params
 from jax.interpreters import ad, batching
+from jax.sharding import PartitionSpec
 
 from mpisjax.errors import UserError
 from mpisjax.hoisting import bind, read
@@ -142,6 +144,28 @@ def trace_transition(fn: Callable[..., Any], params: Any, init: Any, x: Any) -> 
     return traced, init
 
 
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """A population of neurons, as its current shows it.
+
+    Attributes:
+      shape: of the current; that of a population inside a `scan` has a leading axis for the iterations.
+      dtype: of the current.
+      sharding: how the current lies on a mesh with explicit axes.
+      scans: how many leading axes are iterations.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    sharding: Any
+    scans: int = 0
+
+    def repeated(self, length: int) -> Population:
+        """The populations of all iterations of a scan as one. Iterations are not split over a mesh."""
+        sharding = self.sharding.update(spec=PartitionSpec(None, *self.sharding.spec))
+        return Population((length, *self.shape), self.dtype, sharding, self.scans + 1)
+
+
 class Traced(NamedTuple):
     """A function of array pytrees that calls `fire`, traced.
 
@@ -149,13 +173,19 @@ class Traced(NamedTuple):
       jaxpr: its equations; its constants are `consts`.
       consts: what it closes over.
       out_tree: structure of what it returns.
-      populations: shape and dtype of every population's current by name, in the order in which they fire.
+      populations: every population by name, in the order in which they fire.
     """
 
     jaxpr: Jaxpr
     consts: list[Any]
     out_tree: Any
-    populations: dict[str, jax.ShapeDtypeStruct]
+    populations: dict[str, Population]
+
+    @property
+    def result(self) -> Any:
+        """Shapes and dtypes of what it returns."""
+        avals: list[Any] = [v.aval for v in self.jaxpr.outvars]
+        return jax.tree.unflatten(self.out_tree, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals])
 
     @property
     def layouts(self) -> Any:
@@ -170,14 +200,14 @@ def trace(fn: Callable[..., Any], *args: Any) -> Traced:
       UserError: two populations have one name, or `fire` stands where it cannot be read.
     """
     closed, shapes = jax.make_jaxpr(lambda *a: fn(*a, fire), return_shape=True)(*args)
-    populations: dict[str, jax.ShapeDtypeStruct] = {}
-    for name, struct in _populations(closed.jaxpr):
+    populations: dict[str, Population] = {}
+    for name, population in _populations(closed.jaxpr):
         if name in populations:
             raise UserError(
                 f"fire() was called twice with the name {name!r}: give every neuron population of the "
                 "transition a name of its own."
             )
-        populations[name] = struct
+        populations[name] = population
     return Traced(closed.jaxpr, closed.consts, jax.tree.structure(shapes), populations)
 
 
@@ -189,25 +219,22 @@ def _holds_fire(eqn: JaxprEqn) -> bool:
     return any(map(_fires, jaxprs_in_params(eqn.params)))
 
 
-def _populations(jaxpr: Jaxpr) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
+def _populations(jaxpr: Jaxpr) -> Iterator[tuple[str, Population]]:
     for eqn in jaxpr.eqns:
         if eqn.primitive is fire_p:
             aval: Any = eqn.invars[0].aval
-            yield eqn.params["name"], jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=aval.sharding)
+            yield eqn.params["name"], Population(aval.shape, aval.dtype, aval.sharding)
         elif _holds_fire(eqn):
             if eqn.primitive.name not in _NESTED:
                 raise UserError(
                     f"fire() is called inside {eqn.primitive.name!r}, where a neuron's state cannot be followed: call it "
                     "outside, or inside jit, vmap, scan, cond or remat (a loop of fixed length is a jax.lax.scan)."
                 )
-            times = (eqn.params["length"],) if eqn.primitive.name == "scan" else ()
             for inner in jaxprs_in_params(eqn.params):
-                for name, struct in _populations(inner):
-                    yield (
-                        (name, jax.ShapeDtypeStruct((*times, *struct.shape), struct.dtype))
-                        if times
-                        else (name, struct)
-                    )
+                for name, found in _populations(inner):
+                    if eqn.primitive.name == "scan":
+                        found = found.repeated(eqn.params["length"])
+                    yield name, found
 
 
 def follow(traced: Traced, rule: Rule, states: dict[str, Any], *args: Any) -> tuple[Any, dict[str, Any]]:

@@ -84,12 +84,14 @@ def hoist(fn: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], l
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     _run(_needed(fixed, constants)[0], env)
     values = read(env, constants)
+    # The jaxpr may hold traced constants, which a function that outlives the trace must not.
+    invars, outvars = list(jaxpr.invars), list(jaxpr.outvars)
 
     def loop_fn(constant_values: list[Any], *args: Any) -> Any:
         env: dict[Any, Any] = dict(zip(constants, constant_values, strict=True))
-        env.update(zip(jaxpr.invars, jax.tree.leaves(args), strict=True))
+        env.update(zip(invars, jax.tree.leaves(args), strict=True))
         _run(inner, env)
-        return jax.tree.unflatten(out_tree, read(env, jaxpr.outvars))
+        return jax.tree.unflatten(out_tree, read(env, outvars))
 
     return loop_fn, values
 

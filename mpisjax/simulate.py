@@ -328,20 +328,26 @@ def simulate(
             num_steps=jnp.zeros(batch_shape, jnp.int32),
         )
 
-    def among(active: Array, new: Any, old: Any) -> Any:
+    # Where samples stop by themselves, one has to know the axis on which a recorded population holds them.
+    populations = firing.trace(transition, params, init, x).populations if record and tol is not None else {}
+
+    def axis_of(name: str) -> int | None:
+        return batch_axis if batch_axis is None or batch_axis < 0 else batch_axis + populations[name].scans
+
+    def among(active: Array, new: Any, old: Any, axis: int | None) -> Any:
         if tol is None:
             return new
-        return jax.tree.map(lambda a, b: jnp.where(by_sample(active, a, batch_axis), a, b), new, old)
+        return jax.tree.map(lambda a, b: jnp.where(by_sample(active, a, axis), a, b), new, old)
 
     def observe(seen: _Seen, step: Step) -> tuple[_Seen, None]:
         active = seen.active
         weight = jnp.where(active, leak * seen.weight + 1, seen.weight)
-        total = among(active, accumulate(seen.total, step.feedback, leak), seen.total)
-        recorded = {
-            k: among(active, (accumulate(rate, s, leak), accumulate(count, jnp.abs(s), 1.0)), (rate, count))
-            for k, (rate, count) in seen.recorded.items()
-            for s in [step.populations[k].activity]
-        }
+        total = among(active, accumulate(seen.total, step.feedback, leak), seen.total, batch_axis)
+        recorded = {}
+        for k, old in seen.recorded.items():
+            s = step.populations[k].activity
+            new = accumulate(old[0], s, leak), accumulate(old[1], jnp.abs(s), 1.0)
+            recorded[k] = new if tol is None else among(active, new, old, axis_of(k))
         steps, settled = seen.num_steps + active.astype(jnp.int32), seen.settled
         if tol is not None:
             now, before = (
@@ -368,13 +374,15 @@ def simulate(
         goes_on=None if tol is None else lambda seen: jnp.any(seen.active),
     )
     rates = firing_rate(seen.total, seen.weight, batch_axis)
-    sums = {k: rate for k, (rate, _) in seen.recorded.items()}
     return Simulation(
         rates=jax.tree.map(lambda r, i: r.astype(i.dtype), rates, init),
-        # A population inside a scan has its samples on another axis; without an early stop all weights are equal.
-        layer_rates=firing_rate(sums, jnp.max(seen.weight))
-        if tol is None
-        else firing_rate(sums, seen.weight, batch_axis),
+        layer_rates={
+            # Without an early stop all weights are equal.
+            k: firing_rate(total, jnp.max(seen.weight))
+            if tol is None
+            else firing_rate(total, seen.weight, axis_of(k))
+            for k, (total, _) in seen.recorded.items()
+        },
         spike_counts={k: count for k, (_, count) in seen.recorded.items()},
         num_steps=seen.num_steps,
         settled=seen.settled,

@@ -86,6 +86,22 @@ def test_fire_inside_a_transformation_is_fire_outside_it(how, forward):
         np.testing.assert_allclose(found.layer_rates["deep"][1], expected.layer_rates["deep1"], atol=1e-6)
 
 
+@pytest.mark.parametrize("tol", [None, 0.1])
+def test_populations_inside_a_scan_are_recorded_sample_by_sample(tol):
+    """With as many samples as layers, so that one axis could be taken for the other."""
+    p, x, init = problem()
+    x, init = x[:DEPTH] * jnp.array([[0.3], [1.0], [2.0]]), init[:DEPTH]
+    found, expected = (
+        mpisjax.simulate(t, p, x, init, neuron=mpisjax.IF(), forward=SpikeForward(40, tol=tol), record=True)
+        for t in (scanned, unrolled)
+    )
+    if tol is not None:
+        assert len(set(expected.num_steps.tolist())) > 1
+    for k in range(DEPTH):
+        np.testing.assert_allclose(found.layer_rates["deep"][k], expected.layer_rates[f"deep{k}"], atol=1e-6)
+        np.testing.assert_array_equal(found.spike_counts["deep"][k], expected.spike_counts[f"deep{k}"])
+
+
 def test_a_scan_of_a_thousand_layers_is_one_step():
     weights = jnp.full((1000, 2, 2), 0.5, jnp.float32)
 
