@@ -203,28 +203,6 @@ def _as_asked(stats: AdjointStats, probe: AdjointStats, g: Any, batch_axis: int 
     return AdjointStats(residual.astype(jnp.float32), steps / len(sizes))
 
 
-def _describe(tree: Any) -> list[str]:
-    return [
-        f"{jax.tree_util.keystr(path) or 'rates'}: {leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def _check_same(what: str, out: Any, init: Any) -> None:
-    """Refuses, in one sentence, rates that are not what `init` promises."""
-    structures: list[Any] = [jax.tree.structure(out), jax.tree.structure(init)]
-    if structures[0] != structures[1]:
-        raise UserError(
-            f"the {what} returns rates of structure {structures[0]} but init has {structures[1]}: init "
-            "is to be the like; give both the same structure, shapes and dtypes."
-        )
-    if _describe(out) != _describe(init):
-        raise UserError(
-            f"the {what} returns rates {_describe(out)} but init is {_describe(init)}: give both the same "
-            "structure, shapes and dtypes."
-        )
-
-
 def _check_fires(traced: firing.Traced, params: Any, init: Any, x: Any) -> None:
     """Refuses a transition whose rates are no neurons' activity."""
     if not traced.populations:
@@ -442,7 +420,7 @@ def _found(
     """`equilibrium_forward` of what was checked: the forward solve, then the step that carries the gradient."""
     mean_x = x if time_axis is None else weighted_mean_frame(x, neuron.leak, time_axis)
     rated, init = firing.trace_transition(transition, arrays, init, mean_x)
-    _check_same("transition", rated.result, init)
+    firing.check_rates("transition", rated.result, init)
     _check_fires(rated, arrays, init, mean_x)
     rate_map, map_constants = hoist(lambda r: _reader(rated, neuron)(arrays, r, mean_x)[0], init)
     one_step, step_constants = hoist(_stepper(rated, step, neuron, arrays, init, mean_x), init)
@@ -497,7 +475,7 @@ def _stepper(
 
         return of_transition
     traced = firing.trace(step, arrays, init, mean_x)
-    _check_same("step", traced.result[0], init)
+    firing.check_rates("step", traced.result[0], init)
 
     def of_step(r: Any) -> tuple[Any, Any]:
         (rates, aux), layer_rates = _reader(traced, neuron)(arrays, r, mean_x)

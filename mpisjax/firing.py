@@ -211,6 +211,37 @@ def trace(fn: Callable[..., Any], *args: Any) -> Traced:
     return Traced(closed.jaxpr, closed.consts, jax.tree.structure(shapes), populations)
 
 
+def _describe(tree: Any) -> list[str]:
+    return [
+        f"{jax.tree_util.keystr(path) or 'rates'}: {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def check_rates(what: str, out: Any, init: Any) -> None:
+    """Refuses, in one sentence, rates that are not what `init` promises.
+
+    Args:
+      what: "transition" or "step".
+      out: shapes and dtypes of the rates that it returns.
+      init: the rates to start from.
+
+    Raises:
+      UserError: structure, shapes or dtypes differ.
+    """
+    structures: list[Any] = [jax.tree.structure(out), jax.tree.structure(init)]
+    if structures[0] != structures[1]:
+        raise UserError(
+            f"the {what} returns rates of structure {structures[0]} but init is of structure {structures[1]}: give both the "
+            "same structure, shapes and dtypes."
+        )
+    if _describe(out) != _describe(init):
+        raise UserError(
+            f"the {what} returns rates {_describe(out)} but init is {_describe(init)}: give both the same "
+            "structure, shapes and dtypes."
+        )
+
+
 def _fires(jaxpr: Jaxpr) -> bool:
     return any(e.primitive is fire_p or any(map(_fires, jaxprs_in_params(e.params))) for e in jaxpr.eqns)
 

@@ -75,6 +75,21 @@ ad.primitive_jvps[_stand_in_p] = _jvp
 ad.primitive_transposes[_stand_in_p] = _transposed
 
 
+@jax.custom_batching.custom_vmap
+def any_sample(flag: jax.Array) -> jax.Array:
+    """Whether a scalar flag holds for any sample that a solver runs for.
+
+    As the condition of a `while_loop` it is one for all samples. `jax.vmap` would otherwise choose between the old and
+    the new value of everything that the loop carries, sample by sample, in passes of their own.
+    """
+    return flag
+
+
+@any_sample.def_vmap
+def _any_of_batch(_: int, in_batched: list[bool], flag: jax.Array) -> tuple[jax.Array, bool]:
+    return (jnp.any(flag, 0) if in_batched[0] else flag), False
+
+
 def for_each_sample(
     solve: Callable[[Callable[[Any], Any], Any], Any],
     fn: Map,

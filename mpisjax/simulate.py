@@ -236,6 +236,7 @@ def over_time(
     fixed = when.frames is None
     first = when.example if fixed else jax.tree.map(lambda a: a[0], when.frames)
     traced, init = firing.trace_transition(transition, params, init, first)
+    firing.check_rates("transition", traced.result, init)
     states = firing.initial_states(traced, neuron, params, init, first, of=of)
     rule = firing.spikes(neuron, of)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from mpisjax.errors import UserError
 from mpisjax.meshes import carried, varying
 from mpisjax.residuals import global_norm, relative_residual, worst
-from mpisjax.samples import for_each_sample
+from mpisjax.samples import any_sample, for_each_sample
 
 with warnings.catch_warnings():
     # jaxopt announces at import that it is no longer maintained: a matter for us, not for every user.
@@ -146,6 +146,7 @@ class _State(NamedTuple):
     best: Any  # the iterate with the smallest measured residual
     best_residual: Array
     improved: Array  # whether the last step's residual was the smallest yet
+    running: Array  # whether there is another step to take
 
 
 def _mixed(history: _History, filled: Array) -> Any:
@@ -211,30 +212,41 @@ def _iterate(
         best=init if keep_best else None,
         best_residual=jnp.max(worst(infinite)),
         improved=jnp.zeros((), bool),
+        running=jnp.ones((), bool),
     )
 
-    def unsolved(state: _State) -> Array:
-        return (state.num_steps < config.max_steps) & ~jnp.all(worst(state.residual) <= config.tol)
-
     def advance(state: _State) -> _State:
-        previous, history = state.value, state.history
+        running, previous, history = state.running, state.value, state.history
         if history is not None:
             mixed = _mixed(history, state.num_steps)
             previous = jax.tree.map(lambda a, b: jnp.where(state.num_steps > 0, a, b), mixed, previous)
-        value = fn(previous)
+        # A sample that has stopped stays as it is. The choice comes before the residual, so that XLA computes the new
+        # iterate and the choice in one pass.
+        value = _chosen(running, fn(previous), state.value)
         if history is not None:
             r = jax.tree.map(jnp.subtract, value, previous)
             history = _remembered(history, jnp.mod(state.num_steps, size), previous, r)
-        residual = measure(value, previous)
-        best, best_residual, improved = state.best, state.best_residual, state.improved
+        residual = _chosen(running, measure(value, previous), state.residual)
+        now, best, best_residual, improved = (
+            jnp.max(worst(residual)),
+            state.best,
+            state.best_residual,
+            state.improved,
+        )
         if keep_best:
-            now = jnp.max(worst(residual))
-            improved = now < best_residual
-            best = jax.tree.map(lambda a, b: jnp.where(improved, a, b), previous, best)
-            best_residual = jnp.where(improved, now, best_residual)
-        return _State(value, history, residual, state.num_steps + 1, best, best_residual, improved)
+            better = running & (now < best_residual)
+            best = _chosen(better, previous, best)
+            best_residual = jnp.where(better, now, best_residual)
+            improved = jnp.where(running, better, improved)
+        num_steps = state.num_steps + running.astype(jnp.int32)
+        running &= (num_steps < config.max_steps) & ~jnp.all(worst(residual) <= config.tol)
+        return _State(value, history, residual, num_steps, best, best_residual, improved, running)
 
-    return jax.lax.while_loop(unsolved, advance, carried(advance, start))
+    return jax.lax.while_loop(lambda state: any_sample(state.running), advance, carried(advance, start))
+
+
+def _chosen(condition: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _mix(keep: float, old: Any, new: Any) -> Any:
@@ -363,7 +375,7 @@ def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
     if config.solver in ("neumann", "anderson"):
         state = _iterate(advanced, g, config, measure, keep_best=True)
         # A residual is measured on the iterate before: while it falls, the newest iterate is better still.
-        v = jax.tree.map(lambda a, b: jnp.where(state.improved, a, b), state.value, state.best)
+        v = _chosen(state.improved, state.value, state.best)
         return v, report(state.best_residual, state.num_steps)
 
     def matvec(v: Any) -> Any:

@@ -28,18 +28,23 @@ void sparse_row(const Activity& activity, int64_t row, const SparseRow& one, int
                 int64_t out_step) {
   constexpr int chains = chains_of(vectors);
   constexpr int64_t width = vectors * kLanes;
-  const int32_t* starts = activity.starts.data() + row * (activity.columns + 1);
-  int64_t from = one.first;
-  for (int64_t x = 0; x < count; ++x, from += one.stride, out += out_step) {
-    const int64_t low = std::min(std::max<int64_t>(from, 0), activity.columns);
-    const int64_t high = std::min(std::max<int64_t>(from + one.taps, low), activity.columns);
-    const int32_t* place = activity.places.data() + starts[low];
-    const int32_t* const end = activity.places.data() + starts[high];
-    const float* value = activity.values.data() + starts[low];
+  // Local copies: the store of a vector below may change what a reference leads to, for all the compiler knows.
+  const auto [first, stride, covered, in_channels, weights, add] = one;
+  const int64_t columns = activity.columns;
+  const int32_t* const places = activity.places.data();
+  const float* const values = activity.values.data();
+  const int32_t* const starts = activity.starts.data() + row * (columns + 1);
+  int64_t from = first;
+  for (int64_t x = 0; x < count; ++x, from += stride, out += out_step) {
+    const int64_t low = std::min(std::max<int64_t>(from, 0), columns);
+    const int64_t high = std::min(std::max<int64_t>(from + covered, low), columns);
+    const int32_t* place = places + starts[low];
+    const int32_t* const end = places + starts[high];
+    const float* value = values + starts[low];
     // A place counts from column 0 of the row, and the weights from the first pixel that this output covers.
-    const int64_t skipped = from * one.in_channels;
+    const int64_t skipped = from * in_channels;
     Vec sums[chains][vectors] = {};
-    if (one.add) {
+    if (add) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sums[0][v] = load(out + v * kLanes);
     }
@@ -49,7 +54,7 @@ void sparse_row(const Activity& activity, int64_t row, const SparseRow& one, int
 #pragma GCC unroll 4
       for (int n = 0; n < chains; ++n) {
         const bool there = n == 0 || place + n < end;
-        const float* w = one.weights + ((there ? place[n] : place[0]) - skipped) * width;
+        const float* w = weights + ((there ? place[n] : place[0]) - skipped) * width;
         const float by = there ? value[n] : 0;
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) sums[n][v] += by * load(w + v * kLanes);

@@ -87,7 +87,8 @@ inline void from_points(const Vec* points, Vec* out) {
   }
 }
 
-// An image of a batch, or of outputs: [height, width, channels].
+// An image of a batch, or of outputs: [height, width, channels]. It goes by value: a store of a vector may
+// change whatever a reference leads to, so the compiler would read a reference's fields again after each.
 struct Shape {
   int64_t height, width, channels;
 };
@@ -95,7 +96,7 @@ struct Shape {
 // Brings a tile to its n * n points, for kLanes channels. The tile's outputs begin at (top, left). Points lie
 // `apart` floats from one another.
 template <int n>
-void spread(const float* image, const Shape& shape, int64_t top, int64_t left, float* points, int64_t apart) {
+void spread(const float* image, Shape shape, int64_t top, int64_t left, float* points, int64_t apart) {
   constexpr int half = (n - kOutputs + 1) / 2;
   const int64_t y = top - half, x = left - half;
   const bool inside = y >= 0 && x >= 0 && y + n <= shape.height && x + n <= shape.width;
@@ -127,7 +128,7 @@ void spread(const float* image, const Shape& shape, int64_t top, int64_t left, f
 
 // Brings points back to the tile's outputs, as far as the image has them.
 template <int n>
-void gather(const float* points, int64_t apart, float* image, const Shape& shape, int64_t top, int64_t left) {
+void gather(const float* points, int64_t apart, float* image, Shape shape, int64_t top, int64_t left) {
   const int64_t rows = std::min<int64_t>(kOutputs, shape.height - top);
   const int64_t columns = std::min<int64_t>(kOutputs, shape.width - left);
   Vec between[n][kOutputs];  // [point of columns, row]
@@ -169,7 +170,7 @@ void multiply(const float* spread, int64_t count, int64_t in_channels, int64_t o
 
 // Convolves some samples of a batch. `blocks` are the kernels, laid out `by_blocks`.
 template <int n>
-void filter(const float* x, const Shape& in, int64_t batch, const float* blocks, float* y, const Shape& out) {
+void filter(const float* x, Shape in, int64_t batch, const float* blocks, float* y, Shape out) {
   const int64_t size = in.channels * out.channels;
   const int64_t across = (in.width + kOutputs - 1) / kOutputs, down = (in.height + kOutputs - 1) / kOutputs;
   // The rows of tiles of all images stand one after another. As many are done at a time as fit into the

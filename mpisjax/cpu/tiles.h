@@ -25,11 +25,12 @@ inline int64_t round_up_channels(int64_t channels) {
   return (channels + kChannels - 1) / kChannels * kChannels;
 }
 
-// A vector at any address of floats.
-typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+// A vector, and a vector that lies at any address of floats.
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef float FloatsAsVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
-inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+inline Vec load(const float* from) { return *reinterpret_cast<const FloatsAsVec*>(from); }
+inline void store(float* to, Vec value) { *reinterpret_cast<FloatsAsVec*>(to) = value; }
 
 struct Tap {
   int64_t offset;        // in floats, from an output pixel's place in the input

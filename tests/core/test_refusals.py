@@ -66,7 +66,7 @@ CASES = {
     "a list for a tuple": (
         lambda p, z, x, fire: (fire("a", x), fire("b", x)),
         {"init": [INIT, INIT]},
-        r"PyTreeDef\(\(\*, \*\)\) but init has PyTreeDef\(\[\*, \*\]\)",
+        r"PyTreeDef\(\(\*, \*\)\) but init is of structure PyTreeDef\(\[\*, \*\]\)",
     ),
     "no rates": (lambda p, z, x, fire: (), {"init": ()}, "init holds no arrays"),
     "integer rates": (plain, {"init": jnp.zeros((2, 3), int)}, "rates are floats"),
@@ -107,6 +107,20 @@ def test_it_is_refused_in_a_sentence(case):
             transition, options.pop("params"), options.pop("x"), options.pop("init"), **options
         )
     assert "\n" not in str(caught.value)
+
+
+def test_a_simulation_refuses_rates_unlike_init():
+    with pytest.raises(
+        mpisjax.UserError, match=r"rates: float(32|64)\[2, 3\].* but init is .*bfloat16\[2, 3\]"
+    ):
+        mpisjax.simulate(
+            lambda p, z, x, fire: fire("o", x),
+            {},
+            X,
+            INIT.astype(jnp.bfloat16),
+            neuron=mpisjax.IF(),
+            forward=SpikeForward(2),
+        )
 
 
 def test_rates_that_are_handed_on_from_the_step_before_are_accepted():

@@ -90,7 +90,7 @@ def test_fire_inside_a_transformation_is_fire_outside_it(how, forward):
 def test_populations_inside_a_scan_are_recorded_sample_by_sample(tol):
     """With as many samples as layers, so that one axis could be taken for the other."""
     p, x, init = problem()
-    x, init = x[:DEPTH] * jnp.array([[0.3], [1.0], [2.0]]), init[:DEPTH]
+    x, init = x[:DEPTH] * jnp.array([[0.3], [1.0], [2.0]], jnp.float32), init[:DEPTH]
     found, expected = (
         mpisjax.simulate(t, p, x, init, neuron=mpisjax.IF(), forward=SpikeForward(40, tol=tol), record=True)
         for t in (scanned, unrolled)
