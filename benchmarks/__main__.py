@@ -19,8 +19,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import launch
-from mpisjax.arguments import Parser, local_path, names, path, whole_number
+import mpisjax_launch
+from mpisjax.cli.arguments import Parser, local_path, names, path, whole_number
 
 SECTIONS = ("peaks", "steps", "memory", "adjoint", "scaling", "solvers", "profile", "loader")
 QUICK = ("peaks", "steps", "memory", "adjoint", "solvers", "loader")
@@ -113,5 +113,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch.with_large_pages()
+    mpisjax_launch.with_large_pages()
     main()

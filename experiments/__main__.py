@@ -19,12 +19,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import launch
+import mpisjax_launch
 from experiments import docs
 from experiments.catalog import EXPERIMENTS, document, plan
 from experiments.scales import NAMES, Scale, scale_of
 from mpisjax import cli
-from mpisjax.arguments import Parser, local_path, path, whole_number, whole_numbers
+from mpisjax.cli.arguments import Parser, local_path, path, whole_number, whole_numbers
 from mpisjax.training.preemption import watch
 
 
@@ -124,5 +124,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    launch.with_large_pages()
+    mpisjax_launch.with_large_pages()
     main()

@@ -1,4 +1,4 @@
-"""Config files and their overrides: `--config FILE[:VARIANT]` and `--config.train.epochs=3`.
+"""Config files and their overrides: `--config NAME[:VARIANT]`, `--config FILE[:VARIANT]` and `--config.train.epochs=3`.
 
 A config file is Python with a function `get_config()`. An override changes one of its settings; ml_collections parses
 its value. Importing this module imports no JAX.
@@ -13,6 +13,7 @@ import re
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -77,15 +78,26 @@ def sort_arguments(arguments: Sequence[str]) -> Arguments:
     return Arguments(files[0] if files else None, overrides, others)
 
 
+def packaged_configs() -> dict[str, Path]:
+    """The config files that come with the package, by name: in a wheel inside it, in a clone beside it."""
+    package = Path(__file__).parent
+    folder = next(
+        (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package / "configs"
+    )
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
 def load_config(name: str | os.PathLike[str]) -> ml_collections.ConfigDict:
-    """Runs `get_config` of a config file, `FILE` or `FILE:VARIANT`.
+    """Runs `get_config` of a config file: `NAME` of one that comes with the package, `FILE`, or either with `:VARIANT`.
 
     Raises:
         UserError: The file is missing, fails, or gives no config.
     """
     path, _, variant = expand(name).partition(":")
+    known = packaged_configs()
+    path = str(known.get(path, path))
     if not os.path.isfile(path):
-        raise UserError(f"there is no config file {path!r}; give one of configs/*.py")
+        raise UserError(f"there is no config file {path!r}; give a Python file, or one of {', '.join(known)}")
     spec = importlib.util.spec_from_file_location("config", path)
     if spec is None or spec.loader is None:
         raise UserError(f"config file {path!r} is not a Python file; give one of configs/*.py")

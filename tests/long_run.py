@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package may be this checkout
 
 from mpisjax import cli  # noqa: E402
-from mpisjax.arguments import Parser, path, whole_number  # noqa: E402
+from mpisjax.cli.arguments import Parser, path, whole_number  # noqa: E402
 from mpisjax.training.preemption import watch  # noqa: E402
 
 SHOWN_EVERY = 2
@@ -197,7 +197,7 @@ def main(given, config) -> int:
 
 
 def with_one_arena() -> None:
-    """Starts this program again as `launch.with_large_pages` does, and with one malloc arena for all threads."""
+    """Starts this program again as `mpisjax_launch.with_large_pages` does, and with one malloc arena for all threads."""
     before = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.arena_max" not in before:
         wanted = ("glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=1")

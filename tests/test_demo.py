@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 import mpisjax
 from mpisjax import configuration, data, nn
+from mpisjax.cli import demo
 from mpisjax.cpu import cores
 from mpisjax.errors import UserError
 from mpisjax.pretrained.images import read_image
@@ -32,18 +32,10 @@ def digits():
     return trained, data.load(trained.config.data).test
 
 
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(demo, monkeypatch, capsys, *arguments: object) -> str:
+def run(monkeypatch, capsys, *arguments: object) -> str:
     monkeypatch.setattr(cores, "prepare", lambda all_cores: None)  # this process has computed already
     monkeypatch.setattr(devices, "compilation_cache", lambda: "")
-    demo.main(demo.arguments([*map(str, arguments)]))
+    demo.main([*map(str, arguments)])
     return capsys.readouterr().out
 
 
@@ -56,11 +48,10 @@ def large_page(image: np.ndarray) -> Image.Image:
 
 
 @pytest.mark.slow
-def test_a_digit_is_classified_and_drawn(digits, demo, monkeypatch, capsys, tmp_path):
+def test_a_digit_is_classified_and_drawn(digits, monkeypatch, capsys, tmp_path):
     trained, test = digits
     Image.fromarray(test.images[5][:, :, 0]).save(tmp_path / "digit.png")
     said = run(
-        demo,
         monkeypatch,
         capsys,
         tmp_path / "digit.png",

@@ -30,7 +30,7 @@ CORE = [
 LAYERS: list[dict[str, list[str]]] = [
     {
         "core": [f"mpisjax.{name}" for name in CORE],
-        "helpers": ["mpisjax.settings", "mpisjax.arguments", "mpisjax.paths", "launch"],
+        "helpers": ["mpisjax.settings", "mpisjax.paths"],
     },
     {"cpu": ["mpisjax.cpu"]},
     {"nn": ["mpisjax.nn", "mpisjax.weights"]},
@@ -41,6 +41,8 @@ LAYERS: list[dict[str, list[str]]] = [
         "public names": ["mpisjax"],
         "command line": [
             "mpisjax.cli",
+            "mpisjax.__main__",
+            "mpisjax_launch",
             "mpisjax.config_files",
             "mpisjax.pretrained.__main__",
             "mpisjax.export.__main__",
@@ -48,7 +50,7 @@ LAYERS: list[dict[str, list[str]]] = [
     },
     {
         "examples": ["examples"],
-        "programs": ["train", "evaluate", "demo"],
+        "programs": ["train", "evaluate", "demo", "setup"],
         "benchmarks": ["benchmarks"],
         "experiments": ["experiments"],
     },
@@ -113,7 +115,7 @@ def picture() -> str:
             x, y = room * (k + 0.5), 12 + n * step
             x += 120 if box in ("cpu", "settings to objects") else 0  # out of the way of arrows that pass
             where[box] = x, y, wide
-            names = [name.removeprefix("mpisjax.") for name in held]
+            names = [name.removeprefix("mpisjax.") for name in held if "__main__" not in name]
             inside = textwrap.wrap(", ".join(names), int(wide / 6)) if names != [box] else []
             boxes.append(
                 f'<rect x="{x - wide / 2:.0f}" y="{y}" width="{wide:.0f}" height="{height}" rx="6"/>'

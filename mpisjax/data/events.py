@@ -50,7 +50,7 @@ def import_tonic() -> Any:
     try:
         import tonic
     except ImportError as error:
-        raise UserError(f"event data needs tonic ({error}): pip install tonic") from error
+        raise UserError(f"event data needs tonic ({error}): pip install 'mpisjax[events]'") from error
     return tonic
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpisjax import cli
-from mpisjax.arguments import Parser, local_path, path, whole_number
+from mpisjax.cli.arguments import Parser, local_path, path, whole_number
 from mpisjax.errors import UserError
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mpisjax import cli, config_files
-from mpisjax.arguments import Parser, path
+from mpisjax.cli.arguments import Parser, path
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpisjax import cli, config_files
-from mpisjax.arguments import Parser, path, whole_number, whole_numbers
+from mpisjax.cli.arguments import Parser, path, whole_number, whole_numbers
 from mpisjax.errors import UserError
 from mpisjax.settings import SETTINGS
 

@@ -205,7 +205,7 @@ if __name__ == "__main__":
     import argparse
 
     from mpisjax import cli
-    from mpisjax.arguments import Parser
+    from mpisjax.cli.arguments import Parser
 
     parser = Parser()
     parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait before each step")

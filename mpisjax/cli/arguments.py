@@ -17,7 +17,7 @@ from mpisjax import settings
 from mpisjax.paths import expand
 
 _KINDS = {"int": "a whole number", "float": "a number"}
-_USAGE = "%(prog)s [flags] [--config FILE[:VARIANT]] [--config.KEY=VALUE ...]"
+_USAGE = "%(prog)s [flags] [--config NAME|FILE[:VARIANT]] [--config.KEY=VALUE ...]"
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,6 +1,8 @@
-"""How programs start and end: their flags and config are parsed, and whatever a user can mend is said in one sentence.
+"""The command line: how programs start and end, `mpisjax.cli.main` and its commands.
 
-A mistake on the command line is exit code 2 (`mpisjax.arguments`, `mpisjax.config_files`), anything else that a user can
+Their flags and config are parsed, and whatever a user can mend is said in one sentence.
+
+A mistake on the command line is exit code 2 (`mpisjax.cli.arguments`, `mpisjax.config_files`), anything else that a user can
 mend exit code 1.
 
 Importing this module imports no JAX: programs choose their devices between parsing the command line and importing it.
@@ -23,7 +25,7 @@ from typing import Any, NoReturn
 import ml_collections
 from absl import logging as absl_logging
 
-from mpisjax.arguments import whole_number
+from mpisjax.cli.arguments import whole_number
 from mpisjax.config_files import apply_overrides, load_config, one_line, sort_arguments
 from mpisjax.errors import UserError
 from mpisjax.training.preemption import SIGNALS, Preempted
@@ -87,6 +89,7 @@ def run(
     main: Callable[[argparse.Namespace, ml_collections.ConfigDict], int | None],
     parser: argparse.ArgumentParser,
     make_config: Callable[[argparse.Namespace, str | None], ml_collections.ConfigDict],
+    arguments: Sequence[str] | None = None,
 ) -> NoReturn:
     """Runs a program with a config to its exit code: 0, what `main` gives, or 1 or 2 and one sentence.
 
@@ -94,10 +97,11 @@ def run(
         main: Takes the flags and the config.
         parser: See `parse`.
         make_config: See `parse`.
+        arguments: See `parse`.
     """
     faulthandler.enable()
-    given, config = parse(parser, make_config)
-    _set_up_log()
+    given, config = parse(parser, make_config, arguments)
+    set_up_log()
     with report_user_errors():
         check_jax(importlib.metadata.version("jax"))
         sys.exit(main(given, config))
@@ -105,7 +109,7 @@ def run(
 
 
 def config_from(default: Any) -> Callable[[argparse.Namespace, str | None], ml_collections.ConfigDict]:
-    """For `run`: the config of the file that `--config` names, or of `default`."""
+    """For `run`: the config that `--config` names, or `default`."""
     return lambda given, config_file: load_config(default if config_file is None else config_file)
 
 
@@ -169,7 +173,7 @@ def report_user_errors() -> Iterator[None]:
         sys.exit(0)
 
 
-def _set_up_log() -> None:
+def set_up_log() -> None:
     """Shows the package's log as plain sentences, and of the libraries' (through absl) only warnings."""
     absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)

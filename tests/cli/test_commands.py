@@ -1,0 +1,139 @@
+"""The program `mpisjax`: its commands, a sweep over seeds, and configs by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mpisjax import config_files
+from mpisjax.cli import main as program
+from mpisjax.cli import train
+from mpisjax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_lists_every_command_and_each_has_a_main(capsys):
+    import importlib
+
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    for name, (module, what) in program.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(what)}$", shown, re.MULTILINE)
+        assert callable(importlib.import_module(module).main)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (
+            ["trian"],
+            2,
+            "error: there is no command 'trian'; did you mean train?; --help lists the commands\n",
+        ),
+        (["train", "--sedes=1"], 2, "error: there is no flag --sedes; did you mean --seeds?"),
+        (
+            ["train", "--config=digit"],
+            1,
+            "error: there is no config file 'digit'; give a Python file, or one of ",
+        ),
+        (["train", "--config=digits:small"], 1, "error: configs/digits.py has no variant 'small'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(capsys, arguments, code, sentence):
+    with pytest.raises(SystemExit) as ended:
+        program.main(arguments)
+    said = capsys.readouterr()
+    assert ended.value.code == code and said.err.startswith(sentence) and said.err.count("\n") == 1
+
+
+def test_no_command_shows_the_commands_and_is_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        program.main([])
+    assert ended.value.code == 2 and "usage: mpisjax COMMAND" in capsys.readouterr().out
+
+
+def test_configs_have_names():
+    known = config_files.packaged_configs()
+    assert known.keys() == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert config_files.load_config("digits").to_dict() == (
+        config_files.load_config(ROOT / "configs" / "digits.py").to_dict()
+    )
+    assert config_files.load_config("fashion_mnist:low").name == "fashion_mnist_low"
+    with pytest.raises(
+        UserError, match=r"no config file 'imagenet'; give a Python file, or one of cifar10, "
+    ):
+        config_files.load_config("imagenet")
+
+
+def run_of(seed: int, test: float | None, stopped: bool = False) -> SimpleNamespace:
+    found = None if test is None else {"accuracy": test, "accuracy_spikes": test - 0.01}
+    return SimpleNamespace(test=found, best_accuracy=0.5 + 0.01 * seed, stopped=stopped)
+
+
+def sweep(
+    monkeypatch, workdir: Path, seeds: str, accuracies: dict[int, SimpleNamespace]
+) -> list[tuple[int, str]]:
+    """`mpisjax train --seeds SEEDS` with a training that is made up; what it was asked to do."""
+    asked = []
+
+    def training(config, folder, stopper, profile):
+        asked.append((config.seed, folder))
+        Path(folder).mkdir(parents=True)
+        return accuracies[config.seed]
+
+    monkeypatch.setattr(train, "_train", training)
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--seeds", seeds, "--workdir", str(workdir)])
+    assert ended.value.code in (0, None)
+    return asked
+
+
+def test_a_sweep_trains_each_seed_in_its_folder_and_says_mean_and_deviation(monkeypatch, tmp_path, capsys):
+    runs = {seed: run_of(seed, test) for seed, test in ((0, 0.90), (1, 0.92), (4, 0.97))}
+    asked = sweep(monkeypatch, tmp_path / "sweep", "0,1,4", runs)
+    assert asked == [(seed, f"{tmp_path}/sweep/seed_{seed}") for seed in (0, 1, 4)]
+    said = capsys.readouterr().err
+    assert "test accuracy over the seeds: 93.00 ± 3.61%" in said
+    assert "test, spikes alone accuracy over the seeds: 92.00 ± 3.61%" in said
+    written = json.loads((tmp_path / "sweep" / "seeds.json").read_text())
+    assert written["seeds"]["4"]["test"] == 0.97 and written["mean"]["test"] == pytest.approx(0.93)
+    assert written["deviation"]["validation"] == pytest.approx(0.0208, abs=1e-4)
+
+
+def test_a_sweep_that_is_stopped_says_no_mean(monkeypatch, tmp_path, capsys):
+    runs = {0: run_of(0, 0.9), 1: run_of(1, None, stopped=True), 2: run_of(2, 0.9)}
+    assert len(sweep(monkeypatch, tmp_path / "sweep", "0,1,2", runs)) == 2
+    assert (
+        "over the seeds" not in capsys.readouterr().err and not (tmp_path / "sweep" / "seeds.json").exists()
+    )
+
+
+def test_a_sweep_names_what_all_seeds_have():
+    summary = train.summarize({0: {"validation": 0.5, "test": 0.6}, 1: {"validation": 0.7}})
+    assert summary["mean"] == {"validation": pytest.approx(0.6)}
+    assert train.summarize({3: {"test": 0.6}})["deviation"] == {"test": 0.0}
+
+
+# What needs another program, a cloud or much space is no part of requirements.txt.
+APART = {"aedat4", "benchmark-peer"}
+
+
+def test_requirements_txt_has_everything_in_the_ranges_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        *project["dependencies"],
+        *(one for name, some in extras.items() if name not in APART for one in some),
+    ]
+    listed = {
+        line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1] not in ("", "#")
+    }
+    assert set(wanted) == listed
