@@ -90,6 +90,11 @@ def _any_of_batch(_: int, in_batched: list[bool], flag: jax.Array) -> tuple[jax.
     return (jnp.any(flag, 0) if in_batched[0] else flag), False
 
 
+def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where a scalar condition holds, else `old`, for each leaf of two trees."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
 def for_each_sample(
     solve: Callable[[Callable[[Any], Any], Any], Any],
     fn: Map,

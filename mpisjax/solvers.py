@@ -1,8 +1,9 @@
 """Forward and adjoint solvers. The only module that imports jaxopt.
 
 Each is written for one sample and run for every one (`mpisjax.samples`): a sample that diverges, or is not a number,
-leaves the others as they are alone. The Krylov solvers are jaxopt's. Picard, Neumann and Anderson are ours: jaxopt stops on
-absolute errors, where a rate equilibrium wants a relative one by stream, and its Anderson mixes in JAX's default dtype.
+leaves the others as they are alone. GMRES and the normal equations' CG are jaxopt's: their residuals only fall, so their
+last iterate is their best. Picard, Neumann and Anderson are ours: jaxopt stops on absolute errors, where a rate
+equilibrium wants a relative one by stream, and its Anderson mixes in JAX's default dtype.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mpisjax.bicgstab import solve_bicgstab
 from mpisjax.errors import UserError
 from mpisjax.meshes import carried, varying
 from mpisjax.residuals import global_norm, relative_residual, worst
-from mpisjax.samples import any_sample, for_each_sample
+from mpisjax.samples import any_sample, chosen, for_each_sample
 
 with warnings.catch_warnings():
     # jaxopt announces at import that it is no longer maintained: a matter for us, not for every user.
     warnings.simplefilter("ignore")
-    from jaxopt.linear_solve import solve_bicgstab, solve_gmres, solve_normal_cg
+    from jaxopt.linear_solve import solve_gmres, solve_normal_cg
 
 Array = jax.Array
 _FORWARD = ("picard", "anderson")
-_KRYLOV = {"bicgstab": solve_bicgstab, "normal_cg": solve_normal_cg}
-_ADJOINT = ("neumann", "anderson", "gmres", *_KRYLOV, "phantom")
+_KRYLOV = ("gmres", "bicgstab", "normal_cg")
+_ADJOINT = ("neumann", "anderson", *_KRYLOV, "phantom")
 
 
 def _check(section: str, value: Any, solvers: tuple[str, ...], least_steps: int) -> None:
@@ -96,7 +98,7 @@ class Adjoint:
 
     def __post_init__(self) -> None:
         _check("adjoint", self, _ADJOINT, 0 if self.solver == "phantom" else 1)
-        if self.damping and self.solver in ("gmres", *_KRYLOV):
+        if self.damping and self.solver in _KRYLOV:
             raise UserError(
                 f"adjoint.damping is {self.damping} but adjoint.solver is {self.solver!r}, which has none: set it to 0, or "
                 "the solver to 'neumann', 'anderson' or 'phantom'."
@@ -123,7 +125,7 @@ class AdjointStats(NamedTuple):
 
     Attributes:
       residual: ||g - (I - J^T) v|| / ||g||: float32 [batch], or a scalar over the whole batch (see `adjoint_probe`).
-      num_steps: products with J^T: float32 [batch], or their mean; -1 where the Krylov solver does not count.
+      num_steps: products with J^T: float32 [batch], or their mean; -1 from "gmres" and "normal_cg", which do not count.
     """
 
     residual: Array
@@ -222,11 +224,11 @@ def _iterate(
             previous = jax.tree.map(lambda a, b: jnp.where(state.num_steps > 0, a, b), mixed, previous)
         # A sample that has stopped stays as it is. The choice comes before the residual, so that XLA computes the new
         # iterate and the choice in one pass.
-        value = _chosen(running, fn(previous), state.value)
+        value = chosen(running, fn(previous), state.value)
         if history is not None:
             r = jax.tree.map(jnp.subtract, value, previous)
             history = _remembered(history, jnp.mod(state.num_steps, size), previous, r)
-        residual = _chosen(running, measure(value, previous), state.residual)
+        residual = chosen(running, measure(value, previous), state.residual)
         now, best, best_residual, improved = (
             jnp.max(worst(residual)),
             state.best,
@@ -235,7 +237,7 @@ def _iterate(
         )
         if keep_best:
             better = running & (now < best_residual)
-            best = _chosen(better, previous, best)
+            best = chosen(better, previous, best)
             best_residual = jnp.where(better, now, best_residual)
             improved = jnp.where(running, better, improved)
         num_steps = state.num_steps + running.astype(jnp.int32)
@@ -243,10 +245,6 @@ def _iterate(
         return _State(value, history, residual, num_steps, best, best_residual, improved, running)
 
     return jax.lax.while_loop(lambda state: any_sample(state.running), advance, carried(advance, start))
-
-
-def _chosen(condition: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _mix(keep: float, old: Any, new: Any) -> Any:
@@ -325,15 +323,14 @@ def solve_adjoint(
       batch_axis: the samples' axis; None: the whole batch is one problem.
 
     Returns:
-      `(v, stats)`, the stats by sample. Where a solve diverges (spectral radius of J above 1), the fixed-point solvers
-      give the iterate with the smallest residual seen, and the Krylov solvers the better of their last iterate and
-      v = g; it is finite whenever g and J are, and the residual says so. The residual is measured, for the
-      fixed-point solvers, on the iterate that the last product was taken of.
+      `(v, stats)`, the stats by sample. Where a solve does not converge, v is the iterate with the smallest residual,
+      and never worse than v = g; it is finite whenever g and J are, and the residual says how good it is. The
+      fixed-point solvers measure it on the iterate that the last product was taken of.
     """
-    if config.solver in ("gmres", "bicgstab") and any(map(varying, jax.tree.leaves(g))):
+    if config.solver == "gmres" and any(map(varying, jax.tree.leaves(g))):
         raise UserError(
-            f"adjoint.solver is {config.solver!r}, whose loops in JAX do not run inside shard_map: choose 'neumann', "
-            "'anderson' or 'normal_cg', or pass check_vma=False to shard_map."
+            "adjoint.solver is 'gmres', whose loops in JAX do not run inside shard_map: choose 'neumann', 'anderson', "
+            "'bicgstab' or 'normal_cg', or pass check_vma=False to shard_map."
         )
 
     def solve(one: Callable[[Any], Any], narrow: Any) -> Any:
@@ -375,13 +372,19 @@ def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
     if config.solver in ("neumann", "anderson"):
         state = _iterate(advanced, g, config, measure, keep_best=True)
         # A residual is measured on the iterate before: while it falls, the newest iterate is better still.
-        v = _chosen(state.improved, state.value, state.best)
+        v = chosen(state.improved, state.value, state.best)
         return v, report(state.best_residual, state.num_steps)
 
     def matvec(v: Any) -> Any:
         return subtract(v, vjp(v))
 
-    if config.solver == "gmres":
+    num_steps: Any = -1
+    if config.solver == "bicgstab":
+        v, iterations = solve_bicgstab(matvec, g, g, config.tol, config.max_steps)
+        num_steps = 2 * iterations
+    elif config.solver == "normal_cg":
+        v = solve_normal_cg(matvec, g, init=g, tol=config.tol, maxiter=config.max_steps)
+    else:
         v = solve_gmres(
             matvec,
             g,
@@ -390,11 +393,9 @@ def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
             restart=config.history,
             maxiter=-(-config.max_steps // config.history),
         )
-    else:
-        v = _KRYLOV[config.solver](matvec, g, init=g, tol=config.tol, maxiter=config.max_steps)
     v = _cast_like(v, g)
     residual, of_g = relative(subtract(g, matvec(v))), relative(vjp(g))
     # A breakdown gives NaN, or a wild iterate: the one-step gradient is worse than a solve but is a gradient.
     better = ~(residual <= of_g)
     v = jax.tree.map(lambda a, b: jnp.where(better, b, a), v, g)
-    return v, report(jnp.where(better, of_g, residual), -1)
+    return v, report(jnp.where(better, of_g, residual), num_steps)
