@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mpisjax import config_files, data
+from mpisjax import config_files, configuration, data
 from mpisjax.training.run import Parts, assemble
-from mpisjax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = ("digits", "saccade_digits")
@@ -50,7 +49,9 @@ def config_of(name: str, data_dir: str = "") -> ml_collections.ConfigDict:
 
 def training_rate(config: ml_collections.ConfigDict, parts: Parts, repeats: int) -> float:
     """Images per second of the training step alone, on a batch that is loaded already."""
-    step = make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
+    step = configuration.make_train_step(
+        config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh
+    )
     batch = parts.feed.batch(0)
     state = jax.tree.map(jnp.copy, parts.state)  # donated
 

@@ -11,12 +11,11 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from mpisjax import configuration
-from mpisjax.data import Batch
+from mpisjax.data import Batch, prepare_images
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.training.devices import batch_sharding, data_mesh, replicated
-from mpisjax.training.state import TrainState, init_state, make_optimizer
-from mpisjax.training.step import make_train_step, prepare_images
+from mpisjax.training.state import TrainState
 
 Array = jax.Array
 SIDE, STEPS_PER_EPOCH = 28, 468
@@ -132,8 +131,9 @@ class Subject:
         self.batch = jax.device_put(host_batch(batch_size), batch_sharding(self.mesh))
         zeros = jnp.zeros((2, SIDE, SIDE, 1))
         variables = model.init_variables(c.net, jax.random.key(0), zeros, configuration.make_neuron(c.config))
-        optimizer = make_optimizer(c.config, STEPS_PER_EPOCH)
-        state = jax.device_put(init_state(c.config, variables, optimizer), replicated(self.mesh))
+        state = jax.device_put(
+            configuration.init_state(c.config, variables, STEPS_PER_EPOCH), replicated(self.mesh)
+        )
         step = self.train_step("rates")
         for _ in range(warmup):
             state, metrics = step(state, self.batch)
@@ -143,7 +143,7 @@ class Subject:
     def train_step(self, mode: int | str, **settings: Any) -> Any:
         """The `jit`-compiled training step, which donates its state."""
         c = with_forward(self.case, mode, **settings)
-        return make_train_step(c.config, c.net, c.dataset, STEPS_PER_EPOCH, self.mesh)
+        return configuration.make_train_step(c.config, c.net, c.dataset, STEPS_PER_EPOCH, self.mesh)
 
     def step_arguments(self) -> tuple[TrainState, Batch]:
         """A copy of the state, to be donated, and the batch."""

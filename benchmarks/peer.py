@@ -13,10 +13,10 @@ import numpy as np
 from benchmarks.nets import Subject, case
 from benchmarks.timing import measure
 from mpisjax import configuration
+from mpisjax.data import prepare_images
 from mpisjax.nn import model
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import RateForward
-from mpisjax.training.step import prepare_images
 
 # The peer's backward: IDE-FSNN's setting; Broyden stopped where ours stops; the same solver and tolerance as
 # ours.

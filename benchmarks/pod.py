@@ -112,9 +112,7 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
     from mpisjax import configuration
     from mpisjax.data import Batch
     from mpisjax.nn.flops import count
-    from mpisjax.training import devices, init_from
-    from mpisjax.training.state import init_state, make_optimizer
-    from mpisjax.training.step import make_train_step
+    from mpisjax.training import devices
 
     side, channels, classes = inputs
     size = config.train.batch_size
@@ -126,9 +124,8 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
         train=SimpleNamespace(images=jax.ShapeDtypeStruct((size, side, side, channels), jnp.uint8)),
     )
     net = configuration.make_network(config, dataset)
-    optimizer = make_optimizer(config, 100)
     state = jax.eval_shape(
-        lambda: init_state(config, init_from.initial_variables(config, net, dataset), optimizer)
+        lambda: configuration.init_state(config, configuration.initial_variables(config, net, dataset), 100)
     )
     shardings = devices.state_sharding(state, mesh)
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
@@ -139,12 +136,12 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
         jax.ShapeDtypeStruct((size,), jnp.float32, sharding=rows),
     )
     batch = Batch(*shapes)
-    step: Any = make_train_step(config, net, dataset, 100, mesh)
+    step: Any = configuration.make_train_step(config, net, dataset, 100, mesh)
     # Every solve taken to its limit: forward, then adjoint.
     trips = [float(config.forward.max_steps)] * (config.forward.mode == "rates") + [
         float(config.adjoint.max_steps)
     ]
-    operations = count(make_train_step(config, net, dataset, 100), state, batch, trips=trips)
+    operations = count(configuration.make_train_step(config, net, dataset, 100), state, batch, trips=trips)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return step.lower(state, batch).compile(), parameters, operations
 
@@ -171,13 +168,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", flags.devices)
     jax.config.update("jax_disable_most_optimizations", flags.quick)
-    from mpisjax import config_files
-    from mpisjax.training import devices
+    from mpisjax import config_files, configuration
 
     config = config_files.load_config(flags.config)
     config.train.batch_size, config.model.dtype = flags.batch_size, flags.dtype
     config.devices.model_parallel = flags.model_parallel
-    mesh = devices.make_mesh(config, flags.batch_size)
+    mesh = configuration.make_mesh(config, flags.batch_size)
     executable, parameters, operations = compile_step(config, mesh, INPUTS[config.data.name])
     memory = executable.memory_analysis()
     result = {

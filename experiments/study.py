@@ -58,7 +58,7 @@ def first_examples(dataset: DataSet, split: str, count: int) -> tuple[jax.Array,
     """
     import jax.numpy as jnp
 
-    from mpisjax.training.step import prepare_images
+    from mpisjax.data import prepare_images
 
     examples = getattr(dataset, split)
     chosen = np.arange(min(count, len(examples.labels)))

@@ -15,7 +15,9 @@ from mpisjax.errors import UserError
 from mpisjax.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
-    from mpisjax.data import DataSet
+    import jax
+
+    from mpisjax.data import DataSet, Inputs
 
 
 def base() -> ml_collections.ConfigDict:
@@ -162,6 +164,112 @@ def make_network(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
     dtype = None if name == "float32" else jnp.bfloat16
     settings["neuron"] = make_neuron(config) if config.model.neurons or config.model.learn_threshold else None
     return MPIS(num_classes=dataset.num_classes, temporal=dataset.temporal, dtype=dtype, **settings)
+
+
+def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Any:
+    """The learning rate of each step."""
+    from mpisjax.training import optimizers
+
+    t = config.train
+    rise = {"warmup_steps": round(t.warmup_epochs * steps_per_epoch)}
+    if t.schedule == "cosine":
+        return optimizers.cosine(t.learning_rate, t.epochs * steps_per_epoch, **rise)
+    falls = {"milestones": t.milestones, "decay": t.decay}
+    return optimizers.step_decay(t.learning_rate, t.epochs * steps_per_epoch, **rise, **falls)
+
+
+def make_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Any:
+    """The optimiser, an optax transformation."""
+    from mpisjax.training import optimizers
+
+    t = config.train
+    names = ("momentum", "weight_decay", "feedback_decay", "gradient_clip")
+    return optimizers.sgd(make_schedule(config, steps_per_epoch), **{name: t[name] for name in names})
+
+
+def make_augmentation(config: ml_collections.ConfigDict) -> Any:
+    """How images are changed in training."""
+    from mpisjax.data import Augmentation
+
+    return Augmentation(**{name: config.data.augment[name] for name in Augmentation._fields})
+
+
+def make_mesh(config: ml_collections.ConfigDict, batch_size: int) -> jax.sharding.Mesh:
+    """The devices that share a batch."""
+    from mpisjax.training.devices import data_mesh
+
+    return data_mesh(batch_size, config.devices.all_cores, config.devices.model_parallel)
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict, network: Any, inputs: Inputs, steps_per_epoch: int, mesh: Any = None
+) -> Any:
+    """The training step; see `mpisjax.training.step.make_train_step`."""
+    from mpisjax.training import step
+
+    return step.make_train_step(
+        network,
+        make_optimizer(config, steps_per_epoch),
+        inputs=inputs,
+        neuron=make_neuron(config),
+        forward=make_forward(config, inputs.temporal),
+        adjoint=make_adjoint(config),
+        bptt=make_bptt(config),
+        returns=config.forward.returns,
+        schedule=make_schedule(config, steps_per_epoch),
+        augmentation=make_augmentation(config),
+        mixup=config.data.augment.mixup,
+        label_smoothing=config.train.label_smoothing,
+        jacobian_weight=config.train.jacobian_penalty,
+        averaging=config.train.ema,
+        accumulate=config.train.accumulate,
+        mesh=mesh,
+    )
+
+
+def counted_loops(config: ml_collections.ConfigDict, temporal: bool = False) -> list[str] | None:
+    """The metrics that count the turns of a step's loops; see `mpisjax.training.profiling.counted_loops`."""
+    from mpisjax.training import profiling
+
+    return profiling.counted_loops(
+        make_forward(config, temporal),
+        make_adjoint(config),
+        through_time=config.train.method == "bptt",
+        penalised=bool(config.train.jacobian_penalty),
+    )
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict, network: Any, inputs: Inputs, num_steps: int | None = None
+) -> Any:
+    """Measures the network's spikes after `num_steps` time steps, or as many as configured."""
+    from mpisjax.training import evaluation
+
+    return evaluation.make_evaluator(
+        network,
+        inputs,
+        neuron=make_neuron(config),
+        forward=make_spike_forward(config, inputs.temporal, num_steps),
+        bptt=make_bptt(config),
+        batch_size=config.eval.batch_size,
+        mesh=make_mesh(config, config.eval.batch_size),
+    )
+
+
+def initial_variables(config: ml_collections.ConfigDict, network: Any, dataset: DataSet) -> dict[str, Any]:
+    """Random weights by the seed."""
+    from mpisjax.training import state
+
+    shape = dataset.train.images.shape[1:]
+    return state.initial_variables(network, config.seed, shape, make_neuron(config))
+
+
+def init_state(config: ml_collections.ConfigDict, variables: dict[str, Any], steps_per_epoch: int) -> Any:
+    """The training state before the first step."""
+    from mpisjax.training import state
+
+    optimizer = make_optimizer(config, steps_per_epoch)
+    return state.init_state(variables, optimizer, seed=config.seed, averaging=bool(config.train.ema))
 
 
 def _check_numbers(config: ml_collections.ConfigDict, prefix: str = "") -> None:

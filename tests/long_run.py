@@ -142,6 +142,7 @@ def main(given, config) -> int:
         prepare_cores(config)
         import jax
 
+        from mpisjax import configuration
         from mpisjax.training import run
 
         compiled, samples, began = [0], [], time.monotonic()
@@ -151,7 +152,7 @@ def main(given, config) -> int:
             compiled[0] += event == "/jax/core/compile/backend_compile_duration"
 
         jax.monitoring.register_event_duration_secs_listener(count)
-        make = run.make_train_step
+        make = configuration.make_train_step
 
         def make_watched(*arguments, **settings):
             step = make(*arguments, **settings)
@@ -181,7 +182,7 @@ def main(given, config) -> int:
             watched.trace = step.trace  # what counts the arithmetic asks for it
             return watched
 
-        run.make_train_step = make_watched
+        configuration.make_train_step = make_watched
         steps_per_epoch = run.assemble(config).feed.steps_per_epoch
         config.train.epochs = -(-given.steps // steps_per_epoch)
         result = run.run(config, given.workdir or temporary, stopper)

@@ -15,11 +15,11 @@ import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.cli import demo
 from mpisjax.cpu import cores
+from mpisjax.data import prepare_images
 from mpisjax.errors import UserError
 from mpisjax.pretrained.images import read_image
 from mpisjax.pretrained.trace import running_rates, trace
 from mpisjax.training import devices
-from mpisjax.training.step import prepare_images
 
 pytestmark = pytest.mark.unoptimized
 

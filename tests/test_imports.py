@@ -6,11 +6,7 @@ import sys
 from tools.architecture import MODULES, PICTURE, imported, picture, place
 
 PACKAGES = {0: {"jax", "jaxopt", "jaxtyping", "numpy"}, 1: {"jax", "numpy"}}  # by layer, beside Python's own
-EXCEPTIONS = {
-    ("mpisjax.training.evaluation", "mpisjax.configuration"),
-    ("mpisjax.training.init_from", "mpisjax.configuration"),
-    ("mpisjax.training.step", "mpisjax.configuration"),
-}  # importer, imported: to be removed one by one
+EXCEPTIONS: set[tuple[str, str]] = set()  # importer, imported: to be removed one by one
 EDGES = {(a, b) for a in MODULES for b in imported(a) if b in MODULES} - EXCEPTIONS
 
 

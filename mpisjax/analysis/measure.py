@@ -12,13 +12,12 @@ from sklearn.metrics import confusion_matrix
 
 from mpisjax.baselines import bptt
 from mpisjax.baselines.bptt import BPTT
-from mpisjax.data import Batch, Split, eval_batches
+from mpisjax.data import Batch, Split, eval_batches, prepare_images
 from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import Cost, additions_per_step, cost, synapses, synops
 from mpisjax.simulate import SpikeForward
-from mpisjax.training.step import prepare_images
 
 Array = jax.Array
 

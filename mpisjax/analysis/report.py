@@ -20,7 +20,7 @@ from mpisjax.analysis.dynamics import dynamics
 from mpisjax.analysis.measure import Measurement, first_examples, measure
 from mpisjax.analysis.raster import raster
 from mpisjax.baselines.bptt import BPTT
-from mpisjax.data import Split
+from mpisjax.data import Split, prepare_images
 from mpisjax.jacobian import SpectralRadius, warn_near_one
 from mpisjax.neurons import LIF
 from mpisjax.nn import model
@@ -29,7 +29,6 @@ from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
 from mpisjax.solvers import RateForward
 from mpisjax.training.atomic import write_atomically
 from mpisjax.training.metrics import FILE_NAME, read_rows
-from mpisjax.training.step import prepare_images
 
 STEPS = (1, 2, 5, 10, 20, 30)
 EXAMPLES, FOLLOWED, CONVERGENCE_STEPS = 1000, 16, 100

@@ -80,6 +80,7 @@ def _evaluate(given, config, first: bool) -> None:
     """What `main` does on prepared devices; of several processes the first alone prints and writes."""
     from rich.console import Console
 
+    from mpisjax import configuration
     from mpisjax.training import report
     from mpisjax.training.atomic import write_atomically
     from mpisjax.training.run import evaluate_at, restore_best
@@ -106,23 +107,21 @@ def _evaluate(given, config, first: bool) -> None:
             "--num_steps needs a constant input; an event set takes as many steps as data.num_frames"
         )
     console = Console(quiet=not first)
+    readout = report.readout_name(configuration.make_bptt(config))
     results = report.as_json(evaluate_at(config, parts, state, split, None))
     epoch = step // parts.feed.steps_per_epoch
     examples = f"{given.split} split, {results['num_examples']} examples"
-    report.show(
-        console, f"{origin}, state of epoch {epoch}, {examples}", results, report.readout_name(config)
-    )
+    report.show(console, f"{origin}, state of epoch {epoch}, {examples}", results, readout)
     if counts:
         results["by_steps"] = [
             report.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
         ]
-        report.show_steps(console, results["by_steps"], report.readout_name(config))
+        report.show_steps(console, results["by_steps"], readout)
     if not first:
         return
     if given.report is not None:
         import jax
 
-        from mpisjax import configuration
         from mpisjax.analysis.report import STEPS as REPORTED_STEPS
         from mpisjax.analysis.report import Subject, write_report
         from mpisjax.training.run import variables_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,66 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return images.astype(jnp.float32) * scale + offset
 
 
-def augment(key: jax.Array, images: jax.Array, config: Any) -> jax.Array:
+class Inputs(Protocol):
+    """What preparing images needs to know; a `DataSet` knows it."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, of the pixels / 255."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, of the pixels / 255."""
+
+    @property
+    def temporal(self) -> bool:
+        """Whether an example is a sequence of frames."""
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+
+
+def prepare_images(images: jax.Array, inputs: Inputs, dtype: Any = None) -> jax.Array:
+    """Makes a batch of bytes a network's input.
+
+    Args:
+        images: uint8 [B, H, W, C] or [B, T, H, W, C].
+        inputs: Their mean and standard deviation, and whether they are frames.
+        dtype: Of the result; None: float32.
+
+    Returns:
+        Normalised images, [B, H, W, C] or [T, B, H, W, C].
+    """
+    x = normalize(images, inputs.mean, inputs.std)
+    x = x if dtype is None else x.astype(dtype)
+    return time_first(x) if inputs.temporal else x
+
+
+def time_first(frames: jax.Array) -> jax.Array:
+    """[B, T, ...] -> [T, B, ...], the order in which a network reads frames."""
+    return frames.swapaxes(0, 1)
+
+
+class Augmentation(NamedTuple):
+    """How `augment` changes a sample; False or 0 leaves a change out.
+
+    Attributes:
+        flip: Mirror left to right with probability 1/2.
+        rotate: Turn by up to so many degrees.
+        zoom: Scale by a factor of up to 1 + zoom, or its inverse.
+        shift: Move by up to so many pixels on both axes.
+        cutout: Side in pixels of a blanked square.
+    """
+
+    flip: bool = False
+    rotate: float = 0.0
+    zoom: float = 0.0
+    shift: int = 0
+    cutout: int = 0
+
+
+def augment(key: jax.Array, images: jax.Array, config: Augmentation) -> jax.Array:
     """Flips, turns, zooms, shifts and cuts out, each sample by its own draw.
 
     A sample's draw depends on the key and on its place in the (global) batch, so that it does not matter how many
@@ -36,11 +95,8 @@ def augment(key: jax.Array, images: jax.Array, config: Any) -> jax.Array:
     Args:
         key: The step's random key.
         images: [B, H, W, C] or [B, T, H, W, C], any dtype.
-        config: With `flip` (bool: mirror left to right with probability 1/2), `rotate` (up to so many degrees about
-            the centre, in either direction), `zoom` (a factor up to 1 + zoom or down to its inverse, about the
-            centre; both by bilinear interpolation), `shift` (int: up to so many pixels in
-            either direction on both axes) and `cutout` (int: the side of a blanked square with its centre anywhere
-            in the image, T. DeVries and G. Taylor, 2017). False or 0 leaves the step out.
+        config: What to do. Turns and zooms are about the centre, by bilinear interpolation. A cut-out square has its
+            centre anywhere in the image (T. DeVries and G. Taylor, 2017).
 
     Returns:
         As `images`.
@@ -51,7 +107,7 @@ def augment(key: jax.Array, images: jax.Array, config: Any) -> jax.Array:
     return jax.vmap(lambda one, image: _augment_one(one, image, config))(keys, images)
 
 
-def _augment_one(key: jax.Array, image: jax.Array, config: Any) -> jax.Array:
+def _augment_one(key: jax.Array, image: jax.Array, config: Augmentation) -> jax.Array:
     """One sample, [..., H, W, C]."""
     flip_key, shift_key, cutout_key = jax.random.split(key, 3)
     height, width = image.shape[-3:-1]

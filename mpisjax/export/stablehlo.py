@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import export
 
 from mpisjax import cpu
+from mpisjax.data import prepare_images
 from mpisjax.nn import model
 from mpisjax.pretrained import Pretrained
-from mpisjax.training.step import prepare_images
 
 Array = jax.Array
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -126,8 +126,8 @@ def from_variables(
         UserError: The weights are another network's.
     """
     from mpisjax import configuration, weights
+    from mpisjax.data import prepare_images
     from mpisjax.nn import model
-    from mpisjax.training.step import prepare_images
 
     readable: Any = inputs  # stands in for the data set it describes
     net, neuron = configuration.make_network(config, readable), configuration.make_neuron(config)

@@ -10,9 +10,9 @@ import numpy as np
 
 from mpisjax import configuration
 from mpisjax.analysis.raster import raster
+from mpisjax.data import prepare_images
 from mpisjax.nn import model
 from mpisjax.pretrained import Pretrained
-from mpisjax.training.step import prepare_images
 
 
 class Trace(NamedTuple):

@@ -17,11 +17,6 @@ from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder
 
 
-def make_mesh(config: Any, batch_size: int) -> jax.sharding.Mesh:
-    """The mesh on which a run with this config works on batches of a size; see `data_mesh`."""
-    return data_mesh(batch_size, config.devices.all_cores, config.devices.model_parallel)
-
-
 def data_mesh(batch_size: int, all_devices: bool = True, model_parallel: int = 1) -> jax.sharding.Mesh:
     """A mesh with an axis "data" over which the batch is split, as long as divides it evenly.
 

@@ -7,24 +7,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
-from mpisjax import configuration
-from mpisjax.baselines import bptt
-from mpisjax.data import Batch, eval_batches
+from mpisjax.baselines import bptt as through_time
+from mpisjax.baselines.bptt import BPTT
+from mpisjax.data import Batch, Inputs, Split, eval_batches, prepare_images
+from mpisjax.neurons import LIF
 from mpisjax.nn import model
-from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import synapses, synops
+from mpisjax.simulate import SpikeForward
+from mpisjax.solvers import RateForward
 from mpisjax.training.devices import (
     batch_sharding,
-    make_mesh,
+    data_mesh,
     replicated,
     reshard,
     shard_channels,
     state_sharding,
 )
-from mpisjax.training.step import prepare_images
 
 Array = jax.Array
 
@@ -56,57 +56,52 @@ class Evaluation(NamedTuple):
 
 
 def make_eval_step(
-    config: ml_collections.ConfigDict,
-    net: MPIS,
-    dataset: Any,
+    network: Any,
+    inputs: Inputs,
+    *,
+    neuron: LIF,
+    forward: SpikeForward | RateForward,
+    bptt: BPTT | None = None,
     mesh: jax.sharding.Mesh,
-    num_steps: int | None = None,
-    mode: str = "spikes",
 ) -> Callable[[dict[str, Any], Batch], dict[str, Any]]:
     """`step(variables, batch)` -> sums over the batch's real rows, to be added up over batches.
 
     Args:
-      config: all settings.
-      net: the network.
-      dataset: normalisation and kind of input.
+      network: the network.
+      inputs: normalisation and kind of input.
+      neuron: of the populations that bring none.
+      forward: the simulation that is measured, or the solver of the rates.
+      bptt: how a network that was trained through time answers; None: by the equivalent path.
       mesh: devices that share the batch.
-      num_steps: time steps; None: `forward.num_steps`.
-      mode: "spikes" or "rates" (solve for the equilibrium by the rate map to a tight tolerance).
     """
-    net = shard_channels(net, mesh)
-    neuron = configuration.make_neuron(config)
-    forward = configuration.make_spike_forward(config, dataset.temporal, num_steps)
-    through_time = configuration.make_bptt(config)
-    height, width, channels = dataset.train.images.shape[-3:]
-    links = synapses(net, (height, width, channels))
+    network = shard_channels(network, mesh)
 
     def step(variables: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        x = prepare_images(batch.images, dataset)
+        x = prepare_images(batch.images, inputs)
         mask = batch.mask
 
         def total(by_sample: Array) -> Array:
             return jnp.sum(by_sample * mask)
 
-        if mode == "rates":
-            solver = configuration.make_evaluation_solver(config)
-            out = model.apply(net, variables, x, neuron=neuron, forward=solver)
+        if isinstance(forward, RateForward):
+            out = model.apply(network, variables, x, neuron=neuron, forward=forward)
             found, steps, spike_logits = out.equilibrium.rates, out.equilibrium.num_steps, None
         else:
-            simulation = model.spikes(net, variables, x, neuron=neuron, forward=forward)
+            simulation = model.spikes(network, variables, x, neuron=neuron, forward=forward)
             found, steps = simulation.rates, simulation.num_steps
-            spike_logits = model.classify(net, variables, found)
-        rates, layer_rates, residual = model.equivalent_step(net, variables, x, found, neuron)
-        if mode == "spikes":
+            spike_logits = model.classify(network, variables, found)
+        rates, layer_rates, residual = model.equivalent_step(network, variables, x, found, neuron)
+        if isinstance(forward, SpikeForward):
             # Counts, not the leak-weighted rates of Eq. 3: these are spikes that were fired.
             layer_rates = {
                 name: jnp.mean(count, axis=tuple(range(1, count.ndim))) / steps
                 for name, count in simulation.spike_counts.items()
             }
-        if through_time is None or mode == "rates":
-            logits = model.classify(net, variables, rates)
+        if bptt is None or isinstance(forward, RateForward):
+            logits = model.classify(network, variables, rates)
         else:
-            logits = bptt.apply(
-                net, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=through_time
+            logits = through_time.apply(
+                network, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=bptt
             ).logits
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         sums = {
@@ -121,6 +116,9 @@ def make_eval_step(
         }
         if spike_logits is not None:
             sums["correct_spikes"] = total(jnp.argmax(spike_logits, -1) == batch.labels)
+            with jax.ensure_compile_time_eval():
+                height, width, channels = batch.images.shape[-3:]
+                links = synapses(network, (height, width, channels))
             operations = synops(links, simulation.spike_counts)
             sums["synops"] = sum((total(v) for v in operations.values()), jnp.zeros(()))
         return sums
@@ -132,20 +130,33 @@ def make_eval_step(
 
 
 def make_evaluator(
-    config: ml_collections.ConfigDict,
-    net: MPIS,
-    dataset: Any,
-    num_steps: int | None = None,
-    mode: str = "spikes",
-) -> Callable[[dict[str, Any], Any], Evaluation]:
-    """`evaluator(variables, split) -> Evaluation`, compiled once however often it is called."""
-    mesh = make_mesh(config, config.eval.batch_size)
-    step = make_eval_step(config, net, dataset, mesh, num_steps, mode)
+    network: Any,
+    inputs: Inputs,
+    *,
+    neuron: LIF,
+    forward: SpikeForward | RateForward,
+    bptt: BPTT | None = None,
+    batch_size: int = 256,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[dict[str, Any], Split], Evaluation]:
+    """`evaluator(variables, split) -> Evaluation`, compiled once however often it is called.
 
-    def evaluator(variables: dict[str, Any], split: Any) -> Evaluation:
+    Args:
+      network: the network.
+      inputs: normalisation and kind of input.
+      neuron: of the populations that bring none.
+      forward: the simulation that is measured, or the solver of the rates.
+      bptt: how a network that was trained through time answers; None: by the equivalent path.
+      batch_size: examples at once.
+      mesh: devices that share a batch; None: all that divide it.
+    """
+    mesh = data_mesh(batch_size) if mesh is None else mesh
+    step = make_eval_step(network, inputs, neuron=neuron, forward=forward, bptt=bptt, mesh=mesh)
+
+    def evaluator(variables: dict[str, Any], split: Split) -> Evaluation:
         variables = reshard(variables, state_sharding(variables, mesh))
         sums: Any = None
-        for batch in eval_batches(split, config.eval.batch_size, batch_sharding(mesh)):
+        for batch in eval_batches(split, batch_size, batch_sharding(mesh)):
             part = jax.device_get(step(variables, batch))
             sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
         mean = jax.tree.map(lambda s: float(s) / float(sums["count"]), sums)
@@ -161,26 +172,3 @@ def make_evaluator(
         )
 
     return evaluator
-
-
-def evaluate(
-    config: ml_collections.ConfigDict,
-    net: MPIS,
-    variables: dict[str, Any],
-    dataset: Any,
-    split: Any,
-    num_steps: int | None = None,
-    mode: str = "spikes",
-) -> Evaluation:
-    """Measures a network on a split.
-
-    Args:
-      config: all settings.
-      net: the network.
-      variables: `{"params": ..., "batch_stats": ...}`.
-      dataset: normalisation and kind of input.
-      split: examples and labels.
-      num_steps: time steps; None: `forward.num_steps`. Input over time has as many as frames.
-      mode: "spikes" or "rates".
-    """
-    return make_evaluator(config, net, dataset, num_steps, mode)(variables, split)

@@ -12,26 +12,12 @@ import ml_collections
 
 from mpisjax import configuration, weights
 from mpisjax.data import DataSet
-from mpisjax.nn import model
-from mpisjax.nn.mpis import MPIS
 from mpisjax.training import checkpoints, record
 from mpisjax.training.run_folder import path_of
-from mpisjax.training.state import TrainState, evaluated_variables, init_state, make_optimizer
+from mpisjax.training.state import TrainState, evaluated_variables
 
 Variables = dict[str, Any]
 _log = logging.getLogger(__name__)
-
-
-def initial_variables(config: ml_collections.ConfigDict, net: MPIS, dataset: DataSet) -> Variables:
-    """Random weights, by `config.seed`: float32, whether or not JAX's x64 is on, but for a float64 network."""
-    shape = dataset.train.images.shape[1:]
-    images = jnp.zeros((shape[0], 1, *shape[1:]) if dataset.temporal else (1, *shape))
-    variables = model.init_variables(
-        net, jax.random.key(config.seed), images, configuration.make_neuron(config)
-    )
-    if net.dtype == jnp.float64:
-        return variables
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
 
 
 def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: Any) -> TrainState:
@@ -43,8 +29,12 @@ def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: A
         place: The sharding of every array.
     """
     net = configuration.make_network(config, dataset)
-    optimizer = make_optimizer(config, 1)  # the schedule's length changes no shape
-    state = jax.eval_shape(lambda: init_state(config, initial_variables(config, net, dataset), optimizer))
+
+    def initial() -> TrainState:
+        variables = configuration.initial_variables(config, net, dataset)
+        return configuration.init_state(config, variables, 1)  # the schedule's length changes no shape
+
+    state = jax.eval_shape(initial)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 
 from mpisjax.nn.flops import Counter
+from mpisjax.simulate import SpikeForward
+from mpisjax.solvers import Adjoint, RateForward
 
 FOLDER = "profile"
 SKIPPED, TRACED = 10, 5  # steps of this process before the trace (compiling is over by then), and in it
@@ -61,37 +62,55 @@ class Work(NamedTuple):
     utilisation: float | None
 
 
-def counted_loops(config: ml_collections.ConfigDict) -> list[str] | None:
-    """The metrics that count the turns of a step's loops with convolutions, in order; None where nothing counts them."""
-    if config.train.jacobian_penalty:
+def counted_loops(
+    forward: SpikeForward | RateForward,
+    adjoint: Adjoint | None,
+    *,
+    through_time: bool = False,
+    penalised: bool = False,
+) -> list[str] | None:
+    """The metrics that count the turns of a step's loops with convolutions, in order; None where nothing counts them.
+
+    Args:
+        forward: How training finds the equilibrium.
+        adjoint: How its backward pass is solved; None: as by default.
+        through_time: Whether the simulation is differentiated through time instead.
+        penalised: Whether the loss has a penalty on the Jacobian.
+    """
+    if penalised:
         return None
-    if config.train.method == "bptt":
+    if through_time:
         return []
-    forward = ["forward_steps"] if config.forward.mode == "rates" or config.forward.settle_tol else []
-    if config.adjoint.solver == "phantom":
-        return forward
-    return [*forward, "adjoint_steps"] if config.adjoint.solver in ("neumann", "anderson") else None
+    solver = (adjoint or Adjoint()).solver
+    loops = ["forward_steps"] if isinstance(forward, RateForward) or forward.tol else []
+    if solver == "phantom":
+        return loops
+    return [*loops, "adjoint_steps"] if solver in ("neumann", "anderson") else None
 
 
 class Meter:
     """Says how much arithmetic a second the steps of an interval were.
 
     Args:
-        config: All settings.
         train_step: The `jit`-compiled step.
         shapes: Shapes of its arguments.
         mesh: The devices it runs on.
+        loops: What `counted_loops` gave.
+        batch_size: Examples a step.
+        dtype: Of the network's products.
     """
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
         train_step: Any,
         shapes: tuple[Any, ...],
         mesh: jax.sharding.Mesh,
+        *,
+        loops: list[str] | None,
+        batch_size: int,
+        dtype: str = "float32",
     ) -> None:
-        self._loops = counted_loops(config)
-        self._batch_size, self._dtype = config.train.batch_size, config.model.dtype
+        self._loops, self._batch_size, self._dtype = loops, batch_size, dtype
         self._trace: Callable[[], Any] = lambda: train_step.trace(*shapes).jaxpr
         self._jaxpr: Any = None
         self._devices, self._kind = mesh.size, mesh.devices.flat[0].device_kind

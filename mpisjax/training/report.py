@@ -27,11 +27,15 @@ def as_json(score: Any) -> dict[str, Any]:
     return plain(score._asdict())
 
 
-def readout_name(config: Any) -> str:
-    """Which way to the answer `accuracy` stands for: a network trained through time has a readout of its own."""
-    if config.train.method != "bptt":
+def readout_name(bptt: Any) -> str:
+    """Which way to the answer `accuracy` stands for: a network trained through time has a readout of its own.
+
+    Args:
+        bptt: How it was trained through time (`mpisjax.baselines.bptt.BPTT`); None: by its equilibrium.
+    """
+    if bptt is None:
         return "equivalent path"
-    seen = "firing rates" if config.bptt.readout == "rate" else "mean membrane potentials"
+    seen = "firing rates" if bptt.readout == "rate" else "mean membrane potentials"
     return f"readout it was trained with, {seen}"
 
 

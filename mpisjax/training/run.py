@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from mpisjax import configuration
 from mpisjax.cpu import library
-from mpisjax.data import Batch, DataSet, Feed, load, summary
+from mpisjax.data import Batch, DataSet, Feed, load, prepare_images, summary
 from mpisjax.errors import UserError
 from mpisjax.firing import RateReading
 from mpisjax.jacobian import spectral_radius
@@ -25,7 +25,7 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training import checkpoints, devices, init_from, processes, record, run_folder
-from mpisjax.training.evaluation import Evaluation, make_evaluator
+from mpisjax.training.evaluation import Evaluation
 from mpisjax.training.fit import FitResult, fit
 from mpisjax.training.lock import hold
 from mpisjax.training.loop import LoopSettings, OnEpoch
@@ -34,8 +34,7 @@ from mpisjax.training.processes import run_on_primary
 from mpisjax.training.profiling import Meter
 from mpisjax.training.record import Origin
 from mpisjax.training.report import readout_name
-from mpisjax.training.state import TrainState, evaluated_variables, init_state, make_optimizer
-from mpisjax.training.step import make_train_step, prepare_images
+from mpisjax.training.state import TrainState, evaluated_variables
 
 LOG_NAME = "train.log"
 SHOWN_SAMPLES = 32  # of a batch, to estimate the spectral radius when training has diverged
@@ -70,12 +69,12 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     look_for_devices()
     dataset = load(config.data)
     net = configuration.make_network(config, dataset)
-    mesh = devices.make_mesh(config, config.train.batch_size // config.train.accumulate)
+    mesh = configuration.make_mesh(config, config.train.batch_size // config.train.accumulate)
     feed = Feed(dataset.train, config.train.batch_size, config.seed, devices.batch_sharding(mesh))
-    optimizer = make_optimizer(config, feed.steps_per_epoch)
 
     def initial() -> TrainState:
-        return init_state(config, init_from.initial_variables(config, net, dataset), optimizer)
+        variables = configuration.initial_variables(config, net, dataset)
+        return configuration.init_state(config, variables, feed.steps_per_epoch)
 
     place = devices.state_sharding(jax.eval_shape(initial), mesh)
     state = jax.jit(initial, out_shardings=place)()
@@ -145,8 +144,10 @@ def run(
         ):
             parts = parts._replace(state=init_from.started_from(config, parts.dataset, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
-        train_step = make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
-        evaluator = make_evaluator(config, parts.net, parts.dataset)
+        train_step = configuration.make_train_step(
+            config, parts.net, parts.dataset, steps_per_epoch, parts.mesh
+        )
+        evaluator = configuration.make_evaluator(config, parts.net, parts.dataset)
 
         def measure(split: Any) -> Any:
             return lambda state: evaluator(variables_of(state), split)
@@ -198,7 +199,10 @@ def _meter(config: ml_collections.ConfigDict, parts: Parts, train_step: Any) -> 
     make: Any = jax.ShapeDtypeStruct
     batch = Batch(*(make(*one) for one in shapes))
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), parts.state)
-    return Meter(config, train_step, (state, batch), parts.mesh)
+    loops = configuration.counted_loops(config, parts.dataset.temporal)
+    return Meter(
+        train_step, (state, batch), parts.mesh, loops=loops, batch_size=size, dtype=config.model.dtype
+    )
 
 
 def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
@@ -243,7 +247,7 @@ def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, resul
     _log.info(
         "test accuracy %.2f%% by the %s%s, of the state of epoch %d; see %s",
         100 * test["accuracy"],
-        readout_name(config),
+        readout_name(configuration.make_bptt(config)),
         f", {100 * spikes:.2f}% by spikes alone (T = {test['num_steps']:g})" if spikes is not None else "",
         result.best_step // parts.feed.steps_per_epoch,
         path,
@@ -332,4 +336,5 @@ def evaluate_at(
     config: ml_collections.ConfigDict, parts: Parts, state: TrainState, split: Any, num_steps: int | None
 ) -> Evaluation:
     """Measures a state on a split with `num_steps` time steps (None: as configured)."""
-    return make_evaluator(config, parts.net, parts.dataset, num_steps)(variables_of(state), split)
+    evaluator = configuration.make_evaluator(config, parts.net, parts.dataset, num_steps)
+    return evaluator(variables_of(state), split)

@@ -1,4 +1,4 @@
-"""The training state, the optimiser and the learning rate."""
+"""The training state."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
+
+from mpisjax.neurons import LIF
+from mpisjax.nn import model
 
 Array = jax.Array
 
@@ -35,55 +37,37 @@ class TrainState(NamedTuple):
     rng: Array
 
 
-def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up, then cosine to zero or steps down at the milestones."""
-    t = config.train
-    total = t.epochs * steps_per_epoch
-    warmup = min(round(t.warmup_epochs * steps_per_epoch), max(total - 1, 0))
-    if t.schedule == "cosine":
-        after = optax.cosine_decay_schedule(t.learning_rate, max(total - warmup, 1))
-    else:
-        falls = {max(round(m * total) - warmup, 0): t.decay for m in t.milestones}
-        after = optax.piecewise_constant_schedule(t.learning_rate, falls)
-    if not warmup:
-        return after
-    rise = optax.linear_schedule(t.learning_rate / warmup, t.learning_rate, warmup)
-    return optax.join_schedules([rise, after], [warmup])
+def initial_variables(network: Any, seed: int, shape: tuple[int, ...], neuron: LIF) -> dict[str, Any]:
+    """Random weights: float32, whether or not JAX's x64 is on, but for a float64 network.
 
-
-def make_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum; weight decay on kernels alone, not on gains, scales and shifts.
-
-    `train.feedback_decay` adds one on the gains of the feedback convolutions Trans: they have no batch
-    normalisation after them, so their gains set how strongly the streams feed back, and kernels do not.
+    Args:
+      network: the network.
+      seed: of the weights.
+      shape: of an example, [H, W, C] or [T, H, W, C].
+      neuron: its threshold scales the rates.
     """
-    t = config.train
-
-    def kernels(params: Any) -> Any:
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
-    def feedback(params: Any) -> Any:
-        def is_gain(path: Any, _: Any) -> bool:
-            return str(path[0].key).startswith("trans_") and path[-1].key == "gain"
-
-        return jax.tree_util.tree_map_with_path(is_gain, params)
-
-    decays = [optax.add_decayed_weights(t.weight_decay, mask=kernels)]
-    if t.feedback_decay:
-        decays.append(optax.add_decayed_weights(t.feedback_decay, mask=feedback))
-    return optax.chain(
-        optax.clip_by_global_norm(t.gradient_clip) if t.gradient_clip else optax.identity(),
-        optax.chain(*decays),
-        optax.sgd(
-            make_schedule(config, steps_per_epoch), momentum=t.momentum or None, nesterov=bool(t.momentum)
-        ),
-    )
+    images = jnp.zeros((shape[0], 1, *shape[1:]) if network.temporal else (1, *shape))
+    variables = model.init_variables(network, jax.random.key(seed), images, neuron)
+    if network.dtype == jnp.float64:
+        return variables
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
 
 
 def init_state(
-    config: ml_collections.ConfigDict, variables: dict[str, Any], optimizer: optax.GradientTransformation
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    averaging: bool = False,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}`.
+      optimizer: the one that the step has.
+      seed: of augmentation and dropout.
+      averaging: whether averaged weights are kept.
+    """
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     averaged = {"params": params, "batch_stats": batch_stats}
     return TrainState(
@@ -91,9 +75,9 @@ def init_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, averaged) if config.train.ema else (),
+        ema=jax.tree.map(jnp.copy, averaged) if averaging else (),
         skipped=jnp.zeros((), jnp.int32),
-        rng=jax.random.key(config.seed + 1),
+        rng=jax.random.key(seed + 1),
     )
 
 

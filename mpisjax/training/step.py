@@ -7,34 +7,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
-from mpisjax import configuration
-from mpisjax.baselines import bptt
-from mpisjax.data import Batch, augment, mixup, normalize
+from mpisjax.baselines import bptt as through_time
+from mpisjax.baselines.bptt import BPTT
+from mpisjax.data import Augmentation, Batch, Inputs, augment, mixup, normalize, prepare_images
+from mpisjax.data.augment import time_first
 from mpisjax.equilibrium import adjoint_probe
 from mpisjax.firing import RateReading
 from mpisjax.jacobian import jacobian_penalty
+from mpisjax.neurons import LIF
 from mpisjax.nn import model
-from mpisjax.nn.mpis import MPIS
 from mpisjax.residuals import global_norm
-from mpisjax.simulate import weighted_mean_frame
-from mpisjax.solvers import AdjointStats
+from mpisjax.simulate import SpikeForward, weighted_mean_frame
+from mpisjax.solvers import Adjoint, AdjointStats, RateForward
 from mpisjax.training.devices import batch_sharding, replicated, shard_channels, state_sharding
-from mpisjax.training.state import TrainState, make_optimizer, make_schedule
+from mpisjax.training.state import TrainState
 
 Array = jax.Array
+LossFn = Callable[..., tuple[Array, model.Output]]
 
 
 class Metrics(NamedTuple):
     """What a training step reports; float32 scalars.
 
     Attributes:
-      loss: as trained: cross-entropy, smoothed, and the Jacobian penalty where there is one.
+      loss: as trained: cross-entropy, smoothed, and the penalties where there are any.
       accuracy: on the augmented batch, by the readout that is trained.
       grad_norm: global norm of the gradient.
-      learning_rate: of this step.
+      learning_rate: of this step; NaN where nobody knows it.
       forward_steps: time steps, or solver steps.
       forward_residual: mean relative residual over samples, of the worst stream.
       forward_converged: share of samples that converged.
@@ -57,8 +58,19 @@ class Metrics(NamedTuple):
     skipped: Array
 
 
-class _Gradients(NamedTuple):
-    """Of one forward and backward pass, or the means over several."""
+class Gradients(NamedTuple):
+    """Of one forward and backward pass, or the means over several.
+
+    Attributes:
+      loss: as trained.
+      grads: like the parameters.
+      accuracy: share of right answers.
+      forward_steps: see `Metrics`.
+      forward_residual: see `Metrics`.
+      forward_converged: see `Metrics`.
+      adjoint: how the adjoint solve went.
+      batch_stats: running statistics after the last pass.
+    """
 
     loss: Array
     grads: Any
@@ -67,71 +79,144 @@ class _Gradients(NamedTuple):
     forward_residual: Array
     forward_converged: Array
     adjoint: AdjointStats
-    batch_stats: Any  # after the last pass
-
-
-def prepare_images(images: Array, dataset: Any, dtype: Any = None) -> Array:
-    """uint8 batch -> network input; frames [batch, time, ...] become [time, batch, ...]."""
-    x = normalize(images, dataset.mean, dataset.std)
-    x = x if dtype is None else x.astype(dtype)
-    return x.swapaxes(0, 1) if dataset.temporal else x
+    batch_stats: Any
 
 
 def make_train_step(
-    config: ml_collections.ConfigDict,
-    net: MPIS,
-    dataset: Any,
-    steps_per_epoch: int,
+    network: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    inputs: Inputs,
+    neuron: LIF,
+    forward: SpikeForward | RateForward,
+    adjoint: Adjoint | None = None,
+    bptt: BPTT | None = None,
+    returns: str = "equivalent",
+    schedule: optax.Schedule | None = None,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 (a tuple of constants)
+    mixup: float = 0.0,
+    label_smoothing: float = 0.0,
+    jacobian_weight: float = 0.0,
+    averaging: float = 0.0,
+    accumulate: int = 1,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step for a config.
+    """One step of training.
 
     Args:
-      config: all settings.
-      net: the network.
-      dataset: its normalisation, class count and whether input is over time.
-      steps_per_epoch: for the schedule.
+      network: the network.
+      optimizer: what makes updates of gradients.
+      inputs: normalisation, class count, and whether input is over time.
+      neuron: of the populations that bring none.
+      forward: how the equilibrium is found.
+      adjoint: how the backward pass is solved; None: as `equilibrium_forward` does by default.
+      bptt: differentiate the simulation of `forward` through time instead.
+      returns: what the classifier sees: "equivalent" or "spikes"; see `equilibrium_forward`.
+      schedule: gives the learning rate of a step, which the metrics report. None: read from the optimiser's state, where
+        `optax.inject_hyperparams` has put it.
+      augmentation: how images are changed.
+      mixup: parameter of the beta distribution that mixes two images; 0: none.
+      label_smoothing: share of the target that is spread over all classes.
+      jacobian_weight: weight of ||J||_F^2 / n of the equivalent map in the loss.
+      averaging: decay of averaged weights, which the state must have then; 0: none.
+      accumulate: parts of the batch that are passed one by one.
       mesh: devices to share the batch; None: the default one.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; the state's buffers are donated. A step whose loss or gradient is
       not finite leaves parameters, optimiser and statistics as they were and counts itself.
     """
-    net = net if mesh is None else shard_channels(net, mesh)
-    neuron, adjoint = configuration.make_neuron(config), configuration.make_adjoint(config)
-    forward = configuration.make_forward(config, dataset.temporal)
-    through_time = configuration.make_bptt(config)
-    optimizer, schedule = make_optimizer(config, steps_per_epoch), make_schedule(config, steps_per_epoch)
-    smoothing, averaging = config.train.label_smoothing, config.train.ema
+    network = network if mesh is None else shard_channels(network, mesh)
+    answer = make_answer(network, neuron=neuron, forward=forward, adjoint=adjoint, bptt=bptt, returns=returns)
+    loss_fn = make_loss(network, answer, neuron=neuron, jacobian_weight=jacobian_weight)
+    gradients = accumulated(make_gradients(loss_fn), accumulate, batch_axis=1 if inputs.temporal else 0)
 
-    def loss_fn(params: Any, probe: Any, state: TrainState, x: Array, targets: Array, rng: Array) -> Any:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        shared: dict[str, Any] = {"neuron": neuron, "train": True, "rng": rng}
-        if through_time is None:
-            shared["returns"] = config.forward.returns
-            out = model.apply(net, variables, x, forward=forward, adjoint=adjoint, probe=probe, **shared)
-        else:
-            out = bptt.apply(net, variables, x, num_steps=forward.num_steps, bptt=through_time, **shared)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        augment_key, mixup_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step), 3)
+        images = augment(augment_key, batch.images, augmentation)
+        targets = jax.nn.one_hot(batch.labels, inputs.num_classes)
+        x, targets = mixed(mixup_key, images, targets, inputs, mixup)
+        targets = optax.smooth_labels(targets, label_smoothing) if label_smoothing else targets
+        found = gradients(state.params, state.batch_stats, x, targets, dropout_key)
+        new, norm, finite = updated(state, found, optimizer, averaging)
+        rate = schedule(state.step) if schedule is not None else learning_rate_of(state.opt_state)
+        metrics = Metrics(
+            loss=found.loss,
+            accuracy=found.accuracy,
+            grad_norm=norm,
+            learning_rate=rate,
+            forward_steps=found.forward_steps,
+            forward_residual=found.forward_residual,
+            forward_converged=found.forward_converged,
+            adjoint_steps=found.adjoint.num_steps,
+            adjoint_residual=found.adjoint.residual,
+            finite=finite,
+            skipped=new.skipped,
+        )
+        return new, Metrics(*(jnp.asarray(m, jnp.float32) for m in metrics))
+
+    return compiled(step, mesh)
+
+
+def make_answer(
+    network: Any,
+    *,
+    neuron: LIF,
+    forward: SpikeForward | RateForward,
+    adjoint: Adjoint | None,
+    bptt: BPTT | None,
+    returns: str,
+) -> Callable[..., model.Output]:
+    """How the network answers in training: `answer(variables, x, rng, probe) -> Output`, by equilibrium or through time."""
+    shared: dict[str, Any] = {"neuron": neuron, "train": True}
+
+    def by_equilibrium(variables: Any, x: Array, rng: Array, probe: Any) -> model.Output:
+        how: dict[str, Any] = {"forward": forward, "adjoint": adjoint, "returns": returns, **shared}
+        return model.apply(network, variables, x, rng=rng, probe=probe, **how)
+
+    def by_simulation(variables: Any, x: Array, rng: Array, probe: Any) -> model.Output:
+        del probe  # nothing is solved backward
+        assert bptt is not None and isinstance(forward, SpikeForward)
+        steps = forward.num_steps
+        return through_time.apply(network, variables, x, rng=rng, num_steps=steps, bptt=bptt, **shared)
+
+    return by_equilibrium if bptt is None else by_simulation
+
+
+def make_loss(
+    network: Any, answer: Callable[..., model.Output], *, neuron: LIF, jacobian_weight: float
+) -> LossFn:
+    """`loss(params, probe, batch_stats, x, targets, rng) -> (loss, Output)`: cross-entropy, and what is added to it."""
+    transition = model.transition_of(network)
+
+    def loss_fn(params: Any, probe: Any, batch_stats: Any, x: Array, targets: Array, rng: Array) -> Any:
+        variables = {"params": params, "batch_stats": batch_stats}
+        out = answer(variables, x, rng, probe)
         loss = optax.softmax_cross_entropy(out.logits, targets).mean()
-        if config.train.jacobian_penalty:
+        if jacobian_weight:
             # Of the map that is solved in evaluation: running statistics, nothing dropped.
-            encoded = net.apply(variables, x, False, method="encode")
-            encoded = weighted_mean_frame(encoded, neuron.leak) if net.temporal else encoded
-            transition = model.transition_of(net)
-            loss += config.train.jacobian_penalty * jacobian_penalty(
+            encoded = network.apply(variables, x, False, method="encode")
+            encoded = weighted_mean_frame(encoded, neuron.leak) if network.temporal else encoded
+            loss += jacobian_weight * jacobian_penalty(
                 lambda r: transition(variables, r, encoded, RateReading(neuron)),
                 out.equilibrium.rates,
                 jax.random.fold_in(rng, 1),
             )
         return loss, out
 
-    def gradients_of_part(state: TrainState, x: Array, targets: Array, rng: Array) -> _Gradients:
+    return loss_fn
+
+
+def make_gradients(loss_fn: LossFn) -> Callable[..., Gradients]:
+    """`gradients(params, batch_stats, x, targets, rng) -> Gradients` of one pass."""
+
+    def gradients(params: Any, batch_stats: Any, x: Array, targets: Array, rng: Array) -> Gradients:
         differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
         (loss, out), (grads, adjoint_stats) = differentiate(
-            state.params, adjoint_probe(), state, x, targets, rng
+            params, adjoint_probe(), batch_stats, x, targets, rng
         )
         equilibrium = out.equilibrium
-        return _Gradients(
+        return Gradients(
             loss=loss,
             grads=grads,
             accuracy=jnp.mean(jnp.argmax(out.logits, -1) == jnp.argmax(targets, -1)),
@@ -142,98 +227,96 @@ def make_train_step(
             batch_stats=out.batch_stats,
         )
 
-    def gradients(state: TrainState, x: Array, targets: Array, rng: Array) -> _Gradients:
-        parts = config.train.accumulate
-        if parts == 1:
-            return gradients_of_part(state, x, targets, rng)
-        axis = 1 if dataset.temporal else 0
+    return gradients
 
-        def split(a: Array, axis: int) -> Array:
-            # Part n takes rows n, n + parts, ...: each device's rows stay on it.
-            a = a.reshape(*a.shape[:axis], -1, parts, *a.shape[axis + 1 :])
-            return jnp.moveaxis(a, axis + 1, 0)
 
+def accumulated(gradients: Callable[..., Gradients], parts: int, batch_axis: int) -> Callable[..., Gradients]:
+    """The like of `gradients`, with the batch passed in parts, one after the other; each has its own batch statistics."""
+    if parts == 1:
+        return gradients
+
+    def split(a: Array, axis: int) -> Array:
+        # Part n takes rows n, n + parts, ...: each device's rows stay on it.
+        a = a.reshape(*a.shape[:axis], -1, parts, *a.shape[axis + 1 :])
+        return jnp.moveaxis(a, axis + 1, 0)
+
+    def wide(leaf: Any) -> Any:
+        return jnp.promote_types(leaf.dtype, jnp.float32)
+
+    def in_parts(params: Any, batch_stats: Any, x: Array, targets: Array, rng: Array) -> Gradients:
         def one(carry: tuple[Any, Any], part: Any) -> Any:
             number, x, targets = part
             sums, batch_stats = carry
-            found = gradients_of_part(
-                state._replace(batch_stats=batch_stats), x, targets, jax.random.fold_in(rng, number)
-            )
-            numbers = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), found)
-            numbers = numbers._replace(batch_stats=())
+            found = gradients(params, batch_stats, x, targets, jax.random.fold_in(rng, number))
+            numbers = jax.tree.map(lambda a: a.astype(wide(a)), found)._replace(batch_stats=())
             return (jax.tree.map(jnp.add, sums, numbers), found.batch_stats), None
 
-        xs = (jnp.arange(parts), split(x, axis), split(targets, 0))
-        shapes = jax.eval_shape(gradients_of_part, state, xs[1][0], xs[2][0], rng)._replace(batch_stats=())
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
-        (sums, batch_stats), _ = jax.lax.scan(one, (zeros, state.batch_stats), xs)
+        xs = (jnp.arange(parts), split(x, batch_axis), split(targets, 0))
+        shapes = jax.eval_shape(gradients, params, batch_stats, xs[1][0], xs[2][0], rng)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, wide(s)), shapes._replace(batch_stats=()))
+        (sums, batch_stats), _ = jax.lax.scan(one, (zeros, batch_stats), xs)
         return jax.tree.map(lambda a: a / parts, sums)._replace(batch_stats=batch_stats)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(state.rng, state.step)
-        augment_key, mixup_key, dropout_key = jax.random.split(rng, 3)
-        targets = jax.nn.one_hot(batch.labels, dataset.num_classes)
-        x = augment(augment_key, batch.images, config.data.augment)
-        if config.data.augment.mixup:
-            x = normalize(x, dataset.mean, dataset.std)
-            x, targets = mixup(mixup_key, x, targets, config.data.augment.mixup)
-            x = x.swapaxes(0, 1) if dataset.temporal else x
-        else:
-            x = prepare_images(x, dataset)
-        targets = optax.smooth_labels(targets, smoothing) if smoothing else targets
+    return in_parts
 
-        found = gradients(state, x, targets, dropout_key)
-        loss, grads = found.loss, found.grads
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norm = global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-        def keep(new: Any, old: Any) -> Any:
-            # In the dtype of the old, which x64 widens here and there.
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b).astype(b.dtype), new, old)
+def mixed(key: Array, images: Array, targets: Array, inputs: Inputs, alpha: float) -> tuple[Array, Array]:
+    """The network's input and targets of a batch of bytes: normalised, and mixed two by two where `alpha` says so."""
+    if not alpha:
+        return prepare_images(images, inputs), targets
+    x, targets = mixup(key, normalize(images, inputs.mean, inputs.std), targets, alpha)
+    return time_first(x) if inputs.temporal else x, targets
 
-        ema = state.ema
-        if averaging:
-            # Warmed up, so that the average does not remember the initial weights.
-            rate = jnp.minimum(averaging, (1 + state.step) / (10 + state.step))
-            current = {"params": params, "batch_stats": found.batch_stats}
-            ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, current)
-        skipped = jnp.where(finite, 0, state.skipped + 1)
-        metrics = Metrics(
-            loss=loss,
-            accuracy=found.accuracy,
-            grad_norm=norm,
-            learning_rate=schedule(state.step),
-            forward_steps=found.forward_steps,
-            forward_residual=found.forward_residual,
-            forward_converged=found.forward_converged,
-            adjoint_steps=found.adjoint.num_steps,
-            adjoint_residual=found.adjoint.residual,
-            finite=finite,
-            skipped=skipped,
-        )
-        new = TrainState(
-            step=state.step + 1,
-            params=keep(params, state.params),
-            batch_stats=keep(found.batch_stats, state.batch_stats),
-            opt_state=keep(opt_state, state.opt_state),
-            ema=keep(ema, state.ema),
-            skipped=skipped,
-            rng=state.rng,
-        )
-        return new, Metrics(*(jnp.asarray(m, jnp.float32) for m in metrics))
 
+def updated(
+    state: TrainState, found: Gradients, optimizer: optax.GradientTransformation, averaging: float
+) -> tuple[TrainState, Array, Array]:
+    """The state after a step, the gradient's norm, and whether all was finite; where it was not the step is skipped."""
+    updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    norm = global_norm(found.grads)
+    finite = jnp.isfinite(found.loss) & jnp.isfinite(norm)
+
+    def keep(new: Any, old: Any) -> Any:
+        # In the dtype of the old, which x64 widens here and there.
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b).astype(b.dtype), new, old)
+
+    ema = state.ema
+    if averaging:
+        # Warmed up, so that the average does not remember the initial weights.
+        rate = jnp.minimum(averaging, (1 + state.step) / (10 + state.step))
+        current = {"params": params, "batch_stats": found.batch_stats}
+        ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, current)
+    new = TrainState(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        batch_stats=keep(found.batch_stats, state.batch_stats),
+        opt_state=keep(opt_state, state.opt_state),
+        ema=keep(ema, state.ema),
+        skipped=jnp.where(finite, 0, state.skipped + 1),
+        rng=state.rng,
+    )
+    return new, norm, finite
+
+
+def learning_rate_of(opt_state: Any) -> Any:
+    """The learning rate that `optax.inject_hyperparams` keeps in an optimiser's state; NaN where there is none."""
+    return optax.tree_utils.tree_get(opt_state, "learning_rate", default=jnp.nan)
+
+
+def compiled(step: Callable[..., Any], mesh: jax.sharding.Mesh | None) -> Callable[..., Any]:
+    """A step, `jit`-compiled for the devices that share its batch; the state is donated."""
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
     whole = replicated(mesh)
-    if "model" in mesh.axis_names:
+    if "model" not in mesh.axis_names:
+        shardings: Any = (whole, batch_sharding(mesh))
+        return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=whole)
 
-        def placed(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            state, metrics = step(state, batch)
-            return jax.lax.with_sharding_constraint(state, state_sharding(state, mesh)), metrics
+    def placed(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        state, metrics = step(state, batch)
+        return jax.lax.with_sharding_constraint(state, state_sharding(state, mesh)), metrics
 
-        # The state comes as `state_sharding` lays it.
-        shardings = (None, batch_sharding(mesh))
-        return jax.jit(placed, donate_argnums=0, in_shardings=shardings, out_shardings=(None, whole))
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, batch_sharding(mesh)), out_shardings=whole)
+    # The state comes as `state_sharding` lays it.
+    shardings = (None, batch_sharding(mesh))
+    return jax.jit(placed, donate_argnums=0, in_shardings=shardings, out_shardings=(None, whole))

@@ -12,7 +12,6 @@ from mpisjax import configuration, data, nn
 from mpisjax.analysis.audit import audit_solves, gradient_audit
 from mpisjax.analysis.measure import against_steps, first_examples, measure
 from mpisjax.nn import operations
-from mpisjax.training import evaluation
 
 pytestmark = pytest.mark.unoptimized
 
@@ -140,7 +139,7 @@ def test_measurements_agree_with_the_evaluation(digits):
     split = first_examples(dataset.test, 50)
     asked = {"neuron": configuration.make_neuron(config), "batch_size": 32}
     found = measure(net, variables, dataset, split, num_steps=5, **asked)
-    expected = evaluation.evaluate(config, net, variables, dataset, split)
+    expected = configuration.make_evaluator(config, net, dataset)(variables, split)
     assert found.num_examples == 50 == found.confusion.sum()
     np.testing.assert_array_equal(found.confusion.sum(1), np.bincount(split.labels, minlength=10))
     assert found.accuracy == pytest.approx(expected.accuracy)
@@ -181,7 +180,7 @@ def test_the_evaluation_counts_spikes_where_neurons_leak(digits):
     for _ in range(5):
         rates = net.apply(variables, rates, x, fire, False, method="transition")
     counted = {name: float(jnp.mean(count)) / 5 for name, count in counts.items()}
-    found = evaluation.evaluate(config, net, variables, dataset, split)
+    found = configuration.make_evaluator(config, net, dataset)(variables, split)
     assert found.firing_rates == pytest.approx(counted, rel=1e-3)
     assert max(counted.values()) > 0.05
 

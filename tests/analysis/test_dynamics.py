@@ -9,7 +9,6 @@ import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.analysis.convergence import convergence
 from mpisjax.jacobian import jacobian_penalty, spectral_radius, warn_near_one
-from mpisjax.training import state, step
 
 pytestmark = pytest.mark.unoptimized
 
@@ -143,11 +142,11 @@ def test_penalty_in_training_makes_the_jacobian_smaller():
         dataset = data.load(config.data)
         net = configuration.make_network(config, dataset)
         batch = data.Feed(dataset.train, 30, seed=0).batch(0)
-        images = step.prepare_images(batch.images, dataset)
+        images = data.prepare_images(batch.images, dataset)
         neuron = configuration.make_neuron(config)
         variables = nn.init_variables(net, jax.random.key(0), images, neuron)
-        train = step.make_train_step(config, net, dataset, steps_per_epoch=20)
-        current = state.init_state(config, variables, state.make_optimizer(config, 20))
+        train = configuration.make_train_step(config, net, dataset, steps_per_epoch=20)
+        current = configuration.init_state(config, variables, 20)
         for _ in range(10):
             current, metrics = train(current, batch)
         variables = {"params": current.params, "batch_stats": current.batch_stats}

@@ -12,7 +12,7 @@ from mpisjax.baselines.anytime import rates_after
 from mpisjax.baselines.bptt import BPTT, unroll
 from mpisjax.errors import UserError
 from mpisjax.neurons import dbrelu
-from mpisjax.training import run, state, step
+from mpisjax.training import run
 from mpisjax.training.preemption import Stopper
 
 TIMES = (1, 2, 4, 7)
@@ -101,17 +101,17 @@ def small_run(**bptt):
     dataset = data.load(config.data)
     net = configuration.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
-    images = step.prepare_images(batch.images, dataset)
+    images = data.prepare_images(batch.images, dataset)
     variables = nn.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
-    trained = state.init_state(config, variables, state.make_optimizer(config, 20))
+    trained = configuration.init_state(config, variables, 20)
     return config, net, dataset, batch, trained
 
 
 def test_training_step_lowers_the_mean_loss_and_leaves_the_statistics():
     config, net, dataset, batch, trained = small_run(times=(1, 2, 4))
-    train = step.make_train_step(config, net, dataset, steps_per_epoch=20)
+    train = configuration.make_train_step(config, net, dataset, steps_per_epoch=20)
     before = jax.tree.map(np.asarray, trained.batch_stats)
-    images = step.prepare_images(batch.images, dataset)
+    images = data.prepare_images(batch.images, dataset)
     out = anytime.apply(
         net,
         {"params": trained.params, "batch_stats": trained.batch_stats},
@@ -131,7 +131,7 @@ def test_training_step_lowers_the_mean_loss_and_leaves_the_statistics():
 
 def test_logits_are_those_of_evaluation_at_each_time():
     config, net, dataset, batch, trained = small_run(times=(1, 3))
-    images, neuron = step.prepare_images(batch.images, dataset), configuration.make_neuron(config)
+    images, neuron = data.prepare_images(batch.images, dataset), configuration.make_neuron(config)
     variables = {"params": trained.params, "batch_stats": trained.batch_stats}
     out = anytime.apply(net, variables, images, neuron=neuron, times=(1, 3))
     for steps, logits in zip((1, 3), out.logits, strict=True):

@@ -13,7 +13,7 @@ from mpisjax import configuration, data, nn
 from mpisjax.baselines import bptt
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.baselines.surrogates import SURROGATES, spike
-from mpisjax.training import report, state, step
+from mpisjax.training import report
 
 pytestmark = pytest.mark.unoptimized
 
@@ -211,10 +211,10 @@ def test_training_step_takes_the_switch():
     dataset = data.load(config.data)
     net = configuration.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
-    images = step.prepare_images(batch.images, dataset)
+    images = data.prepare_images(batch.images, dataset)
     variables = nn.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
-    train = step.make_train_step(config, net, dataset, steps_per_epoch=20)
-    trained = state.init_state(config, variables, state.make_optimizer(config, 20))
+    train = configuration.make_train_step(config, net, dataset, steps_per_epoch=20)
+    trained = configuration.init_state(config, variables, 20)
     losses = []
     for _ in range(12):
         trained, metrics = train(trained, batch)
@@ -242,11 +242,11 @@ def test_rates_cannot_be_trained_through_time():
 def test_accuracy_is_named_by_the_readout_it_is_of(method, readout, said):
     config = configuration.base()
     config.train.method, config.bptt.readout = method, readout
-    assert report.readout_name(config) == said
+    assert report.readout_name(configuration.make_bptt(config)) == said
     result = {"accuracy": 0.5, "accuracy_spikes": 0.25, "loss": 1.0, "synops": None, "num_steps": 4}
     result |= {"residual": {}, "firing_rates": {}}
     console = Console(record=True, width=140, file=io.StringIO())
-    report.show(console, "a run", result, report.readout_name(config))
-    report.show_steps(console, [result], report.readout_name(config))
+    report.show(console, "a run", result, report.readout_name(configuration.make_bptt(config)))
+    report.show_steps(console, [result], report.readout_name(configuration.make_bptt(config)))
     shown = console.export_text()
     assert shown.count(said) >= 2 and (method == "implicit") == ("equivalent path" in shown)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from mpisjax import cli, config_files, configuration
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
-from mpisjax.training.state import make_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +55,7 @@ def make(config: ml_collections.ConfigDict) -> None:
     configuration.make_evaluation_solver(config)
     configuration.make_adjoint(config)
     configuration.make_bptt(config)
-    make_schedule(config, 19)
+    configuration.make_schedule(config, 19)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import pytest
 
 from mpisjax import config_files, configuration, nn
+from mpisjax.data import prepare_images
 from mpisjax.errors import UserError
-from mpisjax.training.state import make_optimizer
-from mpisjax.training.step import prepare_images
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # Side, channels, classes, whether input is over time.
@@ -97,7 +96,7 @@ def test_settings_build(path, variant, count, paper):
     if config.forward.mode == "spikes" and not temporal:
         assert forward.num_steps == config.forward.num_steps
     configuration.make_adjoint(config)
-    make_optimizer(config, steps_per_epoch=10)
+    configuration.make_optimizer(config, steps_per_epoch=10)
     # The schedule falls from its top only if the run is longer than its warm-up.
     assert config.train.warmup_epochs < config.train.epochs
 

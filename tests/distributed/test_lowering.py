@@ -18,11 +18,10 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from mpisjax import config_files, configuration, cpu
-from mpisjax.data import Batch
+from mpisjax.data import Batch, prepare_images
 from mpisjax.nn import model
 from mpisjax.training.evaluation import make_eval_step
-from mpisjax.training.state import TrainState, init_state, make_optimizer
-from mpisjax.training.step import make_train_step, prepare_images
+from mpisjax.training.state import TrainState
 
 pytestmark = pytest.mark.unoptimized
 
@@ -70,7 +69,7 @@ def shapes_of(config: Any) -> tuple[SimpleNamespace, Any, TrainState, Batch]:
     def initial() -> TrainState:
         images = prepare_images(jnp.zeros((1, *shape), jnp.uint8), dataset)
         variables = model.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
-        return init_state(config, variables, make_optimizer(config, steps_per_epoch=100))
+        return configuration.init_state(config, variables, steps_per_epoch=100)
 
     size = -(-config.train.batch_size // DEVICES) * DEVICES
     batch = Batch(
@@ -109,8 +108,16 @@ def lower(config: Any) -> None:
     mesh = AbstractMesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     with cpu.disabled():  # as where the first platform is no CPU
-        check(make_train_step(config, net, dataset, 100, mesh), state, batch)
-        check(make_eval_step(config, net, dataset, mesh), variables, batch)
+        check(configuration.make_train_step(config, net, dataset, 100, mesh), state, batch)
+        evaluated = make_eval_step(
+            net,
+            dataset,
+            neuron=configuration.make_neuron(config),
+            forward=configuration.make_spike_forward(config, dataset.temporal),
+            bptt=configuration.make_bptt(config),
+            mesh=mesh,
+        )
+        check(evaluated, variables, batch)
 
 
 @pytest.mark.parametrize(("path", "variant"), every())

@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 
 from mpisjax import configuration
-from mpisjax.data import Batch, load
+from mpisjax.data import Batch, load, prepare_images
 from mpisjax.nn import model
 from mpisjax.simulate import simulate
 from mpisjax.solvers import Adjoint, RateForward, solve_adjoint, solve_rates
-from mpisjax.training import init_from
-from mpisjax.training.state import init_state, make_optimizer
-from mpisjax.training.step import make_train_step, prepare_images
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worker import settings
@@ -33,7 +30,7 @@ def dataset():
 
 
 def state_of(config, net, dataset):
-    return init_state(config, init_from.initial_variables(config, net, dataset), make_optimizer(config, 10))
+    return configuration.init_state(config, configuration.initial_variables(config, net, dataset), 10)
 
 
 def batch_of(dataset, rows):
@@ -50,9 +47,11 @@ def test_accumulation_is_the_mean_over_its_parts(dataset):
     config.train.accumulate = 3
     net = configuration.make_network(config, dataset)
     batch = batch_of(dataset, np.arange(ROWS))
-    whole, metrics = make_train_step(config, net, dataset, 10)(state_of(config, net, dataset), batch)
+    whole, metrics = configuration.make_train_step(config, net, dataset, 10)(
+        state_of(config, net, dataset), batch
+    )
     config.train.accumulate = 1
-    single = make_train_step(config, net, dataset, 10)
+    single = configuration.make_train_step(config, net, dataset, 10)
     # All parts see the same parameters; running statistics take in one part after another.
     parts, stats = [], state_of(config, net, dataset).batch_stats
     for first in range(3):
@@ -71,7 +70,7 @@ def rates_of(dataset, dtype, mode):
     config = settings()
     config.model.dtype, config.model.dropout = dtype, 0.0
     net = configuration.make_network(config, dataset)
-    variables = jax.jit(lambda: init_from.initial_variables(config, net, dataset))()
+    variables = jax.jit(lambda: configuration.initial_variables(config, net, dataset))()
     x = prepare_images(jnp.asarray(dataset.train.images[:ROWS]), dataset)
     neuron = configuration.make_neuron(config)
 
@@ -103,12 +102,12 @@ def test_bfloat16_leaves_the_rest_in_float32(dataset):
     config.model.dtype = "bfloat16"
     net = configuration.make_network(config, dataset)
     state, batch = jax.eval_shape(lambda: state_of(config, net, dataset)), batch_of(dataset, np.arange(ROWS))
-    new, metrics = jax.eval_shape(make_train_step(config, net, dataset, 10), state, batch)
+    new, metrics = jax.eval_shape(configuration.make_train_step(config, net, dataset, 10), state, batch)
     for leaf in jax.tree.leaves((new.params, new.batch_stats, new.opt_state, metrics)):
         assert leaf.dtype != jnp.bfloat16
     rates = net.initial_rates(jnp.zeros((1, 8, 8, 1)))
     assert {leaf.dtype for leaf in jax.tree.leaves(rates)} == {jnp.dtype(jnp.bfloat16)}
-    text = make_train_step(config, net, dataset, 10).lower(state, batch).as_text()
+    text = configuration.make_train_step(config, net, dataset, 10).lower(state, batch).as_text()
     convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert convolutions and all("bf16>" in line.rsplit("->", 1)[-1] for line in convolutions)
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from mpisjax import configuration
 from mpisjax.training import profiling
-from mpisjax.training.profiling import Meter, Tracer, counted_loops
+from mpisjax.training.profiling import Meter, Tracer
 
 pytestmark = pytest.mark.unoptimized
 
@@ -33,10 +33,10 @@ def mesh(kind: str, devices: int) -> SimpleNamespace:
 
 
 def meter(kind: str, devices: int = 1, dtype: str = "float32") -> Meter:
-    config = configuration.base()
-    config.train.batch_size, config.model.dtype = 10, dtype
+    loops = configuration.counted_loops(configuration.base())
     shape = jax.ShapeDtypeStruct((SIDE, SIDE), jnp.float32)
-    return Meter(config, jax.jit(step), (shape, shape), mesh(kind, devices))
+    step_of = jax.jit(step)
+    return Meter(step_of, (shape, shape), mesh(kind, devices), loops=loops, batch_size=10, dtype=dtype)
 
 
 def test_arithmetic_counts_the_turns_that_metrics_report():
@@ -74,7 +74,7 @@ def test_what_cannot_be_told_is_left_out():
 def test_loops_of_a_config(settings, loops):
     config = configuration.base()
     config.update_from_flattened_dict(settings)
-    assert counted_loops(config) == loops
+    assert configuration.counted_loops(config) == loops
 
 
 def test_a_trace_of_a_few_steps(tmp_path, monkeypatch):

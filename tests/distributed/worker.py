@@ -52,23 +52,23 @@ class Trainer:
 
         from mpisjax import configuration
         from mpisjax.data import Feed
-        from mpisjax.training import devices, init_from
-        from mpisjax.training.state import init_state, make_optimizer
-        from mpisjax.training.step import make_train_step
+        from mpisjax.training import devices
 
         self.net = configuration.make_network(config, dataset).clone(dtype=jnp.dtype(dtype))
-        self.mesh = devices.make_mesh(config, BATCH)
+        self.mesh = configuration.make_mesh(config, BATCH)
         if num_devices is not None:
             self.mesh = jax.sharding.Mesh(jax.devices()[:num_devices], ("data",))
         self.feed = Feed(dataset.train, BATCH, config.seed, devices.batch_sharding(self.mesh))
-        optimizer = make_optimizer(config, self.feed.steps_per_epoch)
 
         def initial() -> Any:
-            return init_state(config, init_from.initial_variables(config, self.net, dataset), optimizer)
+            variables = configuration.initial_variables(config, self.net, dataset)
+            return configuration.init_state(config, variables, self.feed.steps_per_epoch)
 
         place = devices.state_sharding(jax.eval_shape(initial), self.mesh)
         self.state = jax.jit(initial, out_shardings=place)()
-        self.step = make_train_step(config, self.net, dataset, self.feed.steps_per_epoch, self.mesh)
+        self.step = configuration.make_train_step(
+            config, self.net, dataset, self.feed.steps_per_epoch, self.mesh
+        )
         self.losses: list[float] = []
 
     def advance(self, first: int, last: int) -> None:
@@ -148,12 +148,13 @@ def evaluate(config: Any, dataset: Any, out: Path) -> None:
     import jax
 
     from mpisjax import configuration
-    from mpisjax.training import init_from, processes
-    from mpisjax.training.evaluation import make_evaluator
+    from mpisjax.training import processes
 
     net = configuration.make_network(config, dataset)
-    variables = jax.jit(lambda: init_from.initial_variables(config, net, dataset))()
-    score = make_evaluator(config, net, dataset, num_steps=4)(jax.device_get(variables), dataset.test)
+    variables = jax.jit(lambda: configuration.initial_variables(config, net, dataset))()
+    score = configuration.make_evaluator(config, net, dataset, num_steps=4)(
+        jax.device_get(variables), dataset.test
+    )
     if processes.is_primary():
         (out / "evaluation.json").write_text(json.dumps(score._asdict()))
 

@@ -12,8 +12,8 @@ import pytest
 
 import mpisjax
 from mpisjax import configuration, data, nn
+from mpisjax.data import prepare_images
 from mpisjax.export.__main__ import main
-from mpisjax.training.step import prepare_images
 
 pytestmark = pytest.mark.unoptimized
 

@@ -111,7 +111,6 @@ def test_gradient_through_the_bounded_feedback_is_that_of_differences(x64):
 
 def test_a_config_switch_trains_it_and_the_direction_follows_the_weights():
     from mpisjax import data
-    from mpisjax.training import state, step
 
     config = configuration.base()
     config.model.update(stem=(4,), layers=(6, 8), num_streams=1, fusion_layer=1, feedback_norm="spectral")
@@ -121,12 +120,12 @@ def test_a_config_switch_trains_it_and_the_direction_follows_the_weights():
     dataset = data.load(config.data)
     net = configuration.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
-    images = step.prepare_images(batch.images, dataset)
+    images = data.prepare_images(batch.images, dataset)
     init = jax.jit(lambda key: nn.init_variables(net, key, images[:1], configuration.make_neuron(config)))
     variables = init(jax.random.key(0))
     before = np.array(variables["params"]["trans_0"]["kernel"])  # the step takes the buffers
-    train = step.make_train_step(config, net, dataset, steps_per_epoch=20)
-    trained = state.init_state(config, variables, state.make_optimizer(config, 20))
+    train = configuration.make_train_step(config, net, dataset, steps_per_epoch=20)
+    trained = configuration.init_state(config, variables, 20)
     losses = []
     for _ in range(12):
         trained, metrics = train(trained, batch)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mpisjax import configuration, data, nn
-from mpisjax.training import packing, state, step
+from mpisjax.training import packing
 
 pytestmark = pytest.mark.unoptimized
 
@@ -34,9 +34,9 @@ def make(num_steps=4, mode="spikes", batch_size=8, side=12):
     variables = nn.init_variables(
         net, jax.random.key(0), jnp.zeros((1, side, side, 1)), configuration.make_neuron(config)
     )
-    train_state = state.init_state(config, variables, state.make_optimizer(config, 10))
+    train_state = configuration.init_state(config, variables, 10)
     batch = data.Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(batch_size))
-    return step.make_train_step(config, net, dataset, 10), train_state, batch
+    return configuration.make_train_step(config, net, dataset, 10), train_state, batch
 
 
 def temporary_bytes(num_steps, **size):
@@ -109,7 +109,7 @@ def test_two_devices_take_the_steps_that_one_takes():
         jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
         cores.prepare()
         from mpisjax import configuration, data, nn
-        from mpisjax.training import packing, state, step
+        from mpisjax.training import packing
         from configs import digits
 
         config = digits.get_config()
@@ -122,10 +122,10 @@ def test_two_devices_take_the_steps_that_one_takes():
 
         def run(count):
             mesh = jax.sharding.Mesh(jax.devices()[:count], ("data",))
-            train_step = step.make_train_step(config, net, dataset, 10, mesh)
+            train_step = configuration.make_train_step(config, net, dataset, 10, mesh)
             variables = nn.init_variables(net, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32),
                                           configuration.make_neuron(config))
-            now = state.init_state(config, variables, state.make_optimizer(config, 10))
+            now = configuration.init_state(config, variables, 10)
             now = jax.device_put(now, devices.replicated(mesh))
             for k in range(4):
                 rows = slice(16 * k, 16 * k + 16)

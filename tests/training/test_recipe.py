@@ -18,8 +18,6 @@ from mpisjax.errors import UserError
 from mpisjax.training import init_from
 from mpisjax.training.metrics import read_rows
 from mpisjax.training.run import assemble, evaluate_at, restore_best, run, saved_config, variables_of
-from mpisjax.training.state import init_state, make_optimizer
-from mpisjax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +54,7 @@ def test_the_averages_are_those_of_their_formula(first):
     """Parameters and running statistics, against NumPy over the states of three steps."""
     config = tiny(train__ema=0.8)
     parts = assemble(config)
-    train_step = make_train_step(config, parts.net, parts.dataset, 19)
+    train_step = configuration.make_train_step(config, parts.net, parts.dataset, 19)
     state = jax.device_put(jax.device_get(parts.state))
     mean = jax.tree.map(np.asarray, jax.device_get(variables_of(state)))
     for k in range(3):
@@ -95,7 +93,7 @@ def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
     dataset = data.load(tiny().data)
     net = configuration.make_network(tiny(), dataset)
     random = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_from.initial_variables(tiny(), net, dataset))["params"]
+    shapes = jax.eval_shape(lambda: configuration.initial_variables(tiny(), net, dataset))["params"]
     params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype), shapes)
     for feedback in (0.0, 0.25):
         config = tiny(
@@ -104,8 +102,8 @@ def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
             train__momentum=0.0,
             train__warmup_epochs=0.0,
         )
-        optimizer = make_optimizer(config, 10)
-        state = init_state(config, {"params": params}, optimizer)
+        optimizer = configuration.make_optimizer(config, 10)
+        state = configuration.init_state(config, {"params": params}, 10)
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state.opt_state, params)
         for path, update in jax.tree_util.tree_leaves_with_path(updates):
             module, leaf = path[0].key, path[-1].key
@@ -196,7 +194,7 @@ def test_the_classifier_may_be_trained_on_the_spikes_own_rates():
     for returns in ("equivalent", "spikes"):
         config = tiny(forward__mode="spikes", forward__num_steps=1, forward__returns=returns)
         parts = assemble(config)
-        step = make_train_step(config, parts.net, parts.dataset, 19)
+        step = configuration.make_train_step(config, parts.net, parts.dataset, 19)
         batch = jax.device_put(jax.device_get(parts.feed.batch(0)))
         losses[returns] = float(step(jax.device_put(jax.device_get(parts.state)), batch)[1].loss)
     assert abs(losses["equivalent"] - losses["spikes"]) > 1e-3, losses
