@@ -23,7 +23,8 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     """
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     offset = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    return images.astype(jnp.float32) * scale + offset
+    channels = [1] * (images.ndim - 1) + [-1]
+    return images.astype(jnp.float32) * scale.reshape(channels) + offset.reshape(channels)
 
 
 class Inputs(Protocol):
@@ -133,7 +134,8 @@ def _turned(image: jax.Array, angle: jax.Array, size: jax.Array) -> jax.Array:
     """The image turned counter-clockwise (in radians) and magnified about its centre."""
     height, width = image.shape[-3:-1]
     middle = (height - 1) / 2, (width - 1) / 2
-    y, x = jnp.meshgrid(jnp.arange(height) - middle[0], jnp.arange(width) - middle[1], indexing="ij")
+    rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
+    y, x = jnp.meshgrid(rows - middle[0], columns - middle[1], indexing="ij")
     cosine, sine = jnp.cos(angle) / size, jnp.sin(angle) / size
     source = (cosine * y + sine * x + middle[0], cosine * x - sine * y + middle[1])
     planes = jnp.moveaxis(image, -1, -3).reshape(-1, height, width).astype(jnp.float32)

@@ -81,7 +81,7 @@ def make_eval_step(
         mask = batch.mask
 
         def total(by_sample: Array) -> Array:
-            return jnp.sum(by_sample * mask)
+            return jnp.sum(by_sample.astype(mask.dtype) * mask)
 
         if isinstance(forward, RateForward):
             out = model.apply(network, variables, x, neuron=neuron, forward=forward)
@@ -94,7 +94,7 @@ def make_eval_step(
         if isinstance(forward, SpikeForward):
             # Counts, not the leak-weighted rates of Eq. 3: these are spikes that were fired.
             layer_rates = {
-                name: jnp.mean(count, axis=tuple(range(1, count.ndim))) / steps
+                name: jnp.mean(count, axis=tuple(range(1, count.ndim))) / steps.astype(count.dtype)
                 for name, count in simulation.spike_counts.items()
             }
         if bptt is None or isinstance(forward, RateForward):
@@ -108,7 +108,7 @@ def make_eval_step(
             "count": jnp.sum(mask),
             "correct": total(jnp.argmax(logits, -1) == batch.labels),
             "loss": total(loss),
-            "steps": total(steps * jnp.ones_like(mask)),
+            "steps": total(jnp.broadcast_to(steps, mask.shape)),
             "residual": {k: total(v) for k, v in residual.items()},
             "firing_rates": {
                 k: total(jnp.mean(v, axis=tuple(range(1, v.ndim)))) for k, v in layer_rates.items()

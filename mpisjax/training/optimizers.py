@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -46,10 +47,10 @@ def step_decay(
 
 
 def _after_rise(schedule: optax.Schedule, learning_rate: float, warmup: int) -> optax.Schedule:
-    if not warmup:
-        return schedule
-    rise = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup)
-    return optax.join_schedules([rise, schedule], [warmup])
+    rise = optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, warmup)
+    joined = optax.join_schedules([rise, schedule], [warmup]) if warmup else schedule
+    # optax multiplies the count by floats, which JAX's strict type promotion allows of floats alone.
+    return lambda count: joined(jnp.asarray(count, jnp.float32))
 
 
 def sgd(

@@ -241,7 +241,7 @@ def accumulated(gradients: Callable[..., Gradients], parts: int, batch_axis: int
         return jnp.moveaxis(a, axis + 1, 0)
 
     def wide(leaf: Any) -> Any:
-        return jnp.promote_types(leaf.dtype, jnp.float32)
+        return leaf.dtype if leaf.dtype == jnp.float64 else jnp.float32
 
     def in_parts(params: Any, batch_stats: Any, x: Array, targets: Array, rng: Array) -> Gradients:
         def one(carry: tuple[Any, Any], part: Any) -> Any:

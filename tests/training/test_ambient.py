@@ -81,6 +81,40 @@ def test_a_run_is_evaluated_and_goes_on_where_the_setting_is_another(tmp_path, n
         program("evaluate.py", f"--workdir={tmp_path / 'run'}", f"--json={results}", **{name: value})
 
 
+SWITCHES = {
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_CHECK_TRACER_LEAKS": "1",
+    "JAX_DEBUG_NANS": "1",
+}
+EVERYTHING = [
+    "--config.train.ema=0.9",
+    "--config.train.jacobian_penalty=0.1",
+    "--config.train.gradient_clip=1",
+    "--config.train.accumulate=2",
+    "--config.train.label_smoothing=0.1",
+    "--config.data.augment.mixup=0.2",
+    "--config.data.augment.flip=True",
+    "--config.data.augment.cutout=2",
+    "--config.model.learn_threshold=True",
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "more", "switches"),
+    [
+        ("rates", EVERYTHING, SWITCHES),
+        ("spikes", ["--config.adjoint.solver=anderson"], SWITCHES),
+        pytest.param("spikes", ["--config.train.method=bptt"], SWITCHES, marks=pytest.mark.slow),
+        pytest.param("rates", [], {"JAX_DISABLE_JIT": "1"}, marks=pytest.mark.slow),
+    ],
+)
+def test_jaxs_debugging_switches_find_nothing_in_a_run(tmp_path, mode, more, switches):
+    """Training steps, validation, the test split, checkpoints."""
+    quick = ["--config.train.batch_size=600", f"--config.forward.mode={mode}", "--config.forward.max_steps=3"]
+    assert "test accuracy" in program("train.py", f"--workdir={tmp_path}", *SMALL, *quick, *more, **switches)
+
+
 def test_a_key_of_an_earlier_version_is_read_by_its_length():
     key = jax.random.key(3, impl="rbg")
     impls, arrays = packing.without_keys({"rng": key})
