@@ -8,7 +8,7 @@ from mpisjax import cpu
 from mpisjax.equilibrium import Equilibrium, adjoint_probe, equilibrium_forward
 from mpisjax.errors import UserError
 from mpisjax.neurons import IF, LIF, GradedIF, Neuron, TernaryIF, dbrelu
-from mpisjax.pretrained import Pretrained, load_pretrained
+from mpisjax.pretrained import Trained, load, load_pretrained
 from mpisjax.simulate import Simulation, SpikeForward, simulate
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward
 
@@ -21,16 +21,17 @@ __all__ = [
     "Equilibrium",
     "GradedIF",
     "Neuron",
-    "Pretrained",
     "RateForward",
     "Simulation",
     "SpikeForward",
     "TernaryIF",
+    "Trained",
     "UserError",
     "adjoint_probe",
     "cpu",
     "dbrelu",
     "equilibrium_forward",
+    "load",
     "load_pretrained",
     "simulate",
 ]

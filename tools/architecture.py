@@ -18,6 +18,7 @@ CORE = [
     "firing",
     "simulate",
     "solvers",
+    "bicgstab",
     "samples",
     "meshes",
     "hoisting",

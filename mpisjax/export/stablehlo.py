@@ -17,13 +17,13 @@ from jax import export
 from mpisjax import cpu
 from mpisjax.data import prepare_images
 from mpisjax.nn import model
-from mpisjax.pretrained import Pretrained
+from mpisjax.pretrained import Trained
 
 Array = jax.Array
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def inference(trained: Pretrained, num_steps: int | None = None) -> Any:
+def inference(trained: Trained, num_steps: int | None = None) -> Any:
     """Pure-spike inference as a function of images alone.
 
     Args:
@@ -54,7 +54,7 @@ def inference(trained: Pretrained, num_steps: int | None = None) -> Any:
 
 
 def to_stablehlo(
-    trained: Pretrained,
+    trained: Trained,
     num_steps: int | None = None,
     *,
     batch_size: int | None = None,

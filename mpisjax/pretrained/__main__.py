@@ -68,7 +68,7 @@ def training_command(config: Any, root: Path | None = None) -> str:
     from flax.traverse_util import flatten_dict
 
     from mpisjax.configuration import to_plain
-    from mpisjax.pretrained.save import without_folders
+    from mpisjax.pretrained.files import without_folders
 
     file = (Path.cwd() if root is None else root) / "configs" / f"{config.data.name}.py"
     if not file.is_file():

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpisjax.analysis.figures import COLORS, new_figure, some_neurons, tidy
-from mpisjax.pretrained import Inputs
+from mpisjax.pretrained.inputs import Inputs
 from mpisjax.pretrained.trace import Trace
 
 SHOWN_NEURONS = 36  # of a population

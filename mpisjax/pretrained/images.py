@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mpisjax.errors import UserError
-from mpisjax.pretrained import Inputs
+from mpisjax.pretrained.inputs import Inputs
 
 # Empty pixels on each side of MNIST's digits, which fill 20 of 28; the other sets fill their images.
 MARGINS = {"mnist": 4 / 28}

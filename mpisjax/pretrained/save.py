@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from mpisjax import configuration, weights
-from mpisjax.data import DataSet, load
+from mpisjax.data import DataSet, Split, load
 from mpisjax.data.recordings import CIFAR10_CLASSES
 from mpisjax.errors import UserError
-from mpisjax.pretrained import Inputs, Pretrained, from_variables
+from mpisjax.paths import expand
+from mpisjax.pretrained.files import write
+from mpisjax.pretrained.inputs import Inputs
+from mpisjax.pretrained.trained import Trained, from_variables
 from mpisjax.training import checkpoints, init_from, record
-from mpisjax.training.atomic import write_atomically
+from mpisjax.training.run_folder import path_of
 
-MAX_BYTES = 2_000_000  # of a weights file
+MAX_BYTES = 2_000_000  # of the weights of a network that comes with the package
+INPUTS_NAME = "inputs.json"  # in a run's folder
 DIGITS = tuple("0123456789")
 CLASSES = {
     **dict.fromkeys(("digits", "mnist", "nmnist", "saccade_digits"), DIGITS),
@@ -37,7 +41,7 @@ def inputs_of(dataset: DataSet) -> Inputs:
     return Inputs(
         name=dataset.name,
         num_classes=dataset.num_classes,
-        classes=CLASSES.get(dataset.name, unnamed),
+        classes=getattr(dataset, "classes", ()) or CLASSES.get(dataset.name, unnamed),
         shape=tuple(int(n) for n in dataset.train.images.shape[1:]),
         mean=tuple(float(m) for m in dataset.mean),
         std=tuple(float(s) for s in dataset.std),
@@ -45,52 +49,92 @@ def inputs_of(dataset: DataSet) -> Inputs:
     )
 
 
-def from_run(workdir: str | Path, config: ml_collections.ConfigDict | None = None) -> Pretrained:
+def from_run(
+    workdir: str | Path,
+    config: ml_collections.ConfigDict | None = None,
+    data_dir: str | Path | None = None,
+) -> Trained:
     """The best state of a run as `load_pretrained` would give it; its card lacks what only a file has.
+
+    What the network reads is kept in the run's folder, as `inputs.json`, once it is known: the data are loaded the first
+    time alone, because normalisation is measured on them.
 
     Args:
         workdir: The run's folder.
-        config: The run's config, perhaps with another `data.dir`; None: as stored with the checkpoint. The
-            data are loaded, because normalisation is measured on them.
+        config: The run's config, perhaps with other settings of data; None: as stored with the checkpoint.
+        data_dir: The folder with the original files, if they have moved.
 
     Raises:
         UserError: There is no sound checkpoint, or the data are missing or not those of the run.
     """
-    workdir = Path(workdir)
-    best = record.best(workdir)
+    path = path_of(workdir)
+    best = record.best(path)
     if config is None:
         config = configuration.with_defaults(configuration.from_plain(best.content["config"]))
-    dataset = load(config.data)
-    if dataset.checksum != best.content["data_checksum"]:
-        raise UserError(
-            f"{workdir} was trained on other data than {config.data.name} here; set config.data.dir"
-        )
+    if data_dir is not None:
+        config.data.dir = expand(data_dir)
+    known = _known(path, best.content["data_checksum"]) or _measured(
+        path, config, best.content["data_checksum"]
+    )
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known["inputs"].items()}
+    inputs = Inputs(**fields)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    variables, step = init_from.best_variables(workdir, dataset, place)
-    inputs = inputs_of(dataset)
-    newest: Any = checkpoints.newest(workdir / checkpoints.FOLDER)
+    variables, step = init_from.best_variables(path, without_examples(inputs), place)
+    newest: Any = checkpoints.newest(path / checkpoints.FOLDER)
     progress = record.progress_of(newest)  # the newest checkpoint knows how the run ended
-    source = dataset.source.replace(config.data.dir, "DIR") if config.data.dir else dataset.source
     card = {
         "config": configuration.to_plain(config),
         "inputs": inputs._asdict(),
         "training": {
             "seed": config.seed,
             "epochs": config.train.epochs,
-            "best_epoch": step // (len(dataset.train.labels) // config.train.batch_size),
+            "best_epoch": step // (known["num_train"] // config.train.batch_size),
             "steps": step,
             "seconds": round(progress.seconds),
             "environment": best.content["environment"],
         },
-        "data": {"source": source, "checksum": dataset.checksum},
+        "data": {"source": known["source"], "checksum": best.content["data_checksum"]},
         "validation": None if progress.best_accuracy is None else {"accuracy": progress.best_accuracy},
         "test": progress.test,
     }
-    return from_variables(workdir.name, config, inputs, variables, card)
+    return from_variables(path.name, config, inputs, variables, card)
+
+
+def without_examples(inputs: Inputs) -> DataSet:
+    """A data set like the one that a network was trained on, but for the examples."""
+    empty = Split(np.zeros((0, *inputs.shape), np.uint8), np.zeros(0, np.int32))
+    about = (inputs.mean, inputs.std, inputs.temporal)
+    return DataSet(inputs.name, inputs.num_classes, empty, empty, empty, *about, source="", checksum="")
+
+
+def _known(path: Path, checksum: str) -> dict[str, Any] | None:
+    """What `_measured` kept in a run's folder, if it is of these data."""
+    try:
+        known = json.loads((path / INPUTS_NAME).read_text())
+        return known if known["data_checksum"] == checksum else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _measured(path: Path, config: ml_collections.ConfigDict, checksum: str) -> dict[str, Any]:
+    """Loads a run's data, says what its network reads, and keeps that in the run's folder."""
+    dataset = load(config.data)
+    if dataset.checksum != checksum:
+        raise UserError(f"{path} was trained on other data than {config.data.name} here; set config.data.dir")
+    source = dataset.source.replace(config.data.dir, "DIR") if config.data.dir else dataset.source
+    known = {
+        "data_checksum": checksum,
+        "inputs": inputs_of(dataset)._asdict(),
+        "num_train": len(dataset.train.labels),
+        "source": source,
+    }
+    with contextlib.suppress(OSError):  # a folder that cannot be written is read as well
+        (path / INPUTS_NAME).write_text(json.dumps(known, indent=1) + "\n")
+    return known
 
 
 def save(
-    trained: Pretrained,
+    trained: Trained,
     name: str,
     folder: str | Path,
     *,
@@ -116,54 +160,13 @@ def save(
         The path of the weights; the card lies beside it.
 
     Raises:
-        UserError: The name is taken, the weights exceed `MAX_BYTES`, or the folder cannot be written.
+        UserError: The name is taken, the weights are larger than `MAX_BYTES`, or the folder cannot be written.
     """
-    path = Path(folder) / f"{name}.safetensors"
-    for taken in (path, path.with_suffix(".json")):
-        if taken.exists():
-            raise UserError(f"{taken} exists; choose another --name or another --out")
-    data = weights.to_bytes(trained.variables)
-    if len(data) > MAX_BYTES:
+    if len(weights.to_bytes(trained.variables)) > MAX_BYTES:
         raise UserError(
-            f"the weights of {trained.name} take {len(data):,} bytes, more than the {MAX_BYTES:,} that such "
-            "a file may "
-            "have; give the run's folder away instead"
+            f"the weights of {trained.name} take more than the {MAX_BYTES:,} bytes that a network of the package may "
+            "have; give the run's folder away instead, or what mpisjax.load(FOLDER).save(PATH) writes"
         )
-    card = {
-        "name": name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
-        **{key: trained.card[key] for key in ("inputs", "validation", "test", "data")},
-        "training": {
-            **trained.card["training"],
-            "command": command,
-            "commit": commit,
-            "date": date,
-            "machine": machine,
-        },
-        "config": without_folders(trained.card["config"]),
-    }
-    if note:
-        card["note"] = note
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
-        write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); name an --out you may write to"
-        ) from error
-    return path
-
-
-def without_folders(config: dict[str, Any]) -> dict[str, Any]:
-    """Plain settings without the folders of whoever trained with them."""
-    origin = config["train"]["init_from"]
-    if os.path.isabs(origin) or "://" in origin:
-        origin = f"runs/{Path(origin).name}"
-    return {
-        **config,
-        "data": {**config["data"], "dir": "", "cache_dir": ""},
-        "train": {**config["train"], "init_from": origin},
-    }
+    training = {"command": command, "commit": commit, "date": date, "machine": machine}
+    card = {**trained.card, "training": {**trained.card["training"], **training}}
+    return write(trained.variables, card, Path(folder) / name, note)

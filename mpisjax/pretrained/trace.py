@@ -12,7 +12,7 @@ from mpisjax import configuration
 from mpisjax.analysis.raster import raster
 from mpisjax.data import prepare_images
 from mpisjax.nn import model
-from mpisjax.pretrained import Pretrained
+from mpisjax.pretrained import Trained
 
 
 class Trace(NamedTuple):
@@ -41,7 +41,7 @@ class Trace(NamedTuple):
         return sum(spikes.shape[1] for spikes in self.spikes.values())
 
 
-def trace(trained: Pretrained, image: np.ndarray, num_steps: int | None = None) -> Trace:
+def trace(trained: Trained, image: np.ndarray, num_steps: int | None = None) -> Trace:
     """Simulates a network on one image and keeps everything.
 
     Args:

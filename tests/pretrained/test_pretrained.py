@@ -182,7 +182,7 @@ def test_what_is_saved_is_what_is_loaded(digits, tmp_path):
 def test_a_name_that_exists_is_refused(digits, tmp_path, suffix):
     taken = tmp_path / f"digits{suffix}"
     taken.write_bytes(b"mine")
-    with pytest.raises(UserError, match=rf"digits{suffix} exists; choose another --name"):
+    with pytest.raises(UserError, match=rf"digits{suffix} exists; choose another name"):
         save.save(digits, "digits", tmp_path, **ABOUT)
     assert taken.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [taken]
 
