@@ -81,7 +81,7 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
 
         from experiments.study import Study
         from experiments.tables import save_figures
-        from mpisjax.training.atomic import write_atomically
+        from mpisjax.training.run_folder import write_atomically
 
         out = flags.out or Path("runs") / "experiments" / scale.name
         study = Study(

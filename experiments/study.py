@@ -142,7 +142,7 @@ class Study:
     def train(self, net: Net, seed: int) -> dict[str, Any]:
         """Trains a network, or continues its run, and returns what was measured on the test split."""
         from mpisjax.nn.model import parameter_count
-        from mpisjax.training.report import as_json
+        from mpisjax.training.evaluation import as_json
 
         result = self.finished(net, seed)
         test = {

@@ -81,10 +81,9 @@ def _evaluate(given, config, first: bool) -> None:
     from rich.console import Console
 
     from mpisjax import configuration
-    from mpisjax.training import report
-    from mpisjax.training.atomic import write_atomically
+    from mpisjax.training import evaluation
     from mpisjax.training.run import evaluate_at, restore_best
-    from mpisjax.training.run_folder import path_of
+    from mpisjax.training.run_folder import path_of, write_atomically
 
     counts = given.num_steps
     if given.json is not None and not Path(given.json).parent.is_dir():
@@ -107,16 +106,16 @@ def _evaluate(given, config, first: bool) -> None:
             "--num_steps needs a constant input; an event set takes as many steps as data.num_frames"
         )
     console = Console(quiet=not first)
-    readout = report.readout_name(configuration.make_bptt(config))
-    results = report.as_json(evaluate_at(config, parts, state, split, None))
+    readout = evaluation.readout_name(configuration.make_bptt(config))
+    results = evaluation.as_json(evaluate_at(config, parts, state, split, None))
     epoch = step // parts.feed.steps_per_epoch
     examples = f"{given.split} split, {results['num_examples']} examples"
-    report.show(console, f"{origin}, state of epoch {epoch}, {examples}", results, readout)
+    evaluation.show(console, f"{origin}, state of epoch {epoch}, {examples}", results, readout)
     if counts:
         results["by_steps"] = [
-            report.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
+            evaluation.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
         ]
-        report.show_steps(console, results["by_steps"], readout)
+        evaluation.show_steps(console, results["by_steps"], readout)
     if not first:
         return
     if given.report is not None:

@@ -83,8 +83,7 @@ def _train(config: ml_collections.ConfigDict, workdir: str, stopper: Stopper, pr
 def _sweep(given: argparse.Namespace, config: ml_collections.ConfigDict, stopper: Stopper) -> None:
     """Trains with each seed, prints mean and deviation, and writes them to `seeds.json`."""
     from mpisjax.training import processes
-    from mpisjax.training.atomic import write_atomically
-    from mpisjax.training.run_folder import path_of
+    from mpisjax.training.run_folder import path_of, write_atomically
 
     workdir = given.workdir or f"runs/{config.name}_seeds"
     results: dict[int, dict[str, float]] = {}

@@ -13,7 +13,7 @@ import jax
 from mpisjax import weights
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
-from mpisjax.training.atomic import write_atomically
+from mpisjax.training.run_folder import write_atomically
 
 KEPT = ("inputs", "validation", "test", "data", "training")  # of a card, beside what is of the file
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from mpisjax.training import processes, profiling, run_folder
 from mpisjax.training.checkpoints import FOLDER
-from mpisjax.training.divergence import DivergenceMonitor
-from mpisjax.training.lock import hold
 from mpisjax.training.loop import EvalFn, LoopSettings, OnEpoch, TrainingRun
+from mpisjax.training.metrics import DivergenceMonitor
 from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.profiling import Meter, Tracer
 from mpisjax.training.record import Origin
+from mpisjax.training.run_folder import hold
 from mpisjax.training.saving import Saver
 from mpisjax.training.step_runner import Feed, StepRunner, TrainStep
 

@@ -19,15 +19,14 @@ from typing import Any, NamedTuple, Protocol
 
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, processes, record, run_folder
-from mpisjax.training.atomic import write_atomically
 from mpisjax.training.checkpoints import FOLDER
 from mpisjax.training.console import Display, display
-from mpisjax.training.divergence import DivergenceError, DivergenceMonitor
-from mpisjax.training.metrics import SharedLog, average
+from mpisjax.training.metrics import DivergenceError, DivergenceMonitor, SharedLog, average
 from mpisjax.training.preemption import Preempted, Stopper
 from mpisjax.training.processes import run_on_primary
 from mpisjax.training.profiling import Meter, Tracer, Work
 from mpisjax.training.record import Progress
+from mpisjax.training.run_folder import write_atomically
 from mpisjax.training.saving import Saver
 from mpisjax.training.step_runner import StepRunner
 

@@ -25,15 +25,14 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training import checkpoints, devices, init_from, processes, record, run_folder
-from mpisjax.training.evaluation import Evaluation
+from mpisjax.training.evaluation import Evaluation, readout_name
 from mpisjax.training.fit import FitResult, fit
-from mpisjax.training.lock import hold
 from mpisjax.training.loop import LoopSettings, OnEpoch
 from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.processes import run_on_primary
 from mpisjax.training.profiling import Meter
 from mpisjax.training.record import Origin
-from mpisjax.training.report import readout_name
+from mpisjax.training.run_folder import hold
 from mpisjax.training.state import TrainState, evaluated_variables
 
 LOG_NAME = "train.log"

@@ -13,7 +13,7 @@ from mpisjax import configuration, data, nn
 from mpisjax.baselines import bptt
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.baselines.surrogates import SURROGATES, spike
-from mpisjax.training import report
+from mpisjax.training import evaluation
 
 pytestmark = pytest.mark.unoptimized
 
@@ -242,11 +242,11 @@ def test_rates_cannot_be_trained_through_time():
 def test_accuracy_is_named_by_the_readout_it_is_of(method, readout, said):
     config = configuration.base()
     config.train.method, config.bptt.readout = method, readout
-    assert report.readout_name(configuration.make_bptt(config)) == said
+    assert evaluation.readout_name(configuration.make_bptt(config)) == said
     result = {"accuracy": 0.5, "accuracy_spikes": 0.25, "loss": 1.0, "synops": None, "num_steps": 4}
     result |= {"residual": {}, "firing_rates": {}}
     console = Console(record=True, width=140, file=io.StringIO())
-    report.show(console, "a run", result, report.readout_name(configuration.make_bptt(config)))
-    report.show_steps(console, [result], report.readout_name(configuration.make_bptt(config)))
+    evaluation.show(console, "a run", result, evaluation.readout_name(configuration.make_bptt(config)))
+    evaluation.show_steps(console, [result], evaluation.readout_name(configuration.make_bptt(config)))
     shown = console.export_text()
     assert shown.count(said) >= 2 and (method == "implicit") == ("equivalent path" in shown)

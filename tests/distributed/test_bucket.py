@@ -18,7 +18,7 @@ import pytest
 
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, run_folder
-from mpisjax.training.lock import hold
+from mpisjax.training.run_folder import hold
 from mpisjax.training.saving import CheckpointWriter
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mpisjax.training import checkpoints, packing
+from mpisjax.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -117,7 +117,7 @@ def test_jaxs_debugging_switches_find_nothing_in_a_run(tmp_path, mode, more, swi
 
 def test_a_key_of_an_earlier_version_is_read_by_its_length():
     key = jax.random.key(3, impl="rbg")
-    impls, arrays = packing.without_keys({"rng": key})
+    impls, arrays = checkpoints.without_keys({"rng": key})
     assert impls == {"['rng']": "rbg"}
-    back = packing.with_keys(arrays, {"rng": jax.random.key(0, impl="threefry2x32")}, {})
+    back = checkpoints.with_keys(arrays, {"rng": jax.random.key(0, impl="threefry2x32")}, {})
     assert back["rng"].dtype == key.dtype

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, packing
+from mpisjax.training import checkpoints
 from mpisjax.training.saving import CheckpointWriter
 
 
@@ -58,7 +58,7 @@ def all_files(directory: Path, step: int) -> list[Path]:
 
 
 def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(packing.without_keys(tree)[1])]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(checkpoints.without_keys(tree)[1])]
 
 
 def test_a_relative_folder_serves(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_round_trip_is_exact(tmp_path):
 
 def test_arrays_are_written_in_one_piece_or_one_by_one_and_read_either_way(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    monkeypatch.setattr(packing, "is_whole", lambda state: False)
+    monkeypatch.setattr(checkpoints, "is_whole", lambda state: False)
     save(tmp_path, 2)
     first, second = (checkpoints.read(tmp_path, step) for step in (1, 2))
     assert (first.one_piece, second.one_piece) == (True, False)
@@ -88,7 +88,7 @@ def test_arrays_are_written_in_one_piece_or_one_by_one_and_read_either_way(tmp_p
 
 
 def test_a_checkpoint_of_the_first_format_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "is_whole", lambda state: False)
+    monkeypatch.setattr(checkpoints, "is_whole", lambda state: False)
     save(tmp_path, 1)
     path = tmp_path / "step_00000001" / checkpoints.RECORD_NAME
     written = json.loads(path.read_text())
@@ -287,9 +287,9 @@ HOSTILE = """
 import pickle, shutil, sys
 from pathlib import Path
 import numpy as np
-from mpisjax.training import checkpoints, packing, saving
+from mpisjax.training import checkpoints, saving
 directory, seen, one_piece = Path(sys.argv[1]), [], sys.argv[2] == "one piece"
-packing.is_whole = lambda state: one_piece
+checkpoints.is_whole = lambda state: one_piece
 state = {"w": np.arange(300.0), "b": np.ones(3)}
 with saving.CheckpointWriter(directory / "sound") as writer:
     writer.save(1, state, {})
@@ -318,7 +318,7 @@ for name in files:
         (directory / "hostile" / name).write_bytes(payload)
         path = directory / "hostile" / "step_00000001"
         if name.name != checkpoints.RECORD_NAME:  # signed again, as somebody would who can write the folder
-            signed = checkpoints.Checkpoint(path, 1, packing.layout_of(state), {}, one_piece)
+            signed = checkpoints.Checkpoint(path, 1, checkpoints.layout_of(state), {}, one_piece)
             checkpoints.write_record(signed, checkpoints.digests(path / "state"))
         tried += 1
         try:

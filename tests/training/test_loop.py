@@ -13,9 +13,8 @@ import pytest
 import tiny
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, loop, packing, saving
-from mpisjax.training.divergence import DivergenceError
-from mpisjax.training.metrics import TIMING, read_rows
+from mpisjax.training import checkpoints, loop, saving
+from mpisjax.training.metrics import TIMING, DivergenceError, read_rows
 from mpisjax.training.preemption import Stopper
 from mpisjax.training.saving import CheckpointWriter
 
@@ -34,7 +33,7 @@ class StopAt(tiny.Feed):
 
 
 def bits(tree) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(packing.without_keys(tree)[1])]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(checkpoints.without_keys(tree)[1])]
 
 
 def rows_of(workdir: Path) -> list[dict]:

@@ -19,8 +19,7 @@ from mpisjax.analysis.curves import save_curves
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, record
 from mpisjax.training.console import describe, display, duration
-from mpisjax.training.divergence import DivergenceMonitor
-from mpisjax.training.metrics import MetricsLog, average, read_rows
+from mpisjax.training.metrics import DivergenceMonitor, MetricsLog, average, read_rows
 from mpisjax.training.step_runner import StepRunner
 
 

@@ -15,9 +15,8 @@ from jax.tree import leaves
 
 from mpisjax.analysis.curves import draw_curves
 from mpisjax.errors import UserError
-from mpisjax.training import report
-from mpisjax.training.divergence import DivergenceError
-from mpisjax.training.metrics import read_rows
+from mpisjax.training import evaluation
+from mpisjax.training.metrics import DivergenceError, read_rows
 from mpisjax.training.run import evaluate_at, restore_best, run, saved_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +60,7 @@ def test_evaluation_reproduces_the_test_figures(done):
     assert config.to_dict() == digits().to_dict()
     parts, state, step = restore_best(workdir, config)
     assert step == result.best_step == result.test["checkpoint_step"]
-    score = report.as_json(evaluate_at(config, parts, state, parts.dataset.test, None))
+    score = evaluation.as_json(evaluate_at(config, parts, state, parts.dataset.test, None))
     assert (
         {"checkpoint_step": step, **score}
         == result.test
