@@ -143,7 +143,9 @@ class Subject:
     def train_step(self, mode: int | str, **settings: Any) -> Any:
         """The `jit`-compiled training step, which donates its state."""
         c = with_forward(self.case, mode, **settings)
-        return configuration.make_train_step(c.config, c.net, c.dataset, STEPS_PER_EPOCH, self.mesh)
+        return configuration.make_train_step(
+            c.config, c.net, cast(Any, c.dataset), STEPS_PER_EPOCH, self.mesh
+        )
 
     def step_arguments(self) -> tuple[TrainState, Batch]:
         """A copy of the state, to be donated, and the batch."""

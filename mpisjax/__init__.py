@@ -4,6 +4,8 @@ The idea is `equilibrium_forward`: a network written once as a transition, run a
 differentiated implicitly. Everything else in the package serves it.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from mpisjax import cpu
 from mpisjax.equilibrium import Equilibrium, adjoint_probe, equilibrium_forward
 from mpisjax.errors import UserError
@@ -11,6 +13,10 @@ from mpisjax.neurons import IF, LIF, GradedIF, Neuron, TernaryIF, dbrelu
 from mpisjax.pretrained import Trained, load, load_pretrained
 from mpisjax.simulate import Simulation, SpikeForward, simulate
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward
+
+if TYPE_CHECKING:
+    from mpisjax.training.fit import fit
+    from mpisjax.training.loop import StopTraining
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +30,7 @@ __all__ = [
     "RateForward",
     "Simulation",
     "SpikeForward",
+    "StopTraining",
     "TernaryIF",
     "Trained",
     "UserError",
@@ -31,7 +38,16 @@ __all__ = [
     "cpu",
     "dbrelu",
     "equilibrium_forward",
+    "fit",
     "load",
     "load_pretrained",
     "simulate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("fit", "StopTraining"):
+        raise AttributeError(f"module 'mpisjax' has no attribute {name!r}")
+    from mpisjax.training import fit, loop  # when first asked for: checkpoints take seconds to import
+
+    return getattr(fit if name == "fit" else loop, name)

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -154,16 +158,51 @@ def make_bptt(config: ml_collections.ConfigDict) -> Any:
 
 
 def make_network(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
-    """The network for a data set."""
+    """The network for a data set.
+
+    Raises:
+        UserError: `model.name` names none, or the network lacks a method.
+    """
     import jax.numpy as jnp
 
-    from mpisjax.nn.mpis import MPIS
+    from mpisjax.nn import MPIS, as_module
 
     settings = dict(config.model)
-    name = settings.pop("dtype")
-    dtype = None if name == "float32" else jnp.bfloat16
+    name, dtype = settings.pop("name"), settings.pop("dtype")
+    if name != "mpis":
+        return as_module(function_named("model.name", name, ("mpis",))(dataset, config))
     settings["neuron"] = make_neuron(config) if config.model.neurons or config.model.learn_threshold else None
-    return MPIS(num_classes=dataset.num_classes, temporal=dataset.temporal, dtype=dtype, **settings)
+    wide = None if dtype == "float32" else jnp.bfloat16
+    return MPIS(num_classes=dataset.num_classes, temporal=dataset.temporal, dtype=wide, **settings)
+
+
+def function_named(key: str, value: str, others: tuple[str, ...]) -> Any:
+    """The function that a setting names as `package.module:function`; modules of the working folder are found, too.
+
+    Args:
+        key: The setting.
+        value: Its value.
+        others: What else it can be, for the message.
+
+    Raises:
+        UserError: There is no such function, or its module fails.
+    """
+    module, _, name = value.partition(":")
+    wanted = f"{', '.join(others)} or package.module:function"
+    if not (module and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise UserError(f"{key} is {value!r}: choose {wanted}.")
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:
+        raise UserError(f"{key} is {value!r}, but {module} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(here)
+    # Nothing but functions of that very module: a config may come from somebody else's checkpoint.
+    if not inspect.isfunction(found) or found.__module__ != module:
+        raise UserError(f"{key} is {value!r}, but {module} defines no function {name}: choose {wanted}.")
+    return found
 
 
 def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Any:
@@ -171,20 +210,37 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> An
     from mpisjax.training import optimizers
 
     t = config.train
-    rise = {"warmup_steps": round(t.warmup_epochs * steps_per_epoch)}
+    steps, rise = t.epochs * steps_per_epoch, {"warmup_steps": round(t.warmup_epochs * steps_per_epoch)}
     if t.schedule == "cosine":
-        return optimizers.cosine(t.learning_rate, t.epochs * steps_per_epoch, **rise)
-    falls = {"milestones": t.milestones, "decay": t.decay}
-    return optimizers.step_decay(t.learning_rate, t.epochs * steps_per_epoch, **rise, **falls)
+        return optimizers.cosine(t.learning_rate, steps, **rise)
+    if t.schedule == "step":
+        return optimizers.step_decay(t.learning_rate, steps, milestones=t.milestones, decay=t.decay, **rise)
+    return function_named("train.schedule", t.schedule, ("cosine", "step"))(t.learning_rate, steps)
 
 
 def make_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Any:
-    """The optimiser, an optax transformation."""
+    """The optimiser, an optax transformation.
+
+    Raises:
+        UserError: `train.optimizer` names none.
+    """
+    import optax
+
     from mpisjax.training import optimizers
 
-    t = config.train
-    names = ("momentum", "weight_decay", "feedback_decay", "gradient_clip")
-    return optimizers.sgd(make_schedule(config, steps_per_epoch), **{name: t[name] for name in names})
+    t, schedule = config.train, make_schedule(config, steps_per_epoch)
+    decays = {name: t[name] for name in ("weight_decay", "feedback_decay", "gradient_clip")}
+    if t.optimizer == "sgd":
+        return optimizers.sgd(schedule, momentum=t.momentum, **decays)
+    if t.optimizer in ("adamw", "lion"):
+        return getattr(optimizers, t.optimizer)(schedule, **decays)
+    found = function_named("train.optimizer", t.optimizer, ("sgd", "adamw", "lion"))(schedule)
+    if not isinstance(found, optax.GradientTransformation):
+        raise UserError(
+            f"train.optimizer is {t.optimizer!r}, which gives no optax transformation: return one, such as "
+            "optax.adam(schedule)."
+        )
+    return found
 
 
 def make_augmentation(config: ml_collections.ConfigDict) -> Any:
@@ -202,7 +258,7 @@ def make_mesh(config: ml_collections.ConfigDict, batch_size: int) -> jax.shardin
 
 
 def make_train_step(
-    config: ml_collections.ConfigDict, network: Any, inputs: Inputs, steps_per_epoch: int, mesh: Any = None
+    config: ml_collections.ConfigDict, network: Any, dataset: DataSet, steps_per_epoch: int, mesh: Any = None
 ) -> Any:
     """The training step; see `mpisjax.training.step.make_train_step`."""
     from mpisjax.training import step
@@ -210,9 +266,9 @@ def make_train_step(
     return step.make_train_step(
         network,
         make_optimizer(config, steps_per_epoch),
-        inputs=inputs,
+        inputs=dataset,
         neuron=make_neuron(config),
-        forward=make_forward(config, inputs.temporal),
+        forward=make_forward(config, dataset.temporal),
         adjoint=make_adjoint(config),
         bptt=make_bptt(config),
         returns=config.forward.returns,
@@ -220,7 +276,9 @@ def make_train_step(
         augmentation=make_augmentation(config),
         mixup=config.data.augment.mixup,
         label_smoothing=config.train.label_smoothing,
+        class_weights=step.class_weights_of(config.train.class_weights, dataset),
         jacobian_weight=config.train.jacobian_penalty,
+        rate_weight=config.train.rate_penalty,
         averaging=config.train.ema,
         accumulate=config.train.accumulate,
         mesh=mesh,

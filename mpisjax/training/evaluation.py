@@ -17,6 +17,7 @@ from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import Batch, Inputs, Split, eval_batches, prepare_images
 from mpisjax.neurons import LIF
 from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import synapses, synops
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import RateForward
@@ -40,10 +41,10 @@ class Evaluation(NamedTuple):
         through time, by the readout it was trained with.
       accuracy_spikes: by the spikes' own rates; None where the rates were solved for.
       loss: cross-entropy of the same logits.
-      residual: by stream, mean relative residual.
+      residual: by stream, mean relative residual ("rates" where the network's rates are one array).
       firing_rates: by population, spikes counted per neuron and time step; where the rates were solved for, their mean.
       synops: mean synaptic operations a sample, over all steps and layers that spikes drive
-        (`mpisjax.nn.operations`); None where the rates were solved for.
+        (`mpisjax.nn.operations`); None where the rates were solved for, and of a network that is no MPIS.
       num_steps: mean time steps (or solver steps) a sample.
       num_examples: examples.
     """
@@ -112,18 +113,22 @@ def make_eval_step(
             "correct": total(jnp.argmax(logits, -1) == batch.labels),
             "loss": total(loss),
             "steps": total(jnp.broadcast_to(steps, mask.shape)),
-            "residual": {k: total(v) for k, v in residual.items()},
+            "residual": {
+                jax.tree_util.keystr(place, simple=True, separator="/") or "rates": total(value)
+                for place, value in jax.tree_util.tree_leaves_with_path(residual)
+            },
             "firing_rates": {
                 k: total(jnp.mean(v, axis=tuple(range(1, v.ndim)))) for k, v in layer_rates.items()
             },
         }
         if spike_logits is not None:
             sums["correct_spikes"] = total(jnp.argmax(spike_logits, -1) == batch.labels)
-            with jax.ensure_compile_time_eval():
-                height, width, channels = batch.images.shape[-3:]
-                links = synapses(network, (height, width, channels))
-            operations = synops(links, simulation.spike_counts)
-            sums["synops"] = sum((total(v) for v in operations.values()), jnp.zeros(()))
+            if isinstance(network, MPIS):
+                with jax.ensure_compile_time_eval():
+                    height, width, channels = batch.images.shape[-3:]
+                    links = synapses(network, (height, width, channels))
+                operations = synops(links, simulation.spike_counts)
+                sums["synops"] = sum((total(v) for v in operations.values()), jnp.zeros(()))
         return sums
 
     whole = replicated(mesh)

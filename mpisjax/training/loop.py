@@ -49,6 +49,10 @@ EvalFn = Callable[[Any], Score]
 OnEpoch = Callable[[Any, Mapping[str, Any]], bool | None]
 
 
+class StopTraining(Exception):
+    """Raised in `on_epoch`, it ends the training as an answer of True does."""
+
+
 class LoopSettings(NamedTuple):
     """The numbers that the loop needs.
 
@@ -61,6 +65,7 @@ class LoopSettings(NamedTuple):
             `saving.saving_interval`), when its state is the best so far, and when it is the last.
         keep_checkpoints: How many of the latest checkpoints stay on disk, beside the best one.
         max_skipped: Steps in a row that are not finite after which the run stops.
+        patience: Epochs without a better validation after which training ends; 0: it goes on to the last epoch.
     """
 
     epochs: int
@@ -70,6 +75,7 @@ class LoopSettings(NamedTuple):
     checkpoint_seconds: float = 20.0
     keep_checkpoints: int = 2
     max_skipped: int = 10
+    patience: int = 0
 
 
 @dataclasses.dataclass
@@ -107,7 +113,13 @@ class TrainingRun:
     @property
     def complete(self) -> bool:
         """Whether no step is left to take."""
-        return self.step >= self.total or self.progress.ended
+        return self.step >= self.total or self.progress.ended or self._out_of_patience
+
+    @property
+    def _out_of_patience(self) -> bool:
+        """Whether the last validations have brought nothing better for `patience` epochs."""
+        patience, progress = self.settings.patience * self.steps_per_epoch, self.progress
+        return 0 < patience <= progress.validated_step - progress.best_step
 
     @property
     def at_end_of_epoch(self) -> bool:
@@ -121,7 +133,9 @@ class TrainingRun:
                 if self.at_end_of_epoch and self.progress.validated_step != self.step:
                     if self.step >= self.total or self.saver.due(time.monotonic() - self.began):
                         self._save()  # first, so that nothing is lost if validation is cut short
-                    if eval_fn is not None and not self._validate(eval_fn, screen):
+                    if eval_fn is None:
+                        self._end_epoch({})
+                    elif not self._validate(eval_fn, screen):
                         self._save()
                         return self._stop()
                 if self.complete:
@@ -150,6 +164,10 @@ class TrainingRun:
     def _advance(self, screen: Display) -> None:
         """Takes a step, and does what is due after it."""
         first, self.stepped = not self.stepped, True
+        if (
+            self.progress.test is not None
+        ):  # of a run that was complete, and goes on with more epochs or patience
+            self.progress = self.progress._replace(test=None)
         self.tracer.before_step(self.state)
         self.state = self.steps.run(self.state, self.step, self.stopper.requested is not None)
         self.step += 1
@@ -213,17 +231,31 @@ class TrainingRun:
         epoch, validation = self.step // self.steps_per_epoch, score._asdict()
         self.rows.write("validation", self.step, {"epoch": epoch, **validation})
         self.progress = self.progress.with_validation(self.step, validation)
-        if self.on_epoch is not None:
-            ends = self.on_epoch(self.state, {"epoch": epoch, "step": self.step, **validation})
-            self.progress = self.progress._replace(ended=run_on_primary(lambda: bool(ends)))
-        if self.progress.ended or self.step in (self.progress.best_step, self.saver.step):
+        self._end_epoch(validation)
+        saved = self.progress.ended  # then it is on disk already
+        if not saved and (self._out_of_patience or self.step in (self.progress.best_step, self.saver.step)):
             self._save()
         best_epoch = self.progress.best_step // self.steps_per_epoch
+        ends = f"; training ends, train.patience is {self.settings.patience}" if self._out_of_patience else ""
         screen.say(
             f"epoch {epoch}/{self.settings.epochs}: validation accuracy {100 * validation['accuracy']:.2f}% "
-            f"(best {100 * (self.progress.best_accuracy or 0.0):.2f}% in epoch {best_epoch})"
+            f"(best {100 * (self.progress.best_accuracy or 0.0):.2f}% in epoch {best_epoch}){ends}"
         )
         return True
+
+    def _end_epoch(self, validation: Mapping[str, Any]) -> None:
+        """Asks `on_epoch` whether this was the last epoch, and saves the state if it says so."""
+        self.progress = self.progress._replace(validated_step=self.step)
+        if self.on_epoch is None:
+            return
+        epoch = self.step // self.steps_per_epoch
+        try:
+            ends = self.on_epoch(self.state, {"epoch": epoch, "step": self.step, **validation})
+        except StopTraining:
+            ends = True
+        if run_on_primary(lambda: bool(ends)):
+            self.progress = self.progress._replace(ended=True)
+            self._save()
 
     def _save(self) -> None:
         if int(self.state.step) != self.step:

@@ -18,7 +18,8 @@ from mpisjax.training.run_folder import path_of
 
 # Settings that leave the trajectory as it is: where files lie, how often something is written, when to give up.
 # Data that come from another place must still be the same data: their checksum is compared. `train.epochs` is
-# not among them, since the learning rate's schedule depends on it from the first step on.
+# not among them, since the learning rate's schedule depends on it from the first step on. A run that is complete may
+# have it raised.
 FREE_KEYS = (
     "name",
     "data.dir",
@@ -32,6 +33,7 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.max_skipped",
+    "train.patience",
     "train.test_at_end",
 )
 _log = logging.getLogger(__name__)
@@ -111,8 +113,16 @@ def environment() -> dict[str, Any]:
     return {"jax": jax.__version__, "platform": devices[0].platform, "devices": len(devices), **several}
 
 
-def check(checkpoint: Checkpoint, origin: Origin) -> None:
+def check(checkpoint: Checkpoint, origin: Origin, steps_per_epoch: int) -> bool:
     """Makes sure that a checkpoint belongs to this config and these data.
+
+    Args:
+        checkpoint: The newest of the run.
+        origin: What the run is made of now.
+        steps_per_epoch: Steps of one epoch.
+
+    Returns:
+        Whether the run was complete, and goes on because `train.epochs` has been raised.
 
     Raises:
         UserError: It does not; the sentence lists the settings that differ.
@@ -121,27 +131,58 @@ def check(checkpoint: Checkpoint, origin: Origin) -> None:
         flatten_dict(tree, sep=".") for tree in (checkpoint.content["config"], origin.config, origin.defaults)
     )
     theirs = {**{key: value for key, value in defaults.items() if key in ours}, **theirs}
-    differing = [
-        f"{key} ({_show(theirs, key)} there, {_show(ours, key)} here)"
+    keys = [
+        key
         for key in sorted(theirs.keys() | ours.keys())
         if key not in FREE_KEYS and (key not in theirs or key not in ours or theirs[key] != ours[key])
     ]
-    if differing:
-        raise UserError(
-            f"{checkpoint.path} was written with another config, which differs in {', '.join(differing)}; "
-            "use that config or another --workdir"
-        )
+    longer = keys == ["train.epochs"] and _raised(checkpoint, theirs, ours, steps_per_epoch)
+    if keys and not longer:
+        raise UserError(_refusal(checkpoint, keys, theirs, ours))
     if checkpoint.content["data_checksum"] != origin.data_checksum:
         raise UserError(
             f"{checkpoint.path} was written with other data (checksum {checkpoint.content['data_checksum'][:12]}, now "
             f"{origin.data_checksum[:12]}); use those data or another --workdir"
         )
+    if longer:
+        _log.warning(
+            "the run was complete after %s epochs and goes on to %s: from here on the learning rate is that of the longer "
+            "run, so the outcome is not that of %s epochs from the start",
+            theirs["train.epochs"], ours["train.epochs"], ours["train.epochs"],
+        )  # fmt: skip
     if checkpoint.content["environment"] != environment():
         _log.warning(
             "the run stood on %s and goes on with %s: its figures will agree to rounding, not bit for bit",
             checkpoint.content["environment"],
             environment(),
         )
+    return longer
+
+
+def _raised(checkpoint: Checkpoint, theirs: Any, ours: Any, steps_per_epoch: int) -> bool:
+    """Whether a complete run has been given more epochs."""
+    before, progress = theirs["train.epochs"], progress_of(checkpoint)
+    complete = checkpoint.step >= before * steps_per_epoch or progress.ended or progress.test is not None
+    return complete and ours["train.epochs"] > before
+
+
+def _refusal(checkpoint: Checkpoint, keys: list[str], theirs: Any, ours: Any) -> str:
+    """Which settings differ, what that means, and what to do."""
+    differing = ", ".join(f"{key} ({_show(theirs, key)} there, {_show(ours, key)} here)" for key in keys)
+    run = checkpoint.path.parent.parent
+    own = f"use that config, or give this one a --workdir of its own, where train.init_from={run} starts from these weights"
+    if any(key.startswith("model.") for key in keys):
+        own = "use that config, or another --workdir"
+        meaning = "the network is another one, so that even train.init_from cannot give it these weights unless all their shapes agree"
+    elif any(key.startswith("data.") for key in keys):
+        meaning = "the rest of the run would see other examples"
+    elif keys == ["train.epochs"]:
+        meaning = "the learning rate would follow another curve in the middle of the run; once it is complete, train.epochs can be raised"
+    else:
+        meaning = "the rest of the run would be trained in another way than its beginning"
+    return (
+        f"{checkpoint.path} was written with another config, which differs in {differing}; {own}: {meaning}"
+    )
 
 
 def _show(flat: dict[str, Any], key: str) -> str:

@@ -26,7 +26,7 @@ from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training import checkpoints, devices, init_from, processes, record, run_folder
 from mpisjax.training.evaluation import Evaluation, readout_name
-from mpisjax.training.fit import FitResult, fit
+from mpisjax.training.fit import FitResult, measured_on, train
 from mpisjax.training.loop import LoopSettings, OnEpoch
 from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.processes import run_on_primary
@@ -116,8 +116,8 @@ def run(
         config: All settings.
         workdir: The run's folder; made where it is missing.
         stopper: Who listens for signals; by default the run itself does.
-        on_epoch: See `mpisjax.training.fit.fit`.
-        on_end: See `mpisjax.training.fit.fit`.
+        on_epoch: See `mpisjax.training.fit.train`.
+        on_end: See `mpisjax.training.fit.train`.
         profile: Whether to trace a few steps into the folder.
 
     Returns:
@@ -148,23 +148,20 @@ def run(
         )
         evaluator = configuration.make_evaluator(config, parts.net, parts.dataset)
 
-        def measure(split: Any) -> Any:
-            return lambda state: evaluator(variables_of(state), split)
-
         # Whatever a config can have wrong has been found by now: from here on the folder is written.
         if processes.is_primary():
             first_log = run_folder.local_of(path) / LOG_NAME
             stack.callback(run_folder.push, path)
             stack.enter_context(_log_to(first_log))
         _introduce(config, parts)
-        result = fit(
+        result = train(
             _loop_settings(config),
             path,
             state=parts.state,
             train_step=train_step,
             feed=parts.feed,
-            eval_fn=measure(parts.dataset.validation) if len(parts.dataset.validation.labels) else None,
-            test_fn=measure(parts.dataset.test) if config.train.test_at_end else None,
+            eval_fn=measured_on(evaluator, parts.dataset.validation),
+            test_fn=measured_on(evaluator, parts.dataset.test) if config.train.test_at_end else None,
             origin=_origin(config, parts.dataset),
             adjoint_tol=_adjoint_tolerance(config),
             diagnose=(lambda state, step: _diagnose(config, parts, state, step))

@@ -164,11 +164,12 @@ class Saver(contextlib.AbstractContextManager):
     def step(self) -> int:
         return 0 if self._last is None else self._last.step
 
-    def resume(self, state: Any) -> tuple[Any, Progress]:
+    def resume(self, state: Any, steps_per_epoch: int) -> tuple[Any, Progress]:
         """The state and the progress of the newest sound checkpoint; those given, and none made, where there is none.
 
         Args:
             state: The state at step 0, which is the template for the one that is restored.
+            steps_per_epoch: Says whether the run was complete; it then goes on where `train.epochs` is raised.
 
         Raises:
             UserError: The checkpoint belongs to another config or to other data, or all are damaged.
@@ -176,9 +177,9 @@ class Saver(contextlib.AbstractContextManager):
         found = self._writer.newest()
         if found is None:
             return state, Progress()
-        run_on_primary(lambda: record.check(found, self._origin))
-        self._last = found
-        return checkpoints.restore(found, state), record.progress_of(found)
+        longer = run_on_primary(lambda: record.check(found, self._origin, steps_per_epoch))
+        self._last, progress = found, record.progress_of(found)
+        return checkpoints.restore(found, state), progress._replace(ended=progress.ended and not longer)
 
     def due(self, elapsed: float) -> bool:
         """Whether an epoch's end is to be saved, `elapsed` seconds into the run; the first process's clock decides."""

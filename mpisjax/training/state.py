@@ -50,7 +50,11 @@ def initial_variables(network: Any, seed: int, shape: tuple[int, ...], neuron: L
     variables = model.init_variables(network, jax.random.key(seed), images, neuron)
     if network.dtype == jnp.float64:
         return variables
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
+
+    def narrow(leaf: Any) -> Any:
+        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(narrow, variables)
 
 
 def init_state(

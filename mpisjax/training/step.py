@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,20 @@ import optax
 
 from mpisjax.baselines import bptt as through_time
 from mpisjax.baselines.bptt import BPTT
-from mpisjax.data import Augmentation, Batch, Inputs, augment, mixup, normalize, prepare_images
+from mpisjax.data import (
+    Augmentation,
+    Batch,
+    DataSet,
+    Inputs,
+    augment,
+    class_counts,
+    mixup,
+    normalize,
+    prepare_images,
+)
 from mpisjax.data.augment import time_first
 from mpisjax.equilibrium import adjoint_probe
+from mpisjax.errors import UserError
 from mpisjax.firing import RateReading
 from mpisjax.jacobian import jacobian_penalty
 from mpisjax.neurons import LIF
@@ -96,7 +107,9 @@ def make_train_step(
     augmentation: Augmentation = Augmentation(),  # noqa: B008 (a tuple of constants)
     mixup: float = 0.0,
     label_smoothing: float = 0.0,
+    class_weights: Sequence[float] = (),
     jacobian_weight: float = 0.0,
+    rate_weight: float = 0.0,
     averaging: float = 0.0,
     accumulate: int = 1,
     mesh: jax.sharding.Mesh | None = None,
@@ -117,7 +130,9 @@ def make_train_step(
       augmentation: how images are changed.
       mixup: parameter of the beta distribution that mixes two images; 0: none.
       label_smoothing: share of the target that is spread over all classes.
+      class_weights: factors of the samples' cross-entropies, by class; empty: 1. The loss is the mean over the batch.
       jacobian_weight: weight of ||J||_F^2 / n of the equivalent map in the loss.
+      rate_weight: weight of the populations' mean firing rate in the loss.
       averaging: decay of averaged weights, which the state must have then; 0: none.
       accumulate: parts of the batch that are passed one by one.
       mesh: devices to share the batch; None: the default one.
@@ -128,7 +143,14 @@ def make_train_step(
     """
     network = network if mesh is None else shard_channels(network, mesh)
     answer = make_answer(network, neuron=neuron, forward=forward, adjoint=adjoint, bptt=bptt, returns=returns)
-    loss_fn = make_loss(network, answer, neuron=neuron, jacobian_weight=jacobian_weight)
+    loss_fn = make_loss(
+        network,
+        answer,
+        neuron=neuron,
+        class_weights=class_weights,
+        jacobian_weight=jacobian_weight,
+        rate_weight=rate_weight,
+    )
     gradients = accumulated(make_gradients(loss_fn), accumulate, batch_axis=1 if inputs.temporal else 0)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -184,7 +206,13 @@ def make_answer(
 
 
 def make_loss(
-    network: Any, answer: Callable[..., model.Output], *, neuron: LIF, jacobian_weight: float
+    network: Any,
+    answer: Callable[..., model.Output],
+    *,
+    neuron: LIF,
+    class_weights: Sequence[float] = (),
+    jacobian_weight: float = 0.0,
+    rate_weight: float = 0.0,
 ) -> LossFn:
     """`loss(params, probe, batch_stats, x, targets, rng) -> (loss, Output)`: cross-entropy, and what is added to it."""
     transition = model.transition_of(network)
@@ -192,19 +220,60 @@ def make_loss(
     def loss_fn(params: Any, probe: Any, batch_stats: Any, x: Array, targets: Array, rng: Array) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
         out = answer(variables, x, rng, probe)
-        loss = optax.softmax_cross_entropy(out.logits, targets).mean()
+        losses = optax.softmax_cross_entropy(out.logits, targets)
+        loss = (losses * (targets @ jnp.asarray(class_weights)) if class_weights else losses).mean()
+        if not (jacobian_weight or rate_weight):
+            return loss, out
+        # Of the map that is solved in evaluation: running statistics, nothing dropped.
+        encoded = network.apply(variables, x, False, method="encode")
+        encoded = weighted_mean_frame(encoded, neuron.leak) if network.temporal else encoded
         if jacobian_weight:
-            # Of the map that is solved in evaluation: running statistics, nothing dropped.
-            encoded = network.apply(variables, x, False, method="encode")
-            encoded = weighted_mean_frame(encoded, neuron.leak) if network.temporal else encoded
             loss += jacobian_weight * jacobian_penalty(
                 lambda r: transition(variables, r, encoded, RateReading(neuron)),
                 out.equilibrium.rates,
                 jax.random.fold_in(rng, 1),
             )
+        if rate_weight:
+            reading = RateReading(neuron)
+            transition(variables, out.equilibrium.rates, encoded, reading)
+            loss += rate_weight * mean_rate(reading.activity)
         return loss, out
 
     return loss_fn
+
+
+def mean_rate(activity: dict[str, Array]) -> Array:
+    """The mean firing rate of the populations, each weighing the same; of spikes of both signs their number counts."""
+    return jnp.mean(jnp.stack([jnp.mean(jnp.abs(rates)) for rates in activity.values()]))
+
+
+def class_weights_of(weights: Sequence[float] | str, dataset: DataSet) -> tuple[float, ...]:
+    """Factors of the classes in the loss.
+
+    Args:
+        weights: One for each class; "balanced": the inverse of the class's share in the train split, with a mean of 1 over
+            the examples; empty: none.
+        dataset: The data.
+
+    Raises:
+        UserError: They are not one number above 0 for each class.
+    """
+    if not weights:
+        return ()
+    classes = dataset.num_classes
+    if weights == "balanced":
+        counts = class_counts(dataset.train.labels, classes)
+        return tuple(len(dataset.train.labels) / (classes * max(count, 1)) for count in counts)
+    try:
+        found = tuple(float(w) for w in (weights.split(",") if isinstance(weights, str) else weights))
+    except ValueError:
+        found = ()
+    if len(found) != classes or not all(0 < w < float("inf") for w in found):
+        raise UserError(
+            f"train.class_weights is {weights!r}: give {classes} numbers above 0, one for each class, such as "
+            f"{','.join(['1'] * (classes - 1) + ['2'])}, or balanced"
+        )
+    return found
 
 
 def make_gradients(loss_fn: LossFn) -> Callable[..., Gradients]:

@@ -17,7 +17,7 @@ MAX_IN_FLIGHT = (
 )
 
 
-class Feed(Protocol):
+class Batches(Protocol):
     """Where batches come from; see `mpisjax.data.Feed`."""
 
     @property
@@ -48,7 +48,7 @@ class StepRunner:
         outvoted: With several processes, whether one of them was asked to stop: the same in all after the same step.
     """
 
-    def __init__(self, train_step: TrainStep, feed: Feed, state: Any) -> None:
+    def __init__(self, train_step: TrainStep, feed: Batches, state: Any) -> None:
         self.outvoted = False
         self._votes = Votes() if processes.count() > 1 else None
         self._counted: deque[Any] = deque()

@@ -184,14 +184,16 @@ def fit(
     from mpisjax.training.loop import LoopSettings
 
     config = config or get_config()
-    settings = LoopSettings(**{name: config.train[name] for name in LoopSettings._fields})
+    settings = LoopSettings(
+        **{name: config.train[name] for name in LoopSettings._fields if name in config.train}
+    )
     plain = configuration.to_plain(config)
     parts: dict[str, Any] = {
         "eval_fn": lambda state: evaluate(state, 1),
         "test_fn": lambda state: evaluate(state, 2),
         "origin": record.Origin(plain, {}, data_checksum),
     }
-    return fitting.fit(
+    return fitting.train(
         settings,
         workdir,
         state=init_state(config),
