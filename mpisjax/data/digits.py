@@ -15,13 +15,17 @@ for the motion of 3.5 to either side.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from mpisjax.data import cache
+from mpisjax.data.dataset import Loaded, hold_out
 from mpisjax.data.events import EVENT
-from mpisjax.data.splits import hold_out
-from mpisjax.data.types import Loaded
+from mpisjax.data.frames import Binning, store_frames, stored_frames
+from mpisjax.data.recordings import Framed, counted, report
 from mpisjax.errors import UserError
 
 NUM_CLASSES = 10
@@ -66,6 +70,28 @@ def load_images() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.n
         (loaded.train_images[..., 0] / 255, loaded.train_labels),
         (loaded.test_images[..., 0] / 255, loaded.test_labels),
     )
+
+
+def load_saccades(binning: Binning, cache_dir: str) -> Framed:
+    """The digits as the camera sees them, as frames; cached.
+
+    Args:
+        binning: How events become frames, for a sensor of `SENSOR_SIZE`.
+        cache_dir: The cache's folder; empty for the user's.
+    """
+    images = load_images()
+
+    def build(allocate: cache.Allocate) -> dict[str, Any]:
+        digest, first, tally = hashlib.sha256(), 0, [0, 0]
+        for split, (pictures, labels) in zip(("train", "test"), images, strict=True):
+            stream = (counted(events, binning, tally) for events in events_of(pictures, first=first))
+            store_frames(allocate, split, stream, labels, binning, digest)
+            first += len(labels)
+        return {"checksum": digest.hexdigest(), "tally": tally}
+
+    entry = cache.fetch(cache_dir, "saccade_digits", {"binning": list(binning)}, build)
+    report("saccade_digits", entry.facts)
+    return Framed(stored_frames(entry, binning), binning, entry.facts, entry.note)
 
 
 def events_of(images: np.ndarray, seed: int = 0, first: int = 0) -> Iterator[np.ndarray]:

@@ -34,11 +34,18 @@ class Recording(NamedTuple):
         path: Its file.
         label: Its class.
         window: (first, last) time in microseconds, for files with many recordings; None is the whole file.
+        number: Of the recording, in an HDF5 file of many spike trains.
     """
 
     path: Path
     label: int
     window: tuple[int, int] | None = None
+    number: int | None = None
+
+    def named(self, folder: Path) -> str:
+        """What to call it in a message."""
+        which = "" if self.number is None else f" recording {self.number}"
+        return f"{self.path.relative_to(folder)}{which}"
 
 
 def import_tonic() -> Any:
@@ -54,7 +61,7 @@ def import_tonic() -> Any:
     return tonic
 
 
-def check(events: np.ndarray, width: int, height: int, sort: bool = False) -> np.ndarray:
+def check(events: np.ndarray, width: int, height: int, sort: bool = False, channels: int = 2) -> np.ndarray:
     """Makes sure of what every recording must satisfy.
 
     Args:
@@ -62,6 +69,7 @@ def check(events: np.ndarray, width: int, height: int, sort: bool = False) -> np
         width: Of the sensor.
         height: Of the sensor.
         sort: Whether to sort events that are out of order, stably by time, rather than refuse them.
+        channels: Polarities are below it.
 
     Returns:
         The events as `EVENT`, in time order.
@@ -78,8 +86,11 @@ def check(events: np.ndarray, width: int, height: int, sort: bool = False) -> np
         raise Invalid(
             f"event {first} lies at ({x[first]}, {y[first]}), outside of the {width} x {height} sensor"
         )
-    if ((p != 0) & (p != 1)).any():
-        raise Invalid("it holds polarities other than 0 and 1")
+    if ((p < 0) | (p >= channels)).any():
+        known = (
+            "polarities other than 0 and 1" if channels == 2 else f"channels outside of 0 to {channels - 1}"
+        )
+        raise Invalid(f"it holds {known}")
     back = np.flatnonzero(np.diff(t) < 0)
     if len(back) and sort:
         order = np.argsort(t, kind="stable")
@@ -121,40 +132,37 @@ def parse_nmnist(content: bytes) -> np.ndarray:
     return import_tonic().io.read_mnist_file(io.BytesIO(content), dtype, is_stream=True)
 
 
-def parse_gesture_array(content: bytes) -> np.ndarray:
-    """DVS128 Gesture as tonic distributes it: a `.npy` of rows (x, y, polarity, milliseconds).
+def parse_array(content: bytes) -> np.ndarray:
+    """A `.npy`: one's own structured array, or DVS128 Gesture as tonic distributes it.
+
+    A structured array has the fields x, y, t (microseconds) and p; others are ignored. Tonic's has rows (x, y, polarity,
+    milliseconds).
 
     Raises:
         Invalid: If it is no such array.
     """
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        MemoryError,
-        OverflowError,
-        TypeError,
-        SyntaxError,
-        KeyError,
-    ) as error:
-        raise Invalid(f"it is no array that NumPy can read ({str(error)[:100]})") from error
-    except Exception as error:  # zipfile's and tokenize's own, for what only looks like an array
-        raise Invalid(f"it is no array that NumPy can read ({type(error).__name__})") from error
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim != 2
-        or array.shape[1] != 4
-        or array.dtype.kind not in "iuf"
-    ):
-        raise Invalid("it is no array of N rows (x, y, polarity, milliseconds)")
-    if not np.isfinite(array).all() or (np.abs(array.astype(np.float64)) > 2**50).any():
-        raise Invalid("it holds numbers that are no times or coordinates")
+    except Exception as error:  # also zipfile's and tokenize's own, for what only looks like an array
+        why = str(error)[:100] if isinstance(error, ValueError | OSError | EOFError) else type(error).__name__
+        raise Invalid(f"it is no array that NumPy can read ({' '.join(why.split())})") from error
+    if isinstance(array, np.ndarray) and array.ndim == 1 and set("xytp") <= set(array.dtype.names or ()):
+        columns, unit = [array[name] for name in "xypt"], 1
+    elif isinstance(array, np.ndarray) and array.ndim == 2 and array.shape[1] == 4:
+        columns, unit = list(array.T), 1000
+    else:
+        raise Invalid(
+            "it is no array of N rows (x, y, polarity, milliseconds), and has no fields x, y, t and p"
+        )
     events = np.empty(len(array), EVENT)
-    for name, column in zip("xyp", array.T[:3], strict=True):
-        events[name] = np.clip(column, -1, 1 << 20)  # so that nothing wraps around into the sensor
-    events["t"] = array[:, 3].astype(np.int64) * 1000
+    for name, column in zip("xypt", columns, strict=True):
+        if column.dtype.kind not in "iufb" or column.ndim != 1:
+            raise Invalid(f"its {name} are no numbers")
+        if not np.isfinite(column).all() or (np.abs(column.astype(np.float64)) > 2**50).any():
+            raise Invalid("it holds numbers that are no times or coordinates")
+        if name != "t":
+            events[name] = np.clip(column.astype(np.int64), -1, 1 << 20)  # so that nothing wraps around
+    events["t"] = columns[3].astype(np.int64) * unit
     return events
 
 
@@ -258,27 +266,82 @@ def read_aedat4(path: Path) -> np.ndarray:
     return events
 
 
+def open_spike_trains(path: Path) -> Any:
+    """Opens an HDF5 file of spike trains, in the format of SHD and SSC (B. Cramer et al., 2020).
+
+    `spikes/times` (seconds) and `spikes/units` hold an array for each recording, `labels` its class.
+
+    Raises:
+        UserError: If it cannot be read, or h5py is not installed.
+    """
+    try:
+        import h5py  # tonic needs it too
+    except ImportError as error:
+        raise UserError(f"{path.name} needs one more package: pip install h5py") from error
+    try:
+        file = h5py.File(path, "r")
+        sizes = {len(file[key]) for key in ("spikes/times", "spikes/units", "labels")}
+    except Exception as error:  # h5py raises what it likes for a damaged file
+        raise UserError(
+            f"{path} cannot be read as HDF5 with spikes/times, spikes/units and labels: fetch it again"
+        ) from error
+    if len(sizes) != 1:
+        raise UserError(f"{path} has {sorted(sizes)} times, units and labels: fetch it again")
+    return file
+
+
+_spike_trains = functools.lru_cache(maxsize=1)(open_spike_trains)
+
+
+def read_spike_train(path: Path, index: int) -> np.ndarray:
+    """One recording of SHD or SSC: each unit is a channel (`p`) of a sensor of one pixel.
+
+    Raises:
+        Invalid: If it cannot be read, or times and units are not of one length.
+    """
+    try:
+        file = _spike_trains(path)
+        times, units = (
+            file["spikes/times"][index].astype(np.float64),
+            file["spikes/units"][index].astype(np.int64),
+        )
+    except Exception as error:
+        raise Invalid(f"it cannot be read ({str(error)[:100]})") from error
+    if (
+        times.shape != units.shape
+        or times.ndim != 1
+        or not np.isfinite(times).all()
+        or (np.abs(times) > 1e6).any()
+    ):
+        raise Invalid("its times are no seconds, or not as many as its units")
+    events = np.zeros(len(times), EVENT)
+    events["t"], events["p"] = times * 1e6, units
+    return events
+
+
 @functools.lru_cache(maxsize=1)
-def _whole(path: Path, width: int, height: int, sort: bool) -> np.ndarray:
+def _whole(path: Path, width: int, height: int, sort: bool, channels: int) -> np.ndarray:
     """All events of a file; the last file is remembered, for those that hold a dozen recordings."""
-    if path.suffix == ".aedat4":
-        return check(read_aedat4(path), width, height, sort)
-    content = read_content(path)
-    if path.suffix == ".bin":
+    suffix = path.suffix.lower()
+    content = b"" if suffix == ".aedat4" else read_content(path)
+    if suffix == ".aedat4":
+        events = read_aedat4(path)
+    elif suffix == ".bin":
         events = parse_nmnist(content)
-    elif path.suffix == ".npy":
-        events = parse_gesture_array(content)
+    elif suffix == ".npy":
+        events = parse_array(content)
     else:
         events = parse_aedat3(content) if content.startswith(b"#!AER-DAT3") else parse_aedat2(content)
-    return check(events, width, height, sort)
+    return check(events, width, height, sort, channels)
 
 
 def forget() -> None:
-    """Forgets the file that was read last: it may have changed."""
+    """Forgets the files that were read last: they may have changed."""
     _whole.cache_clear()
+    _spike_trains.cache_clear()
 
 
-def read(recording: Recording, width: int, height: int, sort: bool = False) -> np.ndarray:
+def read(recording: Recording, width: int, height: int, sort: bool = False, channels: int = 2) -> np.ndarray:
     """The events of a recording, checked.
 
     Args:
@@ -286,6 +349,7 @@ def read(recording: Recording, width: int, height: int, sort: bool = False) -> n
         width: Of the sensor.
         height: Of the sensor.
         sort: Whether to sort events that are out of order.
+        channels: Of each pixel: two polarities, or the channels of a spike train.
 
     Returns:
         Events of type `EVENT`, in time order.
@@ -293,7 +357,9 @@ def read(recording: Recording, width: int, height: int, sort: bool = False) -> n
     Raises:
         Invalid: If the recording must not be used.
     """
-    events = _whole(recording.path, width, height, sort)
+    if recording.number is not None:
+        return check(read_spike_train(recording.path, recording.number), width, height, sort, channels)
+    events = _whole(recording.path, width, height, sort, channels)
     if recording.window is not None:
         first, last = np.searchsorted(events["t"], recording.window)
         events = events[first:last]

@@ -1,7 +1,8 @@
-"""Brings batches to the devices."""
+"""The order of the examples, a matter of the seed alone, and their batches on the devices."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpisjax.data.splits import steps_per_epoch, train_indices
-from mpisjax.data.types import Batch, Split
+from mpisjax.data.dataset import Batch, Split, permutation
 from mpisjax.errors import UserError
 
 DEVICE_SHARE = 4  # a split goes to the accelerator if it takes at most 1 / DEVICE_SHARE of its memory
@@ -165,3 +165,42 @@ def fits(split: Split, sharding: jax.sharding.Sharding | None) -> bool:
         if size * DEVICE_SHARE > stats.get("bytes_limit", 0):
             return False
     return True
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch(seed: int, epoch: int, size: int) -> np.ndarray:
+    order = permutation(seed, epoch, size)
+    order.flags.writeable = False
+    return order
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """How many whole batches an epoch has; the rest of the epoch's permutation is dropped.
+
+    Raises:
+        UserError: If there is not even one.
+    """
+    if batch_size < 1 or batch_size > num_examples:
+        raise UserError(
+            f"train.batch_size is {batch_size}, but must be 1 to {num_examples}: there are {num_examples} train examples"
+        )
+    return num_examples // batch_size
+
+
+def train_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
+    """The examples of a training step, from (seed, step) alone.
+
+    Every epoch is a new permutation of the examples; what is left over at its end, less than a batch, is dropped.
+
+    Args:
+        seed: The run's seed.
+        step: The step, counted from 0 over all epochs.
+        num_examples: The size of the train split.
+        batch_size: The (global) batch size.
+
+    Returns:
+        int64 [batch_size], read-only.
+    """
+    steps = steps_per_epoch(num_examples, batch_size)
+    epoch, place = divmod(step, steps)
+    return _epoch(seed, epoch, num_examples)[place * batch_size : (place + 1) * batch_size]

@@ -26,7 +26,13 @@ from mpisjax.errors import UserError
 PROBE_SECONDS = 4.0  # to answer a request for the file's size; a run without network waits no longer
 STALL_SECONDS = 30.0  # without a byte, once a download has begun
 MIRROR = "MPISJAX_MIRROR"
-EVENT_CLASSES = {"nmnist": "NMNIST", "dvs_gesture": "DVSGesture", "cifar10_dvs": "CIFAR10DVS"}
+EVENT_CLASSES = {
+    "nmnist": "NMNIST",
+    "dvs_gesture": "DVSGesture",
+    "cifar10_dvs": "CIFAR10DVS",
+    "shd": "SHD",
+    "ssc": "SSC",
+}
 MAX_BYTES = 512 << 20  # decompressed; the CIFAR archives have 185 MB
 MAX_MEMBERS = 1000
 
@@ -90,12 +96,27 @@ def download_events(name: str, folder: Path) -> Path:
     """
     kind = EVENT_CLASSES[name]
     known = getattr(import_tonic().datasets, kind)
-    prefixes = ["train_", "test_"] if hasattr(known, "train_url") else [""]
-    files = []
-    for prefix in prefixes:
-        url, filename = getattr(known, f"{prefix}url"), getattr(known, f"{prefix}filename")
-        digest = getattr(known, f"{prefix}md5") if prefix else known.file_md5
-        files.append((_address(url, filename), filename, f"md5:{digest}"))
+    if hasattr(known, "train_zip"):  # SHD and SSC
+        names = [n for n in ("train", "valid", "test") if hasattr(known, f"{n}_zip")]
+        recorded_files = [
+            (
+                known.base_url + getattr(known, f"{n}_zip"),
+                getattr(known, f"{n}_zip"),
+                getattr(known, f"{n}_md5"),
+            )
+            for n in names
+        ]
+    else:
+        prefixes = ["train_", "test_"] if hasattr(known, "train_url") else [""]
+        recorded_files = [
+            (
+                getattr(known, f"{p}url"),
+                getattr(known, f"{p}filename"),
+                getattr(known, f"{p}md5" if p else "file_md5"),
+            )
+            for p in prefixes
+        ]
+    files = [(_address(url, filename), filename, f"md5:{digest}") for url, filename, digest in recorded_files]
     partial = folder / f".partial-{kind}"
     archives = _retrieve(name, files, partial)
     unpacked = partial / kind

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpisjax.data import cache
+from mpisjax.data.dataset import Loaded
 from mpisjax.data.events import Invalid, import_tonic
 from mpisjax.errors import UserError
 
@@ -22,6 +25,7 @@ class Binning(NamedTuple):
         height: Of the sensor.
         crop: The side of the square kept from the sensor's centre; 0 keeps everything.
         denoise_us: Events are dropped if no neighbour had one in the so many microseconds before; 0 drops none.
+        channels: Of each pixel: two polarities, or the channels of a spike train, which has a single pixel.
     """
 
     num_frames: int
@@ -31,38 +35,53 @@ class Binning(NamedTuple):
     height: int
     crop: int
     denoise_us: float
+    channels: int = 2
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of a recording's frames, (T, H, W, 2)."""
-        return (self.num_frames, self.crop or self.height, self.crop or self.width, 2)
+        """Of a recording's frames, (T, H, W, channels)."""
+        return (self.num_frames, self.crop or self.height, self.crop or self.width, self.channels)
 
 
-def binning_of(config: Any, width: int, height: int) -> Binning:
-    """Checks the settings of frames.
-
-    Args:
-        config: The `data` part of a configuration.
-        width: Of the sensor.
-        height: Of the sensor.
+def make_binning(
+    width: int,
+    height: int,
+    channels: int = 2,
+    *,
+    num_frames: int = 30,
+    frames: str = "count",
+    binning: str = "time",
+    crop: int = 0,
+    denoise_us: float = 0.0,
+) -> Binning:
+    """Checks the settings of frames, by their names in `data`; `width` and `height` are 0 where they are not known yet.
 
     Raises:
         UserError: If one is out of range.
     """
-    if config.binning not in ("time", "count"):
-        raise UserError(f"data.binning is {config.binning!r}, but must be time or count")
-    if config.frames not in ("count", "binary"):
-        raise UserError(f"data.frames is {config.frames!r}, but must be count or binary")
-    if not 1 <= config.num_frames <= 10_000:
-        raise UserError(f"data.num_frames is {config.num_frames}, but must be 1 to 10000")
-    if not 0 <= config.crop <= min(width, height):
-        raise UserError(f"data.crop is {config.crop}, but must be 0 (none) to {min(width, height)}")
-    if not 0 <= config.denoise_us < math.inf:
-        raise UserError(f"data.denoise_us is {config.denoise_us}, but must be 0 (none) or more")
-    binary = config.frames == "binary"
-    return Binning(
-        config.num_frames, config.binning, binary, width, height, config.crop, float(config.denoise_us)
-    )
+    if binning not in ("time", "count"):
+        raise UserError(f"data.binning is {binning!r}, but must be time or count")
+    if frames not in ("count", "binary"):
+        raise UserError(f"data.frames is {frames!r}, but must be count or binary")
+    if not 1 <= num_frames <= 10_000:
+        raise UserError(f"data.num_frames is {num_frames}, but must be 1 to 10000")
+    if not 0 <= denoise_us < math.inf:
+        raise UserError(f"data.denoise_us is {denoise_us}, but must be 0 (none) or more")
+    if channels != 2 and (crop or denoise_us):
+        raise UserError("data.crop and data.denoise_us are for cameras: set both to 0 for spike trains")
+    made = Binning(num_frames, binning, frames == "binary", width, height, crop, float(denoise_us), channels)
+    return made if not width else with_sensor(made, width, height)
+
+
+def with_sensor(binning: Binning, width: int, height: int) -> Binning:
+    """The same for a sensor of this size.
+
+    Raises:
+        UserError: If the crop is larger.
+    """
+    if not 0 <= binning.crop <= min(width, height):
+        raise UserError(f"data.crop is {binning.crop}, but must be 0 (none) to {min(width, height)}")
+    return binning._replace(width=width, height=height)
 
 
 class Tally(NamedTuple):
@@ -88,7 +107,7 @@ def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tall
         binning: How.
 
     Returns:
-        uint8 [T, H, W, 2], the last axis being the polarity (1: brighter), counts above 255 being 255; and the tally.
+        uint8 [T, H, W, C], the last axis being the polarity (1: brighter), counts above 255 being 255; and the tally.
 
     Raises:
         Invalid: If the recording is too short for T frames.
@@ -116,7 +135,7 @@ def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tall
     x = events["x"] - (binning.width - width) // 2
     y = events["y"] - (binning.height - height) // 2
     kept = (frame >= 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    place = (((frame * height + y) * width + x) * 2 + events["p"])[kept]
+    place = (((frame * height + y) * width + x) * binning.channels + events["p"])[kept]
     counts = np.bincount(place, minlength=math.prod(binning.shape)).reshape(binning.shape)
     frames = np.minimum(counts, 1 if binning.binary else 255).astype(np.uint8)
     return frames, Tally(len(events), int((frame < 0).sum()))
@@ -179,3 +198,33 @@ def stored_width(binning: Binning) -> int:
     """How many bytes such a row has."""
     size = math.prod(binning.shape)
     return -(-size // 8) if binning.binary else size
+
+
+def store_frames(
+    allocate: cache.Allocate,
+    split: str,
+    stream: Iterator[np.ndarray],
+    labels: np.ndarray,
+    binning: Binning,
+    digest: Any,
+) -> None:
+    """Writes a split's frames and labels, and adds them to the checksum."""
+    shape = (len(labels), stored_width(binning))
+    writer = allocate(f"{split}_images", shape, np.uint8)
+    digest.update(f"{shape}{binning.shape}{binning.binary}".encode())
+    for frames in stream:
+        row = stored_row(frames, binning.binary)
+        digest.update(row.data)
+        writer.append(row)
+    digest.update(labels.astype("<i4").data)
+    allocate(f"{split}_labels", labels.shape, np.int32).append(labels)
+
+
+def stored_frames(entry: cache.Entry, binning: Binning) -> Loaded:
+    """What `store_frames` wrote."""
+    splits: dict[str, Any] = {}
+    for split in ("train", "test", "validation"):
+        if f"{split}_images" in entry.arrays:
+            splits[f"{split}_images"] = Frames(entry.arrays[f"{split}_images"], binning.shape, binning.binary)
+            splits[f"{split}_labels"] = np.array(entry.arrays[f"{split}_labels"])
+    return Loaded(**splits)

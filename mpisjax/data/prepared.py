@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisjax.data.types import Loaded
+from mpisjax.data.dataset import Loaded
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
 
@@ -29,12 +29,12 @@ def find(name: str, folder: str) -> Path | None:
 
     Args:
         name: The set's name, in TFDS and here.
-        folder: A TFDS data folder to look in first; may be empty. Then `TFDS_DATA_DIR` and `~/tensorflow_datasets`.
+        folder: The TFDS data folder to look in; empty for `TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
 
     Returns:
         The folder of the newest version prepared, or None.
     """
-    for base in (folder, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"):
+    for base in (folder,) if folder else (os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"):
         if not base:
             continue
         versions = [path.parent for path in Path(expand(base)).glob(f"{name}/*/dataset_info.json")]

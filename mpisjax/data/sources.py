@@ -1,4 +1,4 @@
-"""Finds a data set: prepared by TFDS, else as original files, else by a download."""
+"""From the settings of `data` to a data set: by its name, from TFDS's prepared data, files or a download."""
 
 from __future__ import annotations
 
@@ -9,28 +9,168 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mpisjax.data import cifar, fetch, idx, prepared
-from mpisjax.data.recordings import EVENT_SETS, Recordings
-from mpisjax.data.types import Loaded
+import numpy as np
+
+from mpisjax.data import arrays, cache, digits, fetch, folders, images, prepared
+from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum
+from mpisjax.data.frames import make_binning
+from mpisjax.data.recordings import CIFAR10_CLASSES, EVENT_SETS, Recordings, load_recordings
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder, expand
 
+DIGITS = tuple("0123456789")
+
 
 class Known(NamedTuple):
-    """What is known of a set beforehand: image size, classes, and the sizes of its official splits."""
+    """What is known of a set beforehand: image size, the sizes of its official splits, classes and their names."""
 
     size: tuple[int, int, int]
     num_classes: int
     num_train: int
     num_test: int
+    classes: tuple[str, ...] = ()
 
 
 IMAGE_SETS = {
-    "mnist": Known((28, 28, 1), 10, 60_000, 10_000),
-    "fashion_mnist": Known((28, 28, 1), 10, 60_000, 10_000),
-    "cifar10": Known((32, 32, 3), 10, 50_000, 10_000),
+    "mnist": Known((28, 28, 1), 10, 60_000, 10_000, DIGITS),
+    "fashion_mnist": Known(
+        (28, 28, 1), 10, 60_000, 10_000,
+        ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
+    "cifar10": Known((32, 32, 3), 10, 50_000, 10_000, CIFAR10_CLASSES),
     "cifar100": Known((32, 32, 3), 100, 50_000, 10_000),
+}  # fmt: skip
+EMBEDDED = ("digits", "saccade_digits")
+OWN = ("folder", "arrays", "recordings")
+NAMES = (*EMBEDDED, *IMAGE_SETS, *EVENT_SETS, *OWN)
+FRAME_SETTINGS = ("num_frames", "frames", "binning", "crop", "denoise_us")
+
+
+def load(config: Any) -> DataSet:
+    """Loads a data set.
+
+    Args:
+        config: The `data` part of a configuration.
+
+    Returns:
+        The data set.
+
+    Raises:
+        UserError: If a setting is wrong, or the data is missing or damaged.
+    """
+    name = config.name
+    if name not in NAMES:
+        raise UserError(f"data.name is {name!r}, but must be one of {', '.join(NAMES)}")
+    if name not in ("saccade_digits", *EVENT_SETS, "recordings") and (config.crop or config.denoise_us):
+        raise UserError(f"data.crop and data.denoise_us are for event sets: set both to 0 for {name}")
+    if name in EMBEDDED and config.dir:
+        raise UserError(
+            f"data.dir is {config.dir!r}, but data.name is {name!r}, which comes with scikit-learn and reads no files: "
+            + _OTHER_NAMES
+        )
+    if name in OWN and not config.dir:
+        raise UserError(f"data.name is {name!r}, but data.dir is empty: set it to your {_OWN_FILES[name]}")
+    held = HoldOut(config.num_validation, config.validation_share, config.split_seed)
+    framing = {key: config[key] for key in FRAME_SETTINGS}
+    choices = {"unsorted": config.unsorted_events, "invalid": config.invalid}
+    shared: dict[str, Any] = {"test_share": config.test_share, "validation": held, "invalid": config.invalid}
+    if name == "folder":
+        sizing = {"image_size": config.image_size, "fit": config.fit, "color": config.color}
+        ranged = {"value_range": arrays.parse_range(config.value_range), "cache_dir": config.cache_dir}
+        return folders.from_folder(config.dir, **sizing, **ranged, **shared)
+    if name == "arrays":
+        return arrays.from_file(config.dir, value_range=arrays.parse_range(config.value_range), **shared)
+    if name == "recordings":
+        sensor = folders.parse_sensor(config.sensor_size)
+        framing |= {"unsorted": config.unsorted_events, "cache_dir": config.cache_dir}
+        return folders.from_recordings(config.dir, sensor_size=sensor, **shared, **framing)
+    if name == "digits":
+        loaded, sentence = digits.load(), digits.SENTENCE
+        whole = checksum(loaded)
+        return assemble(name, loaded, 10, source=sentence, digest=whole, validation=held, classes=DIGITS)
+    place = Place(name, config.dir, config.cache_dir, config.source)
+    if name in IMAGE_SETS:
+        return _load_images(place, held)
+    if name == "saccade_digits":
+        binning = make_binning(digits.SENSOR_SIZE, digits.SENSOR_SIZE, **framing)
+        framed, sentence, known = digits.load_saccades(binning, place.cache_dir), digits.EVENT_SENTENCE, None
+        num_classes, classes = 10, DIGITS
+    else:
+        known = EVENT_SETS[name]
+        binning = make_binning(known.width, known.height, known.channels, **framing)
+        found, where = find_recordings(place)
+        framed = load_recordings(name, found, binning, **choices, cache_dir=place.cache_dir)
+        extent = completeness(framed.loaded, known.num_train, known.num_test, " recordings")
+        sentence, num_classes, classes = f"{name}, {where}, {extent}", known.num_classes, known.classes
+    return assemble(
+        name,
+        framed.loaded,
+        num_classes,
+        source=f"{sentence}; {framed.note}" if framed.note else sentence,
+        digest=framed.facts["checksum"],
+        validation=held,
+        classes=classes,
+    )
+
+
+_OTHER_NAMES = (
+    "set data.name to folder for images in DIR/CLASS, to recordings for event files there, to arrays for an .npz file, or"
+    " leave data.dir out"
+)
+_OWN_FILES = {
+    "folder": "folder of images in train/CLASS and test/CLASS, or in CLASS",
+    "arrays": ".npz file with x_train, y_train, x_test and y_test",
+    "recordings": "folder of event files in train/CLASS and test/CLASS, or in CLASS",
 }
+
+
+def _load_images(place: Place, validation: HoldOut) -> DataSet:
+    source = find(place)
+    known = IMAGE_SETS[place.name]
+
+    def build(allocate: cache.Allocate) -> dict[str, Any]:
+        loaded = source.read()
+        for name, array in zip(Loaded._fields, loaded, strict=True):
+            if array is not None:
+                allocate(name, array.shape, array.dtype).append(np.asarray(array))
+        return {"checksum": checksum(loaded)}
+
+    entry = cache.fetch(place.cache_dir, place.name, {"fingerprint": source.fingerprint}, build)
+    loaded = Loaded(**entry.arrays)
+    sentence = f"{place.name}, {source.sentence}, {completeness(loaded, known.num_train, known.num_test)}"
+    return assemble(
+        place.name,
+        loaded,
+        known.num_classes,
+        source=f"{sentence}; {entry.note}" if entry.note else sentence,
+        digest=entry.facts["checksum"],
+        validation=validation,
+        classes=known.classes,
+    )
+
+
+def completeness(loaded: Loaded, num_train: int, num_test: int, what: str = "") -> str:
+    """Says how many examples there are, and whether these are all."""
+    have = f"{len(loaded.train_labels):,} train and {len(loaded.test_labels):,} test{what}"
+    if (len(loaded.train_labels), len(loaded.test_labels)) == (num_train, num_test):
+        return f"complete: {have}"
+    return f"a SUBSET: {have} of {num_train:,} and {num_test:,}"
+
+
+class Place(NamedTuple):
+    """Where to look for a set.
+
+    Attributes:
+        name: The set.
+        dir: The folder with its files, and the only one that is looked into; empty: the usual ones, and a download.
+        cache_dir: The cache, where downloads are kept too; empty for the user's.
+        source: "auto", "tfds", "files" or "download".
+    """
+
+    name: str
+    dir: str
+    cache_dir: str
+    source: str
 
 
 class Source(NamedTuple):
@@ -51,11 +191,11 @@ class Missing(Exception):
     """A place has no such data; says which place."""
 
 
-def find(config: Any) -> Source:
-    """Tries the places in order: (a) TFDS's prepared data, (b) files in `data.dir`, (c) a download.
+def find(place: Place) -> Source:
+    """Tries in order: (a) TFDS's prepared data, (b) files, (c) a download; with `data.dir` set, that folder alone.
 
     Args:
-        config: The `data` part of a configuration; `source` may restrict it to "tfds", "files" or "download".
+        place: Where to look.
 
     Returns:
         The first place that has the set.
@@ -63,119 +203,126 @@ def find(config: Any) -> Source:
     Raises:
         UserError: If none has.
     """
-    return _first(config, {"tfds": _prepared, "files": _files, "download": _download})
+    return _first(place, {"tfds": _prepared, "files": _files, "download": _download})
 
 
-def find_recordings(config: Any) -> tuple[Recordings, str]:
+def find_recordings(place: Place) -> tuple[Recordings, str]:
     """As `find`, for event sets, which TFDS does not have.
 
     Returns:
         The recordings, and where they are, for people.
     """
-    return _first(config, {"files": _event_files, "download": _event_download})
+    return _first(place, {"files": _event_files, "download": _event_download})
 
 
 Found = TypeVar("Found")
 
 
-def _first(config: Any, finders: dict[str, Callable[[Any], Found]]) -> Found:
-    if config.source != "auto" and config.source not in finders:
+def _first(place: Place, finders: dict[str, Callable[[Place], Found]]) -> Found:
+    if place.source != "auto" and place.source not in finders:
         raise UserError(
-            f"data.source is {config.source!r}, but for {config.name} must be auto, {', '.join(finders)}"
+            f"data.source is {place.source!r}, but for {place.name} must be auto, {', '.join(finders)}"
         )
-    if config.dir and not Path(expand(config.dir)).is_dir():
-        raise UserError(f"data.dir is {config.dir!r}, but there is no such folder")
+    if place.dir and place.source == "download":
+        raise UserError(
+            f"data.source is 'download', which does not read data.dir, {place.dir!r}: leave one of them out"
+        )
+    if place.dir and not Path(expand(place.dir)).is_dir():
+        there = "that is no folder" if Path(expand(place.dir)).exists() else "there is no such folder"
+        raise UserError(f"data.dir is {place.dir!r}, but {there}: " + _OTHER_NAMES)
     reasons = []
-    for kind in finders if config.source == "auto" else [config.source]:
+    kinds = [
+        kind for kind in finders if kind != "download" or not place.dir
+    ]  # a folder was named: no other will do
+    for kind in kinds if place.source == "auto" else [place.source]:
         try:
-            return finders[kind](config)
+            return finders[kind](place)
         except Missing as missing:
             reasons.append(str(missing))
-    raise UserError(
-        f"{config.name} was not found: {'; '.join(reasons)}; put {_wanted(config.name)} into {_folders(config)[0]}, or set"
-        " data.dir to their folder"
-    )
+    remedy = f"put {_wanted(place.name)} into {_folders(place)[0]}"
+    remedy += f", or {_OTHER_NAMES}" if place.dir else ", or set data.dir to their folder"
+    raise UserError(f"{place.name} was not found: {'; '.join(reasons)}; {remedy}")
 
 
 def _wanted(name: str) -> str:
     """The files that would do, by name."""
     if name in EVENT_SETS:
         return EVENT_SETS[name].wanted
-    if name in cifar.LAYOUTS:
-        return cifar.LAYOUTS[name][0].archive
-    return ", ".join(f"{stem}.gz" for stem in idx.FILES.values())
+    if name in images.CIFAR_LAYOUTS:
+        return images.CIFAR_LAYOUTS[name][0].archive
+    return ", ".join(f"{stem}.gz" for stem in images.IDX_FILES.values())
 
 
-def downloads_folder(config: Any) -> Path:
+def downloads_folder(place: Place) -> Path:
     """Where downloads are kept."""
-    base = Path(expand(config.cache_dir)) if config.cache_dir else cache_folder()
+    base = Path(expand(place.cache_dir)) if place.cache_dir else cache_folder()
     return base / "downloads"
 
 
-def _folders(config: Any) -> list[Path]:
+def _folders(place: Place) -> list[Path]:
     """Where files are looked for: `data.dir` and its subfolder of the set's name, else beside the downloads."""
-    if config.dir:
-        base = Path(expand(config.dir))
-        return [base, base / config.name]
-    return [downloads_folder(config) / config.name]
+    if place.dir:
+        base = Path(expand(place.dir))
+        return [base, base / place.name]
+    return [downloads_folder(place) / place.name]
 
 
-def _prepared(config: Any) -> Source:
-    place = prepared.find(config.name, config.dir)
-    if place is None:
+def _prepared(place: Place) -> Source:
+    folder = prepared.find(place.name, place.dir)
+    if folder is None:
         raise Missing("TFDS has not prepared it")
     if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise Missing(f"TFDS has prepared it in {place}, but is not installed to read it")
-    known = IMAGE_SETS[config.name]
+        raise Missing(f"TFDS has prepared it in {folder}, but is not installed to read it")
+    known = IMAGE_SETS[place.name]
     return Source(
-        f"prepared by TFDS in {place}",
-        prepared.fingerprint(place),
-        partial(prepared.load, place, known.size, known.num_classes),
+        f"prepared by TFDS in {folder}",
+        prepared.fingerprint(folder),
+        partial(prepared.load, folder, known.size, known.num_classes),
     )
 
 
-def _files(config: Any) -> Source:
-    for folder in _folders(config):
-        if config.name in cifar.LAYOUTS:
-            found = cifar.find(config.name, folder)
+def _files(place: Place) -> Source:
+    for folder in _folders(place):
+        if place.name in images.CIFAR_LAYOUTS:
+            found = images.find_cifar(place.name, folder)
             if found is not None:
-                return _source(f"files in {folder}", found.paths, partial(cifar.load, found))
+                return _source(f"files in {folder}", found.paths, partial(images.load_cifar, found))
         else:
-            paths = idx.find(folder)
+            paths = images.find_idx(folder)
             if paths is not None:
-                return _source(f"files in {folder}", tuple(paths.values()), partial(idx.load, paths))
-    raise Missing(f"its files are not in {' or '.join(str(folder) for folder in _folders(config))}")
+                return _source(f"files in {folder}", tuple(paths.values()), partial(images.load_idx, paths))
+    raise Missing(f"its files are not in {' or '.join(str(folder) for folder in _folders(place))}")
 
 
-def _download(config: Any) -> Source:
+def _download(place: Place) -> Source:
     try:
-        paths = fetch.download(config.name, downloads_folder(config))
+        paths = fetch.download(place.name, downloads_folder(place))
     except UserError as error:
         raise Missing(str(error)) from error
-    sentence = f"downloaded to {downloads_folder(config)}"
-    if config.name in cifar.LAYOUTS:
-        layout = cifar.LAYOUTS[config.name][0]
-        found = cifar.Found(layout, (paths[layout.archive],))
-        return _source(sentence, found.paths, partial(cifar.load, found))
-    files = {key: paths[f"{stem}.gz"] for key, stem in idx.FILES.items()}
-    return _source(sentence, tuple(files.values()), partial(idx.load, files))
+    sentence = f"downloaded to {downloads_folder(place)}"
+    if place.name in images.CIFAR_LAYOUTS:
+        layout = images.CIFAR_LAYOUTS[place.name][0]
+        found = images.CifarFiles(layout, (paths[layout.archive],))
+        return _source(sentence, found.paths, partial(images.load_cifar, found))
+    files = {key: paths[f"{stem}.gz"] for key, stem in images.IDX_FILES.items()}
+    return _source(sentence, tuple(files.values()), partial(images.load_idx, files))
 
 
-def _event_files(config: Any) -> tuple[Recordings, str]:
-    folders = _folders(config) if config.dir else [*_folders(config), downloads_folder(config)]
+def _event_files(place: Place) -> tuple[Recordings, str]:
+    folders = _folders(place) if place.dir else [*_folders(place), downloads_folder(place)]
     for folder in folders:
-        found = EVENT_SETS[config.name].find(folder)
+        found = EVENT_SETS[place.name].find(folder)
         if found is not None:
             return found, f"recordings in {found.folder}"
-    raise Missing(f"its recordings are not in {' or '.join(str(folder) for folder in _folders(config))}")
+    raise Missing(f"its recordings are not in {' or '.join(str(folder) for folder in _folders(place))}")
 
 
-def _event_download(config: Any) -> tuple[Recordings, str]:
+def _event_download(place: Place) -> tuple[Recordings, str]:
     try:
-        folder = fetch.download_events(config.name, downloads_folder(config))
+        folder = fetch.download_events(place.name, downloads_folder(place))
     except UserError as error:
         raise Missing(str(error)) from error
-    found = EVENT_SETS[config.name].find(folder)
+    found = EVENT_SETS[place.name].find(folder)
     if found is None:
         raise Missing(f"what was downloaded to {folder} has no recordings")
     return found, f"downloaded to {found.folder}"

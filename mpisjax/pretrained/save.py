@@ -13,7 +13,6 @@ import numpy as np
 
 from mpisjax import configuration, weights
 from mpisjax.data import DataSet, Split, load
-from mpisjax.data.recordings import CIFAR10_CLASSES
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
 from mpisjax.pretrained.files import write
@@ -24,15 +23,6 @@ from mpisjax.training.run_folder import path_of
 
 MAX_BYTES = 2_000_000  # of the weights of a network that comes with the package
 INPUTS_NAME = "inputs.json"  # in a run's folder
-DIGITS = tuple("0123456789")
-CLASSES = {
-    **dict.fromkeys(("digits", "mnist", "nmnist", "saccade_digits"), DIGITS),
-    "cifar10": CIFAR10_CLASSES,
-    "fashion_mnist": (
-        "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
-        "ankle boot",
-    ),
-}  # fmt: skip
 
 
 def inputs_of(dataset: DataSet) -> Inputs:
@@ -41,7 +31,7 @@ def inputs_of(dataset: DataSet) -> Inputs:
     return Inputs(
         name=dataset.name,
         num_classes=dataset.num_classes,
-        classes=getattr(dataset, "classes", ()) or CLASSES.get(dataset.name, unnamed),
+        classes=dataset.classes or unnamed,
         shape=tuple(int(n) for n in dataset.train.images.shape[1:]),
         mean=tuple(float(m) for m in dataset.mean),
         std=tuple(float(s) for s in dataset.std),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from mpisjax.data import cifar, events
+from mpisjax.data import events, images
 
 
 def settings(**changes) -> ConfigDict:
@@ -27,6 +27,14 @@ def settings(**changes) -> ConfigDict:
         "binning": "time",
         "denoise_us": 0.0,
         "unsorted_events": "refuse",
+        "validation_share": 0.0,
+        "test_share": 0.2,
+        "invalid": "refuse",
+        "image_size": 32,
+        "fit": "letterbox",
+        "color": "auto",
+        "value_range": "",
+        "sensor_size": "",
         "augment": {"flip": False, "rotate": 0.0, "zoom": 0.0, "shift": 0, "cutout": 0, "mixup": 0.0},
     }
     return ConfigDict(config | changes)
@@ -70,7 +78,7 @@ def cifar_members(
     name: str, rng: np.random.Generator, size: int, version: str = "binary"
 ) -> tuple[list, dict]:
     """Members of an archive of CIFAR with `size` images a file, and the arrays it holds (planes, labels)."""
-    layout = cifar.LAYOUTS[name][0 if version == "binary" else 1]
+    layout = images.CIFAR_LAYOUTS[name][0 if version == "binary" else 1]
     members, arrays = [], {"train": [], "test": []}
     for file in (*layout.train, layout.test):
         pixels, labels = cifar_records(rng, size, layout.num_classes)

@@ -33,8 +33,8 @@ from data_helpers import (
     tar_bytes,
 )
 
-from mpisjax.data import cifar, events, fetch, idx, prepared
-from mpisjax.data.unpickle import unpickle
+from mpisjax.data import events, fetch, images, prepared
+from mpisjax.data.images import unpickle
 from mpisjax.errors import UserError
 
 REFUSED = (UserError, events.Invalid)
@@ -49,25 +49,25 @@ class Target(NamedTuple):
 
 
 def read_idx(content: bytes) -> None:
-    array = idx.parse(io.BytesIO(content), 3, "file")
-    assert array.dtype == np.uint8 and array.ndim == 3 and array.size <= idx.MAX_BYTES
+    array = images.parse_idx(io.BytesIO(content), 3, "file")
+    assert array.dtype == np.uint8 and array.ndim == 3 and array.size <= images.MAX_IDX_BYTES
 
 
 def read_archive(content: bytes) -> None:
-    layout = cifar.LAYOUTS["cifar10"][0]
+    layout = images.CIFAR_LAYOUTS["cifar10"][0]
     wanted = [f"{layout.folder}/{name}" for name in (*layout.train, layout.test)]
     members = fetch.parse(io.BytesIO(content), "archive", wanted, LIMIT)
     assert set(members) <= set(wanted)
     for name, member in members.items():
-        check_images(*cifar.parse_binary(member, name, layout), 10)
+        check_images(*images.parse_cifar_binary(member, name, layout), 10)
 
 
 def read_binary(content: bytes) -> None:
-    check_images(*cifar.parse_binary(content, "batch", cifar.LAYOUTS["cifar100"][0]), 100)
+    check_images(*images.parse_cifar_binary(content, "batch", images.CIFAR_LAYOUTS["cifar100"][0]), 100)
 
 
 def read_python(content: bytes) -> None:
-    check_images(*cifar.parse_python(content, "batch", cifar.LAYOUTS["cifar10"][1]), 10)
+    check_images(*images.parse_cifar_python(content, "batch", images.CIFAR_LAYOUTS["cifar10"][1]), 10)
 
 
 def read_pickle(content: bytes) -> None:
@@ -131,9 +131,7 @@ def targets() -> dict[str, Target]:
         ),
         "AEDAT 2": Target([aedat2_bytes(large)], read_events(events.parse_aedat2, 128)),
         "AEDAT 3": Target([aedat3_bytes(large, 16)], read_events(events.parse_aedat3, 128)),
-        "gesture array": Target(
-            [saved.getvalue(), zipped.getvalue()], read_events(events.parse_gesture_array, 128)
-        ),
+        "gesture array": Target([saved.getvalue(), zipped.getvalue()], read_events(events.parse_array, 128)),
     }
 
 

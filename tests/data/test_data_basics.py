@@ -14,7 +14,7 @@ import scipy.ndimage
 from data_helpers import settings, write_idx
 
 from mpisjax import data
-from mpisjax.data import splits
+from mpisjax.data import dataset
 from mpisjax.data.augment import _turned as turned
 from mpisjax.errors import UserError
 
@@ -38,14 +38,14 @@ def test_digits_are_complete_and_split_by_fixed_seeds():
 
 def test_validation_is_disjoint_balanced_and_a_function_of_split_seed():
     labels = np.repeat(np.arange(10), 30).astype(np.int32)
-    kept, held = splits.hold_out(labels, 50, 3)
+    kept, held = dataset.hold_out(labels, 50, 3)
     assert sorted([*kept, *held]) == list(range(300))
     assert data.class_counts(labels[held], 10) == [5] * 10
-    assert np.array_equal(held, splits.hold_out(labels, 50, 3)[1])
-    assert not np.array_equal(held, splits.hold_out(labels, 50, 4)[1])
+    assert np.array_equal(held, dataset.hold_out(labels, 50, 3)[1])
+    assert not np.array_equal(held, dataset.hold_out(labels, 50, 4)[1])
     for count in (-1, 300):
         with pytest.raises(UserError, match="num_validation"):
-            splits.hold_out(labels, count, 0)
+            dataset.hold_out(labels, count, 0)
 
 
 def test_an_epoch_is_a_permutation_without_the_rest():

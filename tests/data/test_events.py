@@ -407,11 +407,11 @@ def test_no_recordings_and_no_network_is_one_sentence(tmp_path):
         ("dvs_gesture", "*.npy"),
         ("cifar10_dvs", "*.aedat4"),
     ):
-        with pytest.raises(UserError, match="cannot be reached") as caught:
-            data.load(settings(name=name, dir=str(tmp_path)))
-        assert (
-            word in str(caught.value) and str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-        )
+        for folder, says in (("", "cannot be reached"), (str(tmp_path), "data.name to folder")):
+            with pytest.raises(UserError, match=says) as caught:
+                data.load(settings(name=name, dir=folder))
+            said = str(caught.value)
+            assert word in said and str(tmp_path) in said and "\n" not in said
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from data_helpers import cifar_members, settings, tar_bytes, write_idx
 
 from mpisjax import data
-from mpisjax.data import fetch, idx, prepared, sources
+from mpisjax.data import fetch, images, prepared, sources
 from mpisjax.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -241,7 +241,7 @@ def test_tfds_records_the_files_that_are_read(monkeypatch):
     monkeypatch.delenv("MPISJAX_MIRROR")
     for name in ("mnist", "fashion_mnist"):
         recorded = {info.filename for info in fetch.recorded(name).values()}
-        assert recorded == {f"{stem}.gz" for stem in idx.FILES.values()}
+        assert recorded == {f"{stem}.gz" for stem in images.IDX_FILES.values()}
     for name in ("cifar10", "cifar100"):
         (info,) = fetch.recorded(name).values()
         assert info.filename == sources._wanted(name) and len(info.checksum) == 64
@@ -267,10 +267,11 @@ def test_no_data_and_no_network_is_one_sentence(tmp_path, monkeypatch, network):
     elif network == "no names":
         monkeypatch.setenv("MPISJAX_MIRROR", "http://nowhere.invalid")
         monkeypatch.setattr(socket, "getaddrinfo", silence)
-    said = no_data(settings(name="fashion_mnist", dir=str(tmp_path)))
-    for word in (*idx.FILES.values(), str(tmp_path), "cannot be reached", "data.dir"):
-        assert word in said
-    assert "\n" not in said
+    for folder, says in (("", "cannot be reached"), (str(tmp_path), "data.name to folder")):
+        said = no_data(settings(name="fashion_mnist", dir=folder))
+        for word in (*images.IDX_FILES.values(), str(tmp_path), says, "data.dir"):
+            assert word in said
+        assert "\n" not in said
     if network == "refused":
         assert "cifar-100-binary.tar.gz" in no_data(settings(name="cifar100"))
 

@@ -1,0 +1,495 @@
+"""Folders of one's own by class as a data set: images that Pillow reads, or recordings of an event camera."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from mpisjax.data import cache
+from mpisjax.data.arrays import in_both_splits, listed, split_test
+from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum
+from mpisjax.data.events import Recording
+from mpisjax.data.frames import make_binning
+from mpisjax.data.recordings import Recordings, load_recordings
+from mpisjax.errors import UserError
+from mpisjax.paths import expand
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+RECORDINGS = (".bin", ".aedat", ".aedat4", ".npy")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("val", "valid", "validation"),
+}
+NAMED = 5  # how many unusable files are named one by one
+
+
+class Files(NamedTuple):
+    """Files by split and class.
+
+    Attributes:
+        folder: Where they are.
+        classes: The classes' names: those of their folders.
+        splits: By split, (path, class) in the order of the names.
+        how: Clauses for the log: how the splits were made, and what was left out.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    splits: dict[str, list[tuple[Path, int]]]
+    how: list[str]
+
+    def fingerprint(self) -> str:
+        """Changes when a file does: SHA-256 of all names, labels, sizes and times."""
+        facts = []
+        for split, files in self.splits.items():
+            for path, label in files:
+                stat = path.stat()
+                facts.append(
+                    [split, str(path.relative_to(self.folder)), label, stat.st_size, stat.st_mtime_ns]
+                )
+        return hashlib.sha256(json.dumps([facts, self.classes, self.how]).encode()).hexdigest()
+
+
+def from_folder(
+    folder: str | Path,
+    *,
+    image_size: int = 32,
+    fit: str = "letterbox",
+    color: str = "auto",
+    value_range: tuple[float, float] | None = None,
+    test_share: float = 0.2,
+    num_validation: int = 0,
+    validation_share: float = 0.0,
+    split_seed: int = 0,
+    invalid: str = "refuse",
+    cache_dir: str = "",
+) -> DataSet:
+    """Makes a data set of the images in `folder/{train,test}/CLASS`, or in `folder/CLASS`.
+
+    A folder `val`, `valid` or `validation` beside `train` and `test` becomes the validation split; without `test` it is the
+    test split. Without both, and for `folder/CLASS`, the test split is a share of each class, always the same one.
+
+    Args:
+        folder: The folder.
+        image_size: Side that images are brought to, in pixels; 0: they are all alike and stay as they are.
+        fit: "letterbox": the whole image on black; "crop": the largest square in its middle.
+        color: "grey" or "rgb"; "auto": as the files are, which must be all grey or all in colour.
+        value_range: The (lowest, highest) value of a 16-bit image, which become 0 and 255; None: 0 to 65535.
+        test_share: The share of the images that becomes the test split where the folder has none.
+        num_validation: Images of the train split that are held out for validation.
+        validation_share: Or their share, where `num_validation` is 0.
+        split_seed: Chooses the images that are held out.
+        invalid: What happens to a file that cannot be used, and to a class that is in one split alone: "refuse" or "skip".
+        cache_dir: Where decoded images are kept; empty: the user's cache folder.
+
+    Returns:
+        The data set.
+
+    Raises:
+        UserError: A file cannot be used, or a class is in one split alone; the first of them is named.
+    """
+    files = find_files(folder, IMAGES, test_share, invalid)
+    how: dict[str, Any] = {"image_size": image_size, "fit": fit, "color": color, "value_range": value_range}
+
+    def build(allocate: cache.Allocate) -> dict[str, Any]:
+        loaded, classes, clauses = _decode_all(files, invalid, how)
+        for name, array in zip(Loaded._fields, loaded, strict=True):
+            if array is not None:
+                allocate(name, array.shape, array.dtype).append(np.asarray(array))
+        return {"checksum": checksum(loaded), "classes": classes, "clauses": clauses}
+
+    entry = cache.fetch(cache_dir, "folder", {"files": files.fingerprint(), "invalid": invalid, **how}, build)
+    classes = tuple(entry.facts["classes"])
+    return assemble(
+        "folder",
+        Loaded(**entry.arrays),
+        len(classes),
+        source=_sentence("images", files.folder, entry, entry.facts["clauses"], classes),
+        digest=entry.facts["checksum"],
+        validation=HoldOut(num_validation, validation_share, split_seed),
+        classes=classes,
+    )
+
+
+def from_recordings(
+    folder: str | Path,
+    *,
+    sensor_size: tuple[int, int] | None = None,
+    test_share: float = 0.2,
+    num_validation: int = 0,
+    validation_share: float = 0.0,
+    split_seed: int = 0,
+    unsorted: str = "refuse",
+    invalid: str = "refuse",
+    cache_dir: str = "",
+    **framing: Any,
+) -> DataSet:
+    """Makes a data set of the recordings in `folder/{train,test}/CLASS`, or in `folder/CLASS`, as frames.
+
+    The formats are N-MNIST's `.bin`, `.aedat` (2 and 3), `.aedat4`, and `.npy` with structured arrays of x, y, t (microseconds)
+    and p. Splits are made as by `from_folder`.
+
+    Args:
+        folder: The folder.
+        sensor_size: (width, height) in pixels; None: the smallest that has all events.
+        test_share: See `from_folder`.
+        num_validation: See `from_folder`.
+        validation_share: See `from_folder`.
+        split_seed: See `from_folder`.
+        unsorted: What happens to a recording whose time goes back: "refuse", "sort" or "skip".
+        invalid: See `from_folder`.
+        cache_dir: Where frames are kept; empty: the user's cache folder.
+        framing: `num_frames`, `frames`, `binning`, `crop` and `denoise_us`; see `mpisjax.data.frames.make_binning`.
+
+    Returns:
+        The data set; its examples are frames [T, H, W, 2].
+
+    Raises:
+        UserError: A recording cannot be used, or a class is in one split alone.
+    """
+    binning = make_binning(*(sensor_size or (0, 0)), **framing)
+    files = find_files(folder, RECORDINGS, test_share, invalid)
+    splits = {
+        split: [Recording(path, label) for path, label in found] for split, found in files.splits.items()
+    }
+    recordings = Recordings(files.folder, **splits)
+    framed = load_recordings(
+        "recordings", recordings, binning, unsorted=unsorted, invalid=invalid, cache_dir=cache_dir
+    )
+    made = framed.binning
+    sensor = f"sensor {made.width} x {made.height}{'' if sensor_size else ', found from the events'}"
+    clauses = [*files.how, sensor]
+    if skipped := len(framed.facts["invalid"]) + len(framed.facts.get("skip", [])):
+        clauses.append(f"{skipped} recordings left out")
+    return assemble(
+        "recordings",
+        framed.loaded,
+        len(files.classes),
+        source=_sentence("recordings", files.folder, framed, clauses, files.classes),
+        digest=framed.facts["checksum"],
+        validation=HoldOut(num_validation, validation_share, split_seed),
+        classes=files.classes,
+    )
+
+
+def _sentence(what: str, folder: Path, found: Any, clauses: Sequence[str], classes: Sequence[str]) -> str:
+    clauses = [clause for clause in (*clauses, listed(classes), found.note) if clause]
+    return f"{what} of {folder}: {'; '.join(clauses)}"
+
+
+def parse_sensor(text: str) -> tuple[int, int] | None:
+    """The setting `data.sensor_size`, such as "346x260"; None where it is empty.
+
+    Raises:
+        UserError: It is no width and height.
+    """
+    if not text:
+        return None
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UserError(f"data.sensor_size is {text!r}: give its width and height in pixels, such as 346x260")
+    return int(width), int(height)
+
+
+def find_files(folder: str | Path, endings: Sequence[str], test_share: float, invalid: str) -> Files:
+    """Finds the files of each class and split.
+
+    Args:
+        folder: Where `{train,test}/CLASS/*` or `CLASS/*` are.
+        endings: The endings of the files that are wanted, in small letters.
+        test_share: The share of the files that becomes the test split where there is none.
+        invalid: What happens to other files, and to a class that is in one split alone: "refuse" or "skip". Hidden files
+            are always left out.
+
+    Raises:
+        UserError: There is no such folder or file, or one that is not to be skipped.
+    """
+    folder = Path(expand(folder))
+    layout = f"put files ({', '.join(endings)}) into {folder}/train/CLASS and {folder}/test/CLASS, or into {folder}/CLASS"
+    if not folder.is_dir():
+        there = "is no folder" if folder.exists() else "does not exist"
+        raise UserError(f"data.dir is '{folder}', which {there}: {layout}")
+    found = _Scan(folder, endings)
+    places = found.places()
+    by_name = {split: found.classes_in(place) for split, place in places.items()}
+    if found.unusable and invalid != "skip":
+        raise UserError(refusal(folder, found.unusable, "remove it"))
+    names = {name for classes in by_name.values() for name, paths in classes.items() if paths}
+    if not names:
+        raise UserError(f"{folder} has no such files: {layout}")
+    classes = tuple(sorted(names, key=lambda name: (int(name), name) if _numbers(names) else (0, name)))
+    number = {name: label for label, name in enumerate(classes)}
+    splits = {
+        split: [(path, number[name]) for name in classes for path in by_class.get(name, ())]
+        for split, by_class in by_name.items()
+    }
+    how = []
+    if "test" not in splits:
+        labels = np.array([label for _, label in splits["train"]])
+        train, test = split_test(labels, test_share)
+        everything = splits["train"]
+        splits["train"], splits["test"] = [everything[n] for n in train], [everything[n] for n in test]
+        how.append("split by a fixed seed")
+    elif places["test"].name.lower() in SPLITS["validation"]:
+        how.append(f"the test split is {places['test'].name}")
+    if found.hidden:
+        how.append(f"{found.hidden} hidden files left out")
+    if found.unusable:
+        how.append(f"{len(found.unusable)} other files left out ({found.unusable[0]})")
+    return _of_common_classes(Files(folder, classes, splits, how), invalid)
+
+
+def _numbers(names: set[str]) -> bool:
+    return all(name.isascii() and name.isdecimal() for name in names)
+
+
+def _of_common_classes(files: Files, invalid: str) -> Files:
+    labels = {
+        split: np.array([label for _, label in found], np.int32) for split, found in files.splits.items()
+    }
+    try:
+        kept = in_both_splits(labels["train"], labels["test"], files.classes, invalid)
+    except UserError as error:
+        raise UserError(f"{files.folder}: {error}") from error
+    splits = {
+        split: [
+            (path, int(kept.number[label])) for path, label in found if files.classes[label] in kept.classes
+        ]
+        for split, found in files.splits.items()
+    }
+    return Files(files.folder, kept.classes, splits, [*files.how, *([kept.note[2:]] if kept.note else [])])
+
+
+def refusal(folder: Path, unusable: Sequence[str], remedy: str) -> str:
+    """One sentence on files that cannot be used."""
+    more = f" (and {len(unusable) - 1} others)" if len(unusable) > 1 else ""
+    named = "; ".join(unusable[:NAMED])
+    return f"{folder} has files that cannot be used{more}: {named}; {remedy}, or set data.invalid to skip to leave such files out"
+
+
+class _Scan:
+    """Looks through a folder; notes hidden files and others that are not wanted."""
+
+    def __init__(self, folder: Path, endings: Sequence[str]) -> None:
+        self._folder, self._endings = folder, endings
+        self.hidden = 0
+        self.unusable: list[str] = []
+
+    def _entries(self, place: Path) -> list[Path]:
+        entries = sorted(place.iterdir())
+        shown = [path for path in entries if not path.name.startswith(".")]
+        self.hidden += len(entries) - len(shown)
+        return shown
+
+    def places(self) -> dict[str, Path]:
+        """The folder of each split; of "train" alone where the classes lie in the folder itself."""
+        top = {path.name.lower(): path for path in sorted(self._folder.iterdir()) if path.is_dir()}
+        found = {
+            split: next(top[name] for name in names if name in top)
+            for split, names in SPLITS.items()
+            if any(name in top for name in names)
+        }
+        # "train" may also be a class, of vehicles say: then it has files and no folders.
+        if "train" not in found or not any(path.is_dir() for path in found["train"].iterdir()):
+            return {"train": self._folder}
+        if "test" not in found and "validation" in found:
+            found["test"] = found.pop("validation")
+        for path in self._entries(self._folder):
+            if path not in found.values() and path.is_dir():
+                self._note(path, "it lies beside the folder train, but is no split")
+        return found
+
+    def classes_in(self, place: Path) -> dict[str, list[Path]]:
+        """The files of each class folder."""
+        classes = {}
+        for path in self._entries(place):
+            if path.is_dir():
+                classes[path.name] = [file for file in self._entries(path) if self._usable(file)]
+                if not classes[path.name]:
+                    self._note(path, "it has no file that can be used")
+            elif path.suffix.lower() in self._endings:
+                self._note(path, "it lies in no class folder")
+        return classes
+
+    def _usable(self, path: Path) -> bool:
+        if path.is_dir():
+            self._note(path, "it is a folder within a class")
+        elif path.suffix.lower() not in self._endings:
+            self._note(path, f"it is none of {', '.join(self._endings)}")
+        elif path.exists() and not path.stat().st_size:
+            self._note(path, "it is empty")
+        else:
+            return True
+        return False
+
+    def _note(self, path: Path, why: str) -> None:
+        self.unusable.append(f"{path.relative_to(self._folder)}: {why}")
+
+
+def read_image(
+    path: str | Path,
+    *,
+    image_size: int = 32,
+    fit: str = "letterbox",
+    color: str = "auto",
+    value_range: tuple[float, float] | None = None,
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Reads an image as `from_folder` does.
+
+    Transparent places become black, and a photograph is turned as its camera says.
+
+    Args:
+        path: A PNG, JPEG, BMP or WebP file.
+        image_size: See `from_folder`.
+        fit: See `from_folder`.
+        color: See `from_folder`.
+        value_range: See `from_folder`.
+
+    Returns:
+        uint8 [H, W, 1] or [H, W, 3], and its (width, height) in the file.
+
+    Raises:
+        ValueError: It cannot be used; says why.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
+            image.load()
+    except Exception as error:  # Pillow's decoders raise what they like for a damaged file
+        raise ValueError("it cannot be read as an image") from error
+    size = image.size
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_as_bytes(np.asarray(image), value_range))
+    natural = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    image = image.convert({"auto": natural, "grey": "L", "rgb": "RGB"}[color])
+    if image_size and image.size != (image_size, image_size):
+        bring = ImageOps.pad if fit == "letterbox" else ImageOps.fit
+        image = bring(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = np.array(image)
+    return pixels.reshape(*pixels.shape[:2], -1), size
+
+
+def _as_bytes(pixels: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    """A 16-bit image scaled by its range."""
+    low, high = value_range or (0, 65535)
+    if not low <= pixels.min() <= pixels.max() <= high:
+        raise ValueError(
+            f"it holds values from {pixels.min()} to {pixels.max()}, outside of data.value_range, {low:g} to {high:g}"
+        )
+    return np.rint((pixels.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
+
+
+class _Decoded(NamedTuple):
+    path: Path
+    label: int
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+
+def _decode_all(files: Files, invalid: str, how: dict[str, Any]) -> tuple[Loaded, tuple[str, ...], list[str]]:
+    """All images, the names of their classes, and what the log says of them."""
+    if how["fit"] not in ("letterbox", "crop"):
+        raise UserError(f"data.fit is {how['fit']!r}: choose letterbox or crop")
+    if how["color"] not in ("auto", "grey", "rgb"):
+        raise UserError(f"data.color is {how['color']!r}: choose auto, grey or rgb")
+    unusable: list[str] = []
+    splits: dict[str, list[_Decoded]] = {}
+    total = sum(map(len, files.splits.values()))
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=total, desc="images", disable=None if total > 2000 else True) as bar,
+    ):
+        for split, found in files.splits.items():
+            splits[split] = []
+            read = partial(_decode, **how)
+            for (path, label), image in zip(found, pool.map(read, [path for path, _ in found]), strict=True):
+                bar.update()
+                if isinstance(image, str):
+                    unusable.append(f"{path.relative_to(files.folder)}: {image}")
+                else:
+                    splits[split].append(_Decoded(path, label, *image))
+    if unusable and invalid != "skip":
+        raise UserError(refusal(files.folder, unusable, "replace or remove it"))
+    clauses = [f"{len(unusable)} images left out ({unusable[0]})"] if unusable else []
+    splits = _of_one_kind(splits, files.folder, invalid, clauses)
+    if clauses:  # something was left out: classes may have gone with it
+        rest = {split: [(d.path, d.label) for d in decoded] for split, decoded in splits.items()}
+        left = _of_common_classes(Files(files.folder, files.classes, rest, []), invalid)
+        number = {name: n for n, name in enumerate(left.classes)}
+        splits = {
+            split: [
+                d._replace(label=number[name]) for d in decoded if (name := files.classes[d.label]) in number
+            ]
+            for split, decoded in splits.items()
+        }
+        files, clauses = files._replace(classes=left.classes), [*clauses, *left.how]
+    arrays: dict[str, Any] = {}
+    for split, decoded in splits.items():
+        if decoded:
+            arrays[f"{split}_images"] = np.stack([d.pixels for d in decoded])
+            arrays[f"{split}_labels"] = np.array([d.label for d in decoded], np.int32)
+    counts = " and ".join(f"{len(decoded):,} {split}" for split, decoded in splits.items() if decoded)
+    shape = arrays["train_images"].shape
+    sizes = Counter(d.size for decoded in splits.values() for d in decoded)
+    how_fit = {"letterbox": "letterboxed", "crop": "cropped"}[how["fit"]]
+    from_sizes = " and ".join(f"{w} x {h}" for (w, h), _ in sizes.most_common(2)) + (
+        " and others" if len(sizes) > 2 else ""
+    )
+    fitted = (
+        f"{how_fit} from {from_sizes} to " if how["image_size"] and set(sizes) != {shape[1:3][::-1]} else ""
+    )
+    kind = "grey" if shape[-1] == 1 else "in colour"
+    return (
+        Loaded(**arrays),
+        files.classes,
+        [counts, f"{kind}, {fitted}{shape[2]} x {shape[1]}", *files.how, *clauses],
+    )
+
+
+def _decode(path: Path, **how: Any) -> tuple[np.ndarray, tuple[int, int]] | str:
+    try:
+        return read_image(path, **how)
+    except ValueError as error:
+        return str(error)
+
+
+def _of_one_kind(
+    splits: dict[str, list[_Decoded]], folder: Path, invalid: str, clauses: list[str]
+) -> dict[str, list[_Decoded]]:
+    """Only images of the most common shape; the others are refused, or left out and told in the clauses."""
+    shapes = Counter(d.pixels.shape for decoded in splits.values() for d in decoded)
+    if not shapes:
+        raise UserError(f"no image of {folder} can be read: give PNG, JPEG, BMP or WebP files")
+    usual = shapes.most_common(1)[0][0]
+    odd = [d for decoded in splits.values() for d in decoded if d.pixels.shape != usual]
+    if odd:
+        first = odd[0]
+        name, grey = first.path.relative_to(folder), first.pixels.shape[-1] == 1
+        if first.pixels.shape[-1] != usual[-1]:
+            what = "grey" if grey else "in colour"
+            others = f"{shapes[usual]} other images are {'in colour' if grey else 'grey'}"
+            remedy = "set data.color to grey or rgb to convert all"
+        else:
+            what, others = f"{first.size[0]} x {first.size[1]}", f"others are {usual[1]} x {usual[0]}"
+            remedy = "set data.image_size to bring all to one size"
+        if invalid != "skip":
+            raise UserError(
+                f"{folder}/{name} is {what}, while {others}: {remedy}, or data.invalid to skip to leave it out"
+            )
+        clauses.append(f"{len(odd)} images left out ({name}: it is {what}, while {others})")
+    return {split: [d for d in decoded if d.pixels.shape == usual] for split, decoded in splits.items()}
