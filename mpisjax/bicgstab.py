@@ -59,7 +59,7 @@ def solve_bicgstab(
       The iterate with the smallest residual, and the number of iterations (int32, a scalar).
     """
     bound = tol * global_norm(b)
-    shadow = _plus(b, -1, matvec(init))
+    shadow = _plus(b, -1.0, matvec(init))
     norm = global_norm(shadow)
     start = _State(
         x=init,

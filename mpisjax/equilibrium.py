@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mpisjax import firing
 from mpisjax.errors import UserError
+from mpisjax.firing import EquivalentStep, Rates, Transition
 from mpisjax.hoisting import detach, hoist
 from mpisjax.meshes import explicit_axes, in_automatic_mode, layout
 from mpisjax.neurons import IF, Neuron
 from mpisjax.residuals import relative_residual, sample_norms, worst
 from mpisjax.simulate import Simulation, SpikeForward, simulate, weighted_mean_frame
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward, solve_adjoint, solve_rates
-
-Transition = Callable[..., Any]
-Rates = TypeVar("Rates")
 
 
 class Equilibrium(NamedTuple, Generic[Rates]):
@@ -50,7 +48,7 @@ class Equilibrium(NamedTuple, Generic[Rates]):
     num_steps: Int[Array, ""]
     converged: Bool[Array, "*batch"]
     layer_rates: dict[str, Float[Array, "..."]]
-    aux: Any = None
+    aux: PyTree = None
 
 
 class _Layouts(NamedTuple):
@@ -274,7 +272,7 @@ def _without_static(params: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]
 
 
 def equilibrium_forward(
-    transition: Transition,
+    transition: Transition[Rates],
     params: PyTree,
     x: PyTree,
     init: Rates,
@@ -283,7 +281,7 @@ def equilibrium_forward(
     forward: SpikeForward | RateForward | None = None,
     adjoint: Adjoint | None = None,
     time_axis: int | None = None,
-    step: Transition | None = None,
+    step: EquivalentStep[Rates] | None = None,
     returns: str = "equivalent",
     batch_axis: int | None = 0,
     probe: AdjointStats | None = None,
@@ -404,7 +402,7 @@ def equilibrium_forward(
 
 def _found(
     transition: Transition,
-    step: Transition | None,
+    step: EquivalentStep | None,
     arrays: list[Any],
     x: Any,
     init: Any,
@@ -464,7 +462,12 @@ def _found(
 
 
 def _stepper(
-    rated: firing.Traced, step: Transition | None, neuron: Neuron, arrays: list[Any], init: Any, mean_x: Any
+    rated: firing.Traced,
+    step: EquivalentStep | None,
+    neuron: Neuron,
+    arrays: list[Any],
+    init: Any,
+    mean_x: Any,
 ) -> Callable[[Any], tuple[Any, Any]]:
     """The one differentiable step: rates -> (rates, (aux, rates of every population))."""
     if step is None:

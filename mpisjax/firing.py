@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,20 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxprs_in_params
 from jax.interpreters import ad, batching
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PyTree
 
 from mpisjax.errors import UserError
 from mpisjax.hoisting import bind, read
 from mpisjax.meshes import layout, typed_like
 from mpisjax.neurons import Neuron
 
-Array = jax.Array
+Rates = TypeVar("Rates")
 Fire = Callable[..., Array]
 """`fire(name, current, neuron=None) -> activity`: one population of neurons, named uniquely within a transition."""
+Transition = Callable[[PyTree, Rates, PyTree, Fire], Rates]
+"""`transition(params, rates, x, fire) -> rates`: a network, written once. It returns a pytree like `rates`."""
+EquivalentStep = Callable[[PyTree, Rates, PyTree, Fire], tuple[Rates, PyTree]]
+"""`step(params, rates, x, fire) -> (rates, aux)`: the one step that is differentiated, where it is not the transition."""
 Rule = Callable[[str, Neuron | None, Array, Any], tuple[Array, Any]]
 """`rule(name, neuron, current, state) -> (activity, state)`: what a reading makes of a population."""
 
@@ -88,7 +93,9 @@ def _put_together(constants: _Constants, arrays: Sequence[Array]) -> Neuron | No
     return jax.tree.unflatten(constants.structure, leaves)
 
 
-def fire(name: str, current: Any, neuron: Neuron | None = None) -> Array:
+def fire(
+    name: str, current: Float[Array, "*population"], neuron: Neuron | None = None
+) -> Float[Array, "*population"]:
     """A population of neurons, as the transition is traced with it.
 
     Args:
@@ -126,7 +133,7 @@ def fire(name: str, current: Any, neuron: Neuron | None = None) -> Array:
     return fire_p.bind(current, *arrays, name=name, constants=constants)
 
 
-def trace_transition(fn: Callable[..., Any], params: Any, init: Any, x: Any) -> tuple[Traced, Any]:
+def trace_transition(fn: Callable[..., Any], params: PyTree, init: Rates, x: PyTree) -> tuple[Traced, Rates]:
     """Traces a transition on rates of the type that it returns.
 
     Returns:

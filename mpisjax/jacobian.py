@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-Array = jax.Array
+Rates = TypeVar("Rates")
 NEAR_ONE = 0.95
 _log = logging.getLogger(__name__)
 
 
-def _noise(key: Array, like: Any) -> Any:
+def _noise(key: PRNGKeyArray, like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     noise = [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, noise)
 
 
-def _squares(tree: Any) -> Array:
+def _squares(tree: PyTree[Float[Array, "batch ..."]]) -> Float[Array, " batch"]:
     """Squared norm by sample, over all leaves: [batch]."""
     parts = [
         jnp.sum(jnp.square(a.astype(jnp.float32)), axis=tuple(range(1, a.ndim)))
@@ -40,9 +42,9 @@ class SpectralRadius(NamedTuple):
       num_steps: products with J^T, int32 [batch].
     """
 
-    value: Array
-    error: Array
-    num_steps: Array
+    value: Float[Array, " batch"]
+    error: Float[Array, " batch"]
+    num_steps: Int[Array, " batch"]
 
 
 class _Power(NamedTuple):
@@ -55,7 +57,12 @@ class _Power(NamedTuple):
 
 
 def spectral_radius(
-    rate_map: Callable[[Any], Any], rates: Any, key: Array, *, tol: float = 0.01, max_steps: int = 600
+    rate_map: Callable[[Rates], Rates],
+    rates: Rates,
+    key: PRNGKeyArray,
+    *,
+    tol: float = 0.01,
+    max_steps: int = 600,
 ) -> SpectralRadius:
     """The spectral radius of J = d rate_map / d rates, by power iteration with J^T (same eigenvalues).
 
@@ -115,7 +122,7 @@ def spectral_radius(
     return jax.lax.while_loop(goes_on, advance, start).found
 
 
-def warn_near_one(radius: Any) -> str | None:
+def warn_near_one(radius: ArrayLike) -> str | None:
     """Logs a warning where the spectral radius of some samples nears 1, and returns it.
 
     Args:
@@ -134,7 +141,7 @@ def warn_near_one(radius: Any) -> str | None:
     return message
 
 
-def jacobian_penalty(rate_map: Callable[[Any], Any], rates: Any, key: Array) -> Array:
+def jacobian_penalty(rate_map: Callable[[Rates], Rates], rates: Rates, key: PRNGKeyArray) -> Float[Array, ""]:
     """Hutchinson's estimate of ||J||_F^2 / n, with n the number of rates of a sample, mean over the batch.
 
     One probe e ~ N(0, 1): E ||J^T e||^2 = ||J||_F^2 (Hutchinson, 1990; for equilibrium models: Bai, Koltun &

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from mpisjax.errors import UserError
 
-Array = jax.Array
-State = TypeVar("State")
+Population = Float[Array, "*population"]
+Shape = Array | jax.ShapeDtypeStruct
 
 
 @runtime_checkable
@@ -37,14 +39,14 @@ class Neuron(Protocol):
     def leak(self) -> float:
         """See above."""
 
-    def initial_state(self, current: Any) -> Any:
+    def initial_state(self, current: Shape) -> PyTree:
         """The state before the first step: a pytree of arrays of the current's shape.
 
         Args:
           current: an array or `jax.ShapeDtypeStruct` of the population's shape and dtype; its values are not used.
         """
 
-    def step(self, state: Any, current: Array) -> tuple[Any, Array]:
+    def step(self, state: PyTree, current: Population) -> tuple[PyTree, Population]:
         """One time step.
 
         Args:
@@ -55,12 +57,12 @@ class Neuron(Protocol):
           `(state, activity)`; the activity has the current's shape and dtype.
         """
 
-    def rate(self, current: Array) -> Array:
+    def rate(self, current: Population) -> Population:
         """The mean activity that a constant current leads to; the current's shape and dtype. Differentiable."""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def bounded(u: Array, lower: float, upper: float) -> Array:
+def bounded(u: Population, lower: float, upper: float) -> Population:
     """`clip(u, lower, upper)` with a derivative of 1 on the closed interval and 0 outside.
 
     A neuron that rests exactly at a bound can so be moved off it.
@@ -76,17 +78,17 @@ def _bounded_jvp(
     return bounded(u, lower, upper), jnp.where((u >= lower) & (u <= upper), du, jnp.zeros_like(du))
 
 
-def dbrelu(u: Array) -> Array:
+def dbrelu(u: Population) -> Population:
     """Double-bounded ReLU, `clip(u, 0, 1)`: the rate of a neuron driven by `u` thresholds a step (Eq. 10)."""
     return bounded(u, 0.0, 1.0)
 
 
-def potential_dtype(current: Any) -> Any:
+def potential_dtype(current: Shape) -> jnp.dtype:
     """Membrane potentials have the current's dtype, and float32 at least: sums over time keep their digits."""
     return jnp.promote_types(current.dtype, jnp.float32)
 
 
-def _like(threshold: Any, x: Any) -> Array:
+def _like(threshold: ArrayLike, x: Shape) -> Array:
     """The threshold in x's dtype, and in its shape unless it is one number."""
     threshold = (
         jnp.asarray(threshold).astype(x.dtype)
@@ -96,13 +98,13 @@ def _like(threshold: Any, x: Any) -> Array:
     return jnp.broadcast_to(threshold, x.shape) if threshold.ndim else threshold
 
 
-def _in_thresholds(current: Array, threshold: Any) -> Array:
+def _in_thresholds(current: Population, threshold: ArrayLike) -> Population:
     if isinstance(threshold, (int, float)) and threshold == 1:
         return current
     return current / _like(threshold, current)
 
 
-def _check_threshold(threshold: Any) -> None:
+def _check_threshold(threshold: ArrayLike) -> None:
     """Refuses a threshold whose value is known and impossible. Traced ones are not looked into."""
     if isinstance(threshold, (int, float, np.ndarray, np.number)) and not np.all(np.asarray(threshold) > 0):
         raise UserError(f"neuron.threshold is {threshold}: set it to a number above 0.")
@@ -137,7 +139,7 @@ class LIF:
       UserError: a value is outside its range.
     """
 
-    threshold: Any = 1.0
+    threshold: ArrayLike = 1.0
     leak: float = 1.0
     initial_potential: float = 0.5
 
@@ -157,30 +159,30 @@ class LIF:
                 "the threshold."
             )
 
-    def initial_state(self, current: Any) -> Array:
+    def initial_state(self, current: Shape) -> Population:
         """The potential before a reset that leads to `initial_potential` (at a leak below 1, to rounding)."""
         potential = jax.ShapeDtypeStruct(current.shape, potential_dtype(current))
         threshold = _like(self.threshold, potential)
         u = self.initial_potential * threshold / self.leak
         return jnp.broadcast_to(jnp.where(u >= threshold, u + threshold, u), current.shape)
 
-    def after_reset(self, u: Array) -> Array:
+    def after_reset(self, u: Population) -> Population:
         """The membrane potential that the next step starts from: `u` after its spike, if any, and the leak."""
         threshold = _like(self.threshold, u)
         u = u - jnp.where(u >= threshold, threshold, jnp.zeros((), u.dtype))
         return u if self.leak == 1 else u * self.leak
 
-    def step(self, state: Array, current: Array) -> tuple[Array, Array]:
+    def step(self, state: Population, current: Population) -> tuple[Population, Population]:
         """One time step (Eq. 2 and 11)."""
         u = self.after_reset(state) + current.astype(state.dtype)
         return u, (u >= _like(self.threshold, u)).astype(current.dtype)
 
-    def rate(self, current: Array) -> Array:
+    def rate(self, current: Population) -> Population:
         """DBReLU of the current over the threshold (Eq. 10)."""
         return dbrelu(_in_thresholds(current, self.threshold))
 
 
-def IF(threshold: Any = 1.0, initial_potential: float = 0.5) -> LIF:  # noqa: N802 (the field's name)
+def IF(threshold: ArrayLike = 1.0, initial_potential: float = 0.5) -> LIF:  # noqa: N802 (the field's name)
     """Integrate-and-fire neurons: `LIF` with `leak = 1`."""
     return LIF(threshold=threshold, leak=1.0, initial_potential=initial_potential)
 
@@ -200,7 +202,7 @@ class TernaryIF:
       UserError: the threshold is not above 0.
     """
 
-    threshold: Any = 1.0
+    threshold: ArrayLike = 1.0
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -210,18 +212,18 @@ class TernaryIF:
         """No leak."""
         return 1.0
 
-    def initial_state(self, current: Any) -> Array:
+    def initial_state(self, current: Shape) -> Population:
         """A potential of 0."""
         return jnp.zeros(current.shape, potential_dtype(current))
 
-    def step(self, state: Array, current: Array) -> tuple[Array, Array]:
+    def step(self, state: Population, current: Population) -> tuple[Population, Population]:
         """One time step."""
         threshold = _like(self.threshold, state)
         u = state + current.astype(state.dtype)
         spikes = (u >= threshold).astype(u.dtype) - (u <= -threshold).astype(u.dtype)
         return u - threshold * spikes, spikes.astype(current.dtype)
 
-    def rate(self, current: Array) -> Array:
+    def rate(self, current: Population) -> Population:
         """`clip(current / threshold, -1, 1)`."""
         return bounded(_in_thresholds(current, self.threshold), -1.0, 1.0)
 
@@ -248,7 +250,7 @@ class GradedIF:
     """
 
     levels: int = 2
-    threshold: Any = 1.0
+    threshold: ArrayLike = 1.0
     initial_potential: float = 0.5
 
     def __post_init__(self) -> None:
@@ -263,18 +265,18 @@ class GradedIF:
         """No leak."""
         return 1.0
 
-    def initial_state(self, current: Any) -> Array:
+    def initial_state(self, current: Shape) -> Population:
         """`initial_potential` thresholds."""
         potential = jax.ShapeDtypeStruct(current.shape, potential_dtype(current))
         return jnp.broadcast_to(self.initial_potential * _like(self.threshold, potential), current.shape)
 
-    def step(self, state: Array, current: Array) -> tuple[Array, Array]:
+    def step(self, state: Population, current: Population) -> tuple[Population, Population]:
         """One time step."""
         threshold = _like(self.threshold, state)
         u = state + current.astype(state.dtype)
         spikes = jnp.clip(jnp.floor(u / threshold), 0, self.levels)
         return u - threshold * spikes, spikes.astype(current.dtype)
 
-    def rate(self, current: Array) -> Array:
+    def rate(self, current: Population) -> Population:
         """`clip(current / threshold, 0, levels)`."""
         return bounded(_in_thresholds(current, self.threshold), 0.0, float(self.levels))

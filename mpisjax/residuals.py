@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
 
-Array = jax.Array
+Streams: TypeAlias = PyTree[Float[Array, "..."]]
+BySample: TypeAlias = PyTree[Float[Array, "*batch"]]
 
 
-def _wide(x: Array) -> Array:
+def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def sample_norms(tree: Any, batch_axis: int | None = 0) -> Any:
+def sample_norms(tree: Streams, batch_axis: int | None = 0) -> BySample:
     """L2 norm of each leaf (stream) and each entry of its batch axis (sample); float32 at least.
 
     Args:
@@ -32,7 +34,7 @@ def sample_norms(tree: Any, batch_axis: int | None = 0) -> Any:
     return jax.tree.map(norm, tree)
 
 
-def by_sample(values: Array, like: Array, batch_axis: int | None) -> Array:
+def by_sample(values: Shaped[Array, "*batch"], like: Array, batch_axis: int | None) -> Shaped[Array, "..."]:
     """[batch] values, shaped to broadcast against `like`; scalars as they are."""
     if batch_axis is None:
         return values
@@ -41,7 +43,7 @@ def by_sample(values: Array, like: Array, batch_axis: int | None) -> Array:
     return values.reshape(shape)
 
 
-def relative_residual(value: Any, previous: Any, batch_axis: int | None = 0) -> Any:
+def relative_residual(value: Streams, previous: Streams, batch_axis: int | None = 0) -> BySample:
     """||value - previous|| / ||value|| by stream and sample, with `value = f(previous)`.
 
     A stream that falls silent (value zero, previous not) has residual 1, one that stays silent 0. The denominator is
@@ -57,7 +59,7 @@ def relative_residual(value: Any, previous: Any, batch_axis: int | None = 0) -> 
     return jax.tree.map(ratio, differences, sample_norms(value, batch_axis))
 
 
-def worst(residual: Any) -> Array:
+def worst(residual: BySample) -> Float[Array, "*batch"]:
     """The largest residual over streams, by sample: shape [batch] (or []). NaN where any stream is NaN."""
     leaves = jax.tree.leaves(residual)
     out = leaves[0]
@@ -66,7 +68,7 @@ def worst(residual: Any) -> Array:
     return out
 
 
-def global_norm(tree: Any) -> Array:
+def global_norm(tree: Streams) -> Float[Array, ""]:
     """L2 norm over every entry of a pytree; float32 at least."""
     squares = [jnp.sum(jnp.square(_wide(x))) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares[1:], squares[0]))

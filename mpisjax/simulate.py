@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mpisjax import firing
 from mpisjax.errors import UserError
+from mpisjax.firing import Population, Rates, Transition
 from mpisjax.hoisting import hoist
 from mpisjax.meshes import carried
 from mpisjax.neurons import Neuron
 from mpisjax.residuals import by_sample, relative_residual, sample_norms, worst
 
-Array = jax.Array
+Activity: TypeAlias = PyTree[Float[Array, "..."]]
+Seen = TypeVar("Seen")
+Shown = TypeVar("Shown")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,7 @@ class SpikeForward:
             raise UserError(f"forward.tol is {self.tol}: set it above 0, or to None to run every step.")
 
 
-class Simulation(NamedTuple):
+class Simulation(NamedTuple, Generic[Rates]):
     """What a simulation found.
 
     Attributes:
@@ -62,11 +66,11 @@ class Simulation(NamedTuple):
       settled: whether each sample's rates settled to `tol`; all True where `tol` is None. bool [batch].
     """
 
-    rates: Any
-    layer_rates: dict[str, Array]
-    spike_counts: dict[str, Array]
-    num_steps: Array
-    settled: Array
+    rates: Rates
+    layer_rates: dict[str, Float[Array, "..."]]
+    spike_counts: dict[str, Float[Array, "..."]]
+    num_steps: Int[Array, "*batch"]
+    settled: Bool[Array, "*batch"]
 
 
 class Step(NamedTuple):
@@ -78,12 +82,12 @@ class Step(NamedTuple):
       x: the input of this step.
     """
 
-    feedback: Any
+    feedback: PyTree
     populations: dict[str, firing.Fired]
-    x: Any
+    x: PyTree
 
 
-Observer = Callable[[Any, Step], tuple[Any, Any]]
+Observer = Callable[[Seen, Step], tuple[Seen, Shown]]
 """`observer(seen, step) -> (seen, shown)`: what is carried from step to step, and what is kept of each."""
 
 
@@ -96,12 +100,12 @@ class Timing(NamedTuple):
       num_steps: time steps.
     """
 
-    frames: Any
-    example: Any
+    frames: PyTree
+    example: PyTree
     num_steps: int
 
 
-def as_currents(x: Any) -> Any:
+def as_currents(x: PyTree) -> PyTree:
     """Frames of counts or pixels (bool, and integers of 8 or 16 bits) as float32; anything else as it is.
 
     Both readings see the same numbers so. Wider integers are taken for indices, which have no mean.
@@ -114,7 +118,7 @@ def as_currents(x: Any) -> Any:
     return jax.tree.map(current, jax.tree.map(jnp.asarray, x))
 
 
-def timing(x: Any, num_steps: int | None, time_axis: int | None) -> Timing:
+def timing(x: PyTree, num_steps: int | None, time_axis: int | None) -> Timing:
     """Says how long to simulate, and on what.
 
     Raises:
@@ -142,7 +146,7 @@ def timing(x: Any, num_steps: int | None, time_axis: int | None) -> Timing:
     return Timing(frames, example, length)
 
 
-def weighted_mean_frame(x: Any, leak: float, time_axis: int = 0) -> Any:
+def weighted_mean_frame(x: PyTree, leak: float, time_axis: int = 0) -> PyTree:
     """The constant current that input over time amounts to: sum_t leak^(T-t) x_t / sum_t leak^(T-t).
 
     Weighted as the firing rates are, so that the rate reading and the simulation agree on the input.
@@ -170,12 +174,12 @@ def weighted_mean_frame(x: Any, leak: float, time_axis: int = 0) -> Any:
     return jax.tree.map(mean, as_currents(x))
 
 
-def accumulate(total: Any, activity: Any, leak: float) -> Any:
+def accumulate(total: Activity, activity: Activity, leak: float) -> Activity:
     """One step of Eq. 3's weighted sum: `leak * total + activity`, in the total's dtype."""
     return jax.tree.map(lambda t, s: leak * t + s.astype(t.dtype), total, activity)
 
 
-def firing_rate(total: Any, weight: Array, batch_axis: int | None = None) -> Any:
+def firing_rate(total: Activity, weight: Float[Array, "*batch"], batch_axis: int | None = None) -> Activity:
     """The firing rate (Eq. 3): `sum_t leak^(T-t) s_t / sum_t leak^(T-t)`.
 
     Both sums are carried from step to step (`accumulate`): the closed form of the second is 0/0 at leak = 1.
@@ -190,26 +194,26 @@ def firing_rate(total: Any, weight: Array, batch_axis: int | None = None) -> Any
     return jax.tree.map(lambda t: t / by_sample(weight, t, batch_axis).astype(t.dtype), total)
 
 
-def wide_zeros(like: Any) -> Any:
+def wide_zeros(like: PyTree) -> Activity:
     """Zeros to sum up activity in: float32 at least."""
     return jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), like)
 
 
 def over_time(
-    transition: Callable[..., Any],
-    params: Any,
-    x: Any,
-    init: Any,
+    transition: Transition[Rates],
+    params: PyTree,
+    x: PyTree,
+    init: Rates,
     *,
     neuron: Neuron,
     num_steps: int | None,
-    observer: Observer,
-    start: Callable[[dict[str, Any]], Any],
+    observer: Observer[Seen, Shown],
+    start: Callable[[dict[str, Population]], Seen],
     time_axis: int | None = None,
-    goes_on: Callable[[Any], Array] | None = None,
+    goes_on: Callable[[Seen], Array] | None = None,
     of: Callable[[Neuron], Neuron] = lambda neuron: neuron,
     remat: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[Seen, Any]:
     """Runs the spiking network step by step: the one loop over time (Eq. 2 and 11).
 
     Within a step a layer sees this step's spikes of the layer below; the feedback `rates` argument of the
@@ -282,17 +286,17 @@ class _Seen(NamedTuple):
 
 
 def simulate(
-    transition: Callable[..., Any],
-    params: Any,
-    x: Any,
-    init: Any,
+    transition: Transition[Rates],
+    params: PyTree,
+    x: PyTree,
+    init: Rates,
     *,
     neuron: Neuron,
     forward: SpikeForward,
     time_axis: int | None = None,
     batch_axis: int | None = 0,
     record: bool = False,
-) -> Simulation:
+) -> Simulation[Rates]:
     """Runs the spiking network and returns its firing rates (Eq. 2, 3 and 11).
 
     Args:
@@ -319,7 +323,7 @@ def simulate(
     leak, tol = neuron.leak, forward.tol
     batch_shape = () if batch_axis is None else (jax.tree.leaves(init)[0].shape[batch_axis],)
 
-    def start(shapes: dict[str, Any]) -> _Seen:
+    def start(shapes: dict[str, Population]) -> _Seen:
         return _Seen(
             total=wide_zeros(init),
             weight=jnp.zeros(batch_shape, jnp.result_type(jnp.float32, *jax.tree.leaves(init))),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
 from mpisjax.bicgstab import solve_bicgstab
 from mpisjax.errors import UserError
@@ -27,7 +28,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from jaxopt.linear_solve import solve_gmres, solve_normal_cg
 
-Array = jax.Array
 _FORWARD = ("picard", "anderson")
 _KRYLOV = ("gmres", "bicgstab", "normal_cg")
 _ADJOINT = ("neumann", "anderson", *_KRYLOV, "phantom")
@@ -115,9 +115,9 @@ class FixedPoint(NamedTuple):
       num_steps: evaluations of f, int32 [batch] (or a scalar).
     """
 
-    value: Any
-    residual: Any
-    num_steps: Array
+    value: PyTree[Float[Array, "..."]]
+    residual: PyTree[Float[Array, "*batch"]]
+    num_steps: Int[Array, "*batch"]
 
 
 class AdjointStats(NamedTuple):
@@ -128,8 +128,8 @@ class AdjointStats(NamedTuple):
       num_steps: products with J^T: float32 [batch], or their mean; -1 from "gmres" and "normal_cg", which do not count.
     """
 
-    residual: Array
-    num_steps: Array
+    residual: Float[Array, "*batch"]
+    num_steps: Float[Array, "*batch"]
 
 
 class _History(NamedTuple):
@@ -267,9 +267,9 @@ def _widened(fn: Callable[[Any], Any], init: Any) -> tuple[Callable[[Any], Any],
 
 
 def solve_rates(
-    fn: Callable[[list[Any], Any], Any],
-    constants: list[Any],
-    init: Any,
+    fn: Callable[[list[Array], PyTree], PyTree],
+    constants: list[Array],
+    init: PyTree[Float[Array, "..."]],
     config: RateForward,
     batch_axis: int | None = 0,
 ) -> FixedPoint:
@@ -305,12 +305,12 @@ def solve_rates(
 
 
 def solve_adjoint(
-    product: Callable[[list[Any], Any], Any],
-    constants: list[Any],
-    g: Any,
+    product: Callable[[list[Array], PyTree], PyTree],
+    constants: list[Array],
+    g: PyTree[Float[Array, "..."]],
     config: Adjoint,
     batch_axis: int | None = 0,
-) -> tuple[Any, AdjointStats]:
+) -> tuple[PyTree[Float[Array, "..."]], AdjointStats]:
     """Solves (I - J^T) v = g, for each sample.
 
     Each sample's system is solved for a g scaled to a largest entry of 1, so that no square over- or underflows.

@@ -146,7 +146,7 @@ class _Writer(Nodes):
         metadata = {
             "about": json.dumps(about),
             "neurons": self.neurons,
-            "threshold": float(self.neuron.threshold),
+            "threshold": float(np.asarray(self.neuron.threshold)),
             "leak": float(self.neuron.leak),
             "initial_potential": float(self.neuron.initial_potential),
             "populations": self.populations,
