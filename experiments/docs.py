@@ -22,6 +22,52 @@ from experiments.tables import provenance
 from mpisjax.errors import UserError
 
 DOCS = ROOT / "docs"
+# The columns of a section of the benchmarks that its page shows, with their headings. Other sections are shown whole.
+COLUMNS: dict[str, dict[str, str]] = {
+    "peer": {
+        "who": "who",
+        "forward": "T or rates",
+        "backward": "backward",
+        "seconds": "seconds",
+        "cpu_seconds": "CPU seconds",
+        "adjoint_steps": "adjoint steps",
+    },
+    "steps": {
+        "net": "network",
+        "what": "what",
+        "forward": "T or rates",
+        "seconds": "seconds",
+        "cpu_seconds": "CPU seconds",
+        "GFLOP/s": "GFLOP/s",
+        "of_peak": "share of the peak",
+        "compile_seconds": "seconds to compile",
+        "temporary_MiB": "memory, MiB",
+    },
+    "memory": {"net": "network", "forward": "T or rates", "solver": "solver", "temporary_MiB": "memory, MiB"},
+    "adjoint": {
+        "net": "network",
+        "forward_seconds": "evaluation of f, seconds",
+        "adjoint_seconds": "adjoint iteration, seconds",
+        "ratio": "ratio",
+    },
+    "scaling": {
+        "axis": "what changes",
+        "net": "network",
+        "value": "value",
+        "seconds": "seconds",
+        "ms_a_sample": "ms a sample",
+        "GFLOP/s": "GFLOP/s",
+    },
+    "solvers": {
+        "net": "network",
+        "solver": "solver",
+        "tolerance": "tolerance",
+        "forward_steps": "forward steps",
+        "forward_residual": "forward residual",
+        "adjoint_steps": "adjoint steps",
+        "adjoint_residual": "adjoint residual",
+    },
+}
 BLOCK = re.compile(
     r"(?P<start><!-- generated: (?P<scale>\w+)/(?P<name>\w+) -->\n).*?(?P<end><!-- end of generated -->)",
     re.DOTALL,
@@ -66,7 +112,11 @@ def benchmark(name: str, docs: Path = DOCS) -> str:
         return f"{report.table([content[name]])}\n"
     run = content.get("other_runs", {}).get(name)
     about = f"\nOf another run:\n\n{report.table([run])}\n" if run else ""
-    return f"{report.section(content[name])}\n{about}"
+    shown = COLUMNS.get(name)
+    rows = content[name]
+    if shown is not None:
+        rows = [{title: row.get(key, "") for key, title in shown.items()} for row in rows]
+    return f"{report.section(rows)}\n{about}"
 
 
 def joined(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_a_sweep_names_what_all_seeds_have():
 
 
 # What needs another program, a cloud or much space is no part of requirements.txt.
-APART = {"aedat4", "benchmark-peer"}
+APART = {"aedat4", "benchmark-peer", "docs"}
 
 
 def test_requirements_txt_has_everything_in_the_ranges_of_pyproject():

@@ -1,0 +1,148 @@
+"""The plots of the pages, each a small SVG, from the committed results or from a computation of seconds.
+
+python -m tools.figures            # writes docs/figures/*.svg
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import mpisjax
+from mpisjax.analysis.figures import COLORS, new_figure
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "figures"
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = new_figure(4.6, 3.2)
+    axis = figure.subplots()
+    axis.set(xlabel=x, ylabel=y)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _numbers(page: str, heading: str) -> list[list[float]]:
+    """The rows of numbers in the first table under a heading of a page."""
+    text = (ROOT / "docs" / page).read_text().partition(heading)[2]
+    table = next(block for block in text.split("\n\n") if block.startswith("|"))
+    rows = [re.findall(r"[\d.]+", line) for line in table.splitlines()[2:]]
+    return [[float(n) for n in row] for row in rows]
+
+
+def accuracy() -> Figure:
+    """Accuracy of two packaged networks against time steps (docs/pretrained.md)."""
+    figure, axis = _axes("time steps T", "test accuracy by spikes alone, %")
+    rows = _numbers("pretrained.md", "## Fashion-MNIST, by time steps")
+    axis.semilogx([r[0] for r in rows], [r[2] for r in rows], "o-", color=COLORS[0], label="trained by rates")
+    text = (ROOT / "docs" / "pretrained.md").read_text().partition("## Fashion-MNIST, fewer time steps")[2]
+    steps = [int(t) for t in re.findall(r"T = (\d+) \|", text)]
+    spikes = [float(n) for n in re.findall(r"[\d.]+", re.findall(r"\| spikes alone (.*)", text)[0])]
+    axis.semilogx(steps, spikes, "s-", color=COLORS[1], label="and three epochs for few steps")
+    axis.set_xticks([1, 2, 4, 10, 30, 100], ["1", "2", "4", "10", "30", "100"])
+    axis.minorticks_off()
+    axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def memory() -> Figure:
+    """Memory of a training step against time steps (docs/results/small/table1.json)."""
+    figure, axis = _axes("time steps T", "memory of a training step, MiB")
+    rows = json.loads((ROOT / "docs" / "results" / "small" / "table1.json").read_text())["rows"]
+    for color, kind, label in (
+        (COLORS[1], "bptt", "through time (BPTT)"),
+        (COLORS[0], "mpis", "by the equilibrium"),
+    ):
+        found = [
+            row["result"] for name, row in rows.items() if name.startswith(f"fashion_mnist_{kind} memory")
+        ]
+        points = sorted((r["steps"], r["temporary"] / 2**20) for r in found)
+        axis.plot(*zip(*points, strict=True), "o-", color=color, label=label)
+    axis.set_ylim(0)
+    axis.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def _rates(neuron: mpisjax.Neuron, current: jax.Array, steps: int) -> jax.Array:
+    found = mpisjax.simulate(
+        lambda p, rates, x, fire: fire("neurons", x),
+        (),
+        current,
+        jnp.zeros_like(current),
+        neuron=neuron,
+        forward=mpisjax.SpikeForward(steps),
+    )
+    return found.rates
+
+
+def neurons() -> Figure:
+    """The rate of one neuron against its current, after few and many steps, without and with a leak."""
+    figure, axis = _axes("current, in thresholds", "firing rate")
+    current = jnp.linspace(-0.3, 1.3, 401)[:, None]
+    kinds = (
+        ("4 steps", mpisjax.IF(), 4, COLORS[1]),
+        ("30 steps", mpisjax.IF(), 30, COLORS[2]),
+        ("1000 steps, leak 0.8", mpisjax.LIF(leak=0.8), 1000, COLORS[3]),
+    )
+    for label, neuron, steps, color in kinds:
+        axis.plot(current, _rates(neuron, current, steps), color=color, lw=1, label=label)
+    axis.plot(current, jnp.clip(current, 0, 1), "k--", lw=1, label="clip(c, 0, 1)")
+    axis.legend(frameon=False)
+    return figure
+
+
+def residual() -> Figure:
+    """The residual of the packaged digits network against time steps, without and with a leak."""
+    figure, axis = _axes("time steps T", "relative residual")
+    trained = mpisjax.load_pretrained("digits")
+    from sklearn.datasets import load_digits
+
+    images = np.uint8(load_digits().images[-360:, :, :, None] * 255 / 16)
+    from mpisjax.training.step import prepare_images
+
+    x = prepare_images(jnp.asarray(images), trained.inputs)
+    steps = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    for label, neuron, color in (
+        ("no leak", mpisjax.IF(), COLORS[0]),
+        ("leak 0.9", mpisjax.LIF(leak=0.9), COLORS[1]),
+    ):
+
+        @jax.jit
+        def found(variables: object, neuron: mpisjax.LIF = neuron) -> list[jax.Array]:
+            outs = [
+                mpisjax.nn.apply(trained.net, variables, x, neuron=neuron, forward=mpisjax.SpikeForward(t))  # type: ignore[arg-type]
+                for t in steps
+            ]
+            return [jnp.mean(jnp.stack(jax.tree.leaves(o.equilibrium.residual))) for o in outs]
+
+        axis.loglog(steps, found(trained.variables), "o-", color=color, label=label)
+    axis.loglog(steps, 1 / np.asarray(steps), "k--", lw=1, label="1/T")
+    axis.legend(frameon=False)
+    return figure
+
+
+FIGURES: tuple[Callable[[], Figure], ...] = (accuracy, memory, neurons, residual)
+
+
+def main() -> None:
+    """Writes every figure."""
+    FOLDER.mkdir(exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "mpisjax", "svg.fonttype": "none", "font.size": 9}):
+        for draw in FIGURES:
+            path = FOLDER / f"{draw.__name__}.svg"
+            draw().savefig(path, metadata={"Date": None}, bbox_inches="tight")
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What MkDocs does to the pages beside Markdown: generated references, MathJax's file, tables that fit a phone.
+
+mkdocs.yml names this file as a hook. In a page, `<!-- settings -->` stands for the tables of all settings,
+`<!-- help: PROGRAM -->` for what a program's --help says, `<!-- api: MODULE -->` for the public names of a module, and
+`<!-- code: FILE NAME ... -->` for functions and classes of a file.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MATHJAX = "es5/tex-svg.js"  # one file, fonts included
+HEADINGS = {
+    "": "The run",
+    "data": "Data",
+    "model": "The network",
+    "neuron": "Neurons",
+    "forward": "Forward",
+    "adjoint": "Backward, implicit",
+    "bptt": "Backward, through time",
+    "train": "Training",
+    "eval": "Evaluation",
+    "devices": "Devices",
+}
+PREFIXES = {"spikes": "`forward.mode=spikes`", "rates": "`forward.mode=rates`", "event sets": "event sets"}
+METHODS = {"adjoint": "`train.method=implicit`", "bptt": "`train.method=bptt`"}
+
+
+def used_by(name: str, meaning: str) -> tuple[str, str]:
+    """The mode that uses a setting (empty: all), and the meaning without the words that said so."""
+    prefix, colon, rest = meaning.partition(": ")
+    if colon and prefix in PREFIXES:
+        return PREFIXES[prefix], rest
+    return METHODS.get(name.partition(".")[0], ""), meaning
+
+
+def settings_tables() -> str:
+    """All settings, a table for each group: name, type, default, meaning, and the mode that uses it."""
+    sys.path.insert(0, str(ROOT))
+    from mpisjax.settings import SETTINGS, values
+
+    groups: dict[str, list[str]] = {}
+    for name, setting in SETTINGS.items():
+        group = name.partition(".")[0] if "." in name else ""
+        mode, meaning = used_by(name, setting.meaning)
+        rules = f" ({phrase})" if (phrase := values(setting)) and phrase not in meaning else ""
+        default = str(setting.default).replace(" ", "") or '""'
+        kind = type(setting.default).__name__
+        row = f"| `{name}` | {kind} | `{default}` | {meaning}{rules} | {mode or 'always'} |"
+        groups.setdefault(group, []).append(row.replace("||", "\\|\\|"))
+    header = "| setting | type | default | meaning | used by |\n| --- | --- | --- | --- | --- |"
+    return "\n\n".join(
+        "\n".join([f"## {HEADINGS.get(group, group)}", "", header, *rows]) for group, rows in groups.items()
+    )
+
+
+def program_help(program: str) -> str:
+    """What a program says to --help, as a block of code; without the settings, which have a page."""
+    said = subprocess.run(
+        [sys.executable, *program.split()[1:], "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "88", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return f"```text\n{said.partition('settings, with their defaults')[0].rstrip()}\n```"
+
+
+def public_names(module: str) -> str:
+    """A mkdocstrings mark for every public name of a module."""
+    sys.path.insert(0, str(ROOT))
+    names = importlib.import_module(module).__all__
+    found = [
+        name for name in names if not isinstance(getattr(importlib.import_module(module), name), type(sys))
+    ]
+    return "\n\n".join(f"::: {module}.{name}" for name in found)
+
+
+def source_of(file: str, names: list[str], indent: str) -> str:
+    """Functions and classes of a file, as a block of code."""
+    text = (ROOT / file).read_text()
+    found = {
+        node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    code = "\n\n\n".join(str(ast.get_source_segment(text, found[name])) for name in names)
+    return "\n".join(f"{indent}{line}".rstrip() for line in ["```python", *code.splitlines(), "```"])
+
+
+def labelled(html: str) -> str:
+    """Tables whose cells know their column's heading, so that a narrow page can show each row as a list."""
+
+    def table(match: re.Match[str]) -> str:
+        text = match[0]
+        heads = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<th[^>]*>(.*?)</th>", text, re.DOTALL)]
+
+        def row(found: re.Match[str]) -> str:
+            titles = iter(heads)
+
+            def cell(opening: re.Match[str]) -> str:
+                title = (
+                    unescape(next(titles, "")).replace('"', "'").replace("&", "&amp;").replace("<", "&lt;")
+                )
+                return f'<td data-label="{title}"{opening[1]}>'
+
+            return re.sub(r"<td([^>]*)>", cell, found[0])
+
+        body = re.sub(r"<tr>.*?</tr>", row, text, flags=re.DOTALL)
+        return f'<div class="table columns-{min(len(heads), 12)}">{body}</div>'
+
+    return re.sub(r"<table>.*?</table>", table, html, flags=re.DOTALL)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds MathJax to the site's files."""
+    from mkdocs.structure.files import File
+
+    package = importlib.util.find_spec("mathjax")
+    if package is None or package.origin is None:
+        raise RuntimeError("MathJax is not installed: pip install '.[docs]'")
+    source = Path(package.origin).parent / "static" / "mathjax" / MATHJAX
+    files.append(File.generated(config, "javascripts/mathjax.js", abs_src_path=str(source)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts generated text where a page asks for it."""
+    markdown = re.sub(
+        r"^( *)<!-- code: (\S+) ([^>]+?) -->",
+        lambda m: source_of(m[2], m[3].split(), m[1]),
+        markdown,
+        flags=re.M,
+    )
+    markdown = re.sub(r"<!-- settings -->", lambda _: settings_tables(), markdown)
+    markdown = re.sub(r"<!-- help: ([^>]+?) -->", lambda m: program_help(m[1]), markdown)
+    return re.sub(r"<!-- api: ([\w.]+) -->", lambda m: public_names(m[1]), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Labels the cells of tables."""
+    return labelled(html)
