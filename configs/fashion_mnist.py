@@ -27,7 +27,8 @@ Measured on a 2-core AMD EPYC that other work kept busy, 2026-11-26, seed 0, com
 of which the first was interrupted in its thirteenth epoch (validation 92.98%): validation 94.14%, test 93.34%. The
 paper's 93.14% at T = 30 is reached by this one seed. Three seeds of the default, 30 epochs in one piece (2026-11-26, commit 8578c00): test
 93.17 ± 0.10%, spikes alone 93.08 ± 0.28% (docs/pretrained.md). An epoch
-takes some 80 s. The solvers stop short of their tolerances: at the end the residual was 0.05 forward and 0.34 backward.
+takes some 80 s. All these figures but those of `low` were measured with neurons that start from rest
+(--config.neuron.initial_potential=0); half the threshold is the default now. The solvers stop short of their tolerances: at the end the residual was 0.05 forward and 0.34 backward.
 """
 
 import ml_collections

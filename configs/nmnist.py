@@ -17,6 +17,7 @@ recording is 1%. It was measured with
 
 and seed 0: 2026-11-25, commit dc9e3bb, 2-core Intel Xeon, 111 s; the state of epoch 20 was chosen on 100 validation recordings
 (95%). It is the packaged `nmnist_subset`. On 2026-11-24, commit 50f4d4c, AMD EPYC: 93% (spikes alone: 76%).
+All these figures were measured with neurons that start from rest (--config.neuron.initial_potential=0).
 """
 
 import ml_collections
