@@ -23,11 +23,6 @@ from mpisjax.meshes import carried, varying
 from mpisjax.residuals import global_norm, relative_residual, worst
 from mpisjax.samples import any_sample, chosen, for_each_sample
 
-with warnings.catch_warnings():
-    # jaxopt announces at import that it is no longer maintained: a matter for us, not for every user.
-    warnings.simplefilter("ignore")
-    from jaxopt.linear_solve import solve_gmres, solve_normal_cg
-
 _FORWARD = ("picard", "anderson")
 _KRYLOV = ("gmres", "bicgstab", "normal_cg")
 _ADJOINT = ("neumann", "anderson", *_KRYLOV, "phantom")
@@ -247,6 +242,15 @@ def _iterate(
     return jax.lax.while_loop(lambda state: any_sample(state.running), advance, carried(advance, start))
 
 
+def _jaxopt() -> Any:
+    """jaxopt's linear solvers, imported when they are first used: half of the time of `import mpisjax` otherwise."""
+    with warnings.catch_warnings():
+        # jaxopt announces at import that it is no longer maintained: a matter for us, not for every user.
+        warnings.simplefilter("ignore")
+        from jaxopt import linear_solve
+    return linear_solve
+
+
 def _mix(keep: float, old: Any, new: Any) -> Any:
     """Damping."""
     return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new) if keep else new
@@ -383,9 +387,9 @@ def _solve_scaled(vjp: Callable[[Any], Any], g: Any, config: Adjoint) -> tuple[A
         v, iterations = solve_bicgstab(matvec, g, g, config.tol, config.max_steps)
         num_steps = 2 * iterations
     elif config.solver == "normal_cg":
-        v = solve_normal_cg(matvec, g, init=g, tol=config.tol, maxiter=config.max_steps)
+        v = _jaxopt().solve_normal_cg(matvec, g, init=g, tol=config.tol, maxiter=config.max_steps)
     else:
-        v = solve_gmres(
+        v = _jaxopt().solve_gmres(
             matvec,
             g,
             init=g,

@@ -34,3 +34,16 @@ def test_the_core_and_the_convolutions_need_jax_alone():
 
 def test_the_picture_in_docs_is_the_one_that_the_code_gives():
     assert PICTURE.read_text() == picture(), "run python -m tools.architecture"
+
+
+def test_importing_mpisjax_is_quick_and_leaves_no_trace(python, tmp_path):
+    """What is slow to import waits until it is used, nothing is compiled, and the cache is not touched."""
+    done = python(
+        "-c",
+        "import sys, mpisjax; print(*{m.partition('.')[0] for m in sys.modules})",
+        HOME=str(tmp_path),
+        XDG_CACHE_HOME=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stdout.split()) & {"jaxopt", "flax", "optax", "orbax", "scipy", "tensorflow", "torch"}
+    assert not list(tmp_path.iterdir())

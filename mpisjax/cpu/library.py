@@ -21,6 +21,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -29,7 +30,7 @@ import jax.ffi
 
 from mpisjax.paths import cache_folder
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-w")
 # Target names, and the symbols behind them.
 CONVOLVE, KERNEL_GRADIENT, FILTER = "mpisjax_convolve", "mpisjax_kernel_gradient", "mpisjax_filter"
 _SYMBOLS = {CONVOLVE: "MpisjaxConvolve", KERNEL_GRADIENT: "MpisjaxKernelGradient", FILTER: "MpisjaxFilter"}
@@ -151,19 +152,19 @@ def _compiled(compiler: str, folder: Path) -> Path:
     name = f"convolutions_{key.hexdigest()[:20]}.so"
     final = folder / name
     if not final.exists():
-        _log.info("compiling convolutions for this processor, once; this takes some ten seconds")
+        _log.info("compiling convolutions for this processor, once; this takes some seconds")
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             for file, content in sources.items():
                 (Path(draft) / file).write_bytes(content)
             code, built = [file for file in sources if file.endswith(".cc")], Path(draft) / name
-            subprocess.run(
-                [compiler, *_flags(), f"-I{include}", *code, "-o", str(built)],
-                cwd=draft,
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=_LIMIT,
-            )
+
+            def run(*arguments: str) -> None:
+                command = [compiler, *_flags(), *arguments]
+                subprocess.run(command, cwd=draft, capture_output=True, text=True, check=True, timeout=_LIMIT)
+
+            with ThreadPoolExecutor(cores()) as pool:  # one file a core
+                list(pool.map(lambda file: run(f"-I{include}", "-c", file, "-o", f"{file}.o"), code))
+            run("-shared", *(f"{file}.o" for file in code), "-o", str(built))
             built.chmod(0o700)
             os.replace(built, final)  # another process may do the same at the same moment
     return final
