@@ -115,7 +115,8 @@ def from_file(path: str | Path, **options: Any) -> DataSet:
             f"data.dir is '{path}', which is {what}, but data.name is 'arrays': give an .npz file with {', '.join(KEYS)}"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
             found = file.files if isinstance(file, np.lib.npyio.NpzFile) else []
             content = {key: file[key] for key in KEYS if key in found}
     except Exception as error:  # NumPy and zipfile raise what they like for a damaged file
@@ -124,9 +125,8 @@ def from_file(path: str | Path, **options: Any) -> DataSet:
             f"{path} cannot be read ({why}): write it with numpy.savez, and strings with .astype(str)"
         ) from error
     if missing := [key for key in KEYS if key not in content]:
-        raise UserError(
-            f"{path} has no {', '.join(missing)}, but {', '.join(found) or 'no names'}: write it with numpy.savez(FILE, {', '.join(f'{k}=...' for k in KEYS)})"
-        )
+        call = f"numpy.savez(FILE, {', '.join(f'{key}=...' for key in KEYS)})"
+        raise UserError(f"{path} has no {', '.join(missing)}: write it with {call}")
     arrays = [content[key] for key in KEYS]
     try:
         return from_arrays(*arrays, source=f"arrays of {path}", **options)

@@ -211,7 +211,8 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     size = len(labels)
     if not 0 <= count < size:
         raise UserError(
-            f"data.num_validation is {count}, but must be 0 to {size - 1}: the train split has {size}"
+            f"data.num_validation is {count}, but must be 0 to {size - 1}, as the train split has {size}: set it lower, or to 0"
+            " and data.validation_share to 0.15, say"
         )
     order = permutation(seed, 0, size)
     place = np.empty(size)

@@ -277,7 +277,7 @@ def open_spike_trains(path: Path) -> Any:
     try:
         import h5py  # tonic needs it too
     except ImportError as error:
-        raise UserError(f"{path.name} needs one more package: pip install h5py") from error
+        raise UserError(f"{path.name} needs one more package: pip install 'mpisjax[events]'") from error
     try:
         file = h5py.File(path, "r")
         sizes = {len(file[key]) for key in ("spikes/times", "spikes/units", "labels")}

@@ -43,6 +43,7 @@ IMAGE_SETS = {
 EMBEDDED = ("digits", "saccade_digits")
 OWN = ("folder", "arrays", "recordings")
 NAMES = (*EMBEDDED, *IMAGE_SETS, *EVENT_SETS, *OWN)
+OWN_SETTINGS = ("test_share", "num_validation", "validation_share", "split_seed", "invalid")
 FRAME_SETTINGS = ("num_frames", "frames", "binning", "crop", "denoise_us")
 
 
@@ -70,20 +71,11 @@ def load(config: Any) -> DataSet:
         )
     if name in OWN and not config.dir:
         raise UserError(f"data.name is {name!r}, but data.dir is empty: set it to your {_OWN_FILES[name]}")
+    if name in OWN:
+        return _load_own(config)
     held = HoldOut(config.num_validation, config.validation_share, config.split_seed)
     framing = {key: config[key] for key in FRAME_SETTINGS}
     choices = {"unsorted": config.unsorted_events, "invalid": config.invalid}
-    shared: dict[str, Any] = {"test_share": config.test_share, "validation": held, "invalid": config.invalid}
-    if name == "folder":
-        sizing = {"image_size": config.image_size, "fit": config.fit, "color": config.color}
-        ranged = {"value_range": arrays.parse_range(config.value_range), "cache_dir": config.cache_dir}
-        return folders.from_folder(config.dir, **sizing, **ranged, **shared)
-    if name == "arrays":
-        return arrays.from_file(config.dir, value_range=arrays.parse_range(config.value_range), **shared)
-    if name == "recordings":
-        sensor = folders.parse_sensor(config.sensor_size)
-        framing |= {"unsorted": config.unsorted_events, "cache_dir": config.cache_dir}
-        return folders.from_recordings(config.dir, sensor_size=sensor, **shared, **framing)
     if name == "digits":
         loaded, sentence = digits.load(), digits.SENTENCE
         whole = checksum(loaded)
@@ -114,14 +106,28 @@ def load(config: Any) -> DataSet:
 
 
 _OTHER_NAMES = (
-    "set data.name to folder for images in DIR/CLASS, to recordings for event files there, to arrays for an .npz file, or"
-    " leave data.dir out"
+    "for images in DIR/CLASS set data.name to folder (--config folder has settings for them), for event files there to"
+    " recordings, for an .npz file to arrays, or leave data.dir out"
 )
 _OWN_FILES = {
     "folder": "folder of images in train/CLASS and test/CLASS, or in CLASS",
     "arrays": ".npz file with x_train, y_train, x_test and y_test",
     "recordings": "folder of event files in train/CLASS and test/CLASS, or in CLASS",
 }
+
+
+def _load_own(config: Any) -> DataSet:
+    shared = {key: config[key] for key in OWN_SETTINGS}
+    if config.name == "recordings":
+        framing = {key: config[key] for key in FRAME_SETTINGS}
+        sensor = folders.parse_sensor(config.sensor_size)
+        framing |= {"sensor_size": sensor, "unsorted": config.unsorted_events, "cache_dir": config.cache_dir}
+        return folders.from_recordings(config.dir, **shared, **framing)
+    value_range = arrays.parse_range(config.value_range)
+    if config.name == "arrays":
+        return arrays.from_file(config.dir, value_range=value_range, **shared)
+    sizing = {key: config[key] for key in ("image_size", "fit", "color", "cache_dir")}
+    return folders.from_folder(config.dir, value_range=value_range, **sizing, **shared)
 
 
 def _load_images(place: Place, validation: HoldOut) -> DataSet:

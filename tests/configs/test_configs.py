@@ -27,6 +27,9 @@ SHAPES = {
     "cifar100": (32, 3, 100, False),
     "nmnist": (34, 2, 10, True),
     "saccade_digits": (34, 2, 10, True),
+    "folder": (32, 3, 3, False),
+    "shd": (1, 700, 20, True),
+    "ssc": (1, 700, 35, True),
 }
 OF_THE_HEADER = 0.005  # a header's count may be off by this share: for parameters too few to be of interest
 OF_THE_PAPER = 0.05  # ours against the paper's: what an injection into the second stream would make up

@@ -162,3 +162,23 @@ def write_nmnist(
             made[split].append(random_events(rng, size, 34, 34))
             path.write_bytes(nmnist_bytes(made[split][-1]))
     return made
+
+
+def write_spike_trains(path: Path, rng: np.random.Generator, labels: list[int], size: int = 200) -> list:
+    """An HDF5 file in the format of SHD and SSC; returns (times in seconds, units) of each recording."""
+    import h5py
+
+    trains = []
+    for _ in labels:
+        times = np.sort(rng.uniform(0, 0.8, size)).astype(np.float16)
+        trains.append((times, rng.integers(0, 700, size).astype(np.uint16)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, column, dtype in (("times", 0, np.float16), ("units", 1, np.uint16)):
+            stored = file.create_dataset(f"spikes/{name}", (len(labels),), h5py.vlen_dtype(dtype))
+            for row, train in enumerate(trains):
+                stored[row] = train[column]
+        file["labels"] = np.array(labels, np.uint16)
+        file["extra/speaker"] = np.zeros(len(labels), np.uint16)
+        file["extra/keys"] = np.array([b"zero", b"one"])
+    return trains
