@@ -16,8 +16,11 @@ Two streams, stem 1-16, layers 32-48. The paper's 133K are met when one counts a
 not there, as that stream starts from zero. The size of the paper's large network is not known to us. `ide_t30` is the
 baseline of as many parameters: one stream, wider, its feedback bounded by its operator norm, a dense layer on its rates.
 
-`low` is a second stage for low latency: it goes on from trained rates (--config.train.init_from=fashion_mnist, or a run's
-folder) with the spikes' own answers after 1, 2 and 4 steps, differentiated through time.
+`low` is a second stage for low latency. One command does both, from nothing:
+
+    python train.py --config configs/fashion_mnist.py --then low --config.data.dir=DIR
+
+It goes on from trained rates (or from --config.train.init_from=fashion_mnist, or a run's folder) with the spikes' own answers after 1, 2 and 4 steps, differentiated through time.
 
 Measured on a 2-core AMD EPYC that other work kept busy, 2026-11-26, seed 0, commits af4f708 and de2bfe6, in two cycles, with
     python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --workdir=runs/fashion_first

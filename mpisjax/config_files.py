@@ -143,6 +143,28 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
     return config.lock()
 
 
+def changed_by(
+    variant: str, config: ml_collections.ConfigDict, name: str | os.PathLike[str]
+) -> ml_collections.ConfigDict:
+    """A copy of a config, with what a variant of its file changes. The command line's values hold for all the rest.
+
+    Args:
+        variant: The variant's name.
+        config: The config, overrides applied.
+        name: What `load_config` made it from.
+
+    Raises:
+        UserError: There is no such variant.
+    """
+    file = expand(name).partition(":")[0]
+    plain, changed = load_config(file), load_config(f"{file}:{variant}")
+    config = config.copy_and_resolve_references()
+    for key in _keys(changed):
+        if (value := _find(changed, key)) != _find(plain, key):
+            config.update_from_flattened_dict({key: value})
+    return config
+
+
 def _mistake(match: re.Match[str], setting: Any) -> str:
     key = f"config.{match['key']}"
     if isinstance(setting, ml_collections.ConfigDict):

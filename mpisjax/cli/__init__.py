@@ -109,8 +109,13 @@ def run(
 
 
 def config_from(default: Any) -> Callable[[argparse.Namespace, str | None], ml_collections.ConfigDict]:
-    """For `run`: the config that `--config` names, or `default`."""
-    return lambda given, config_file: load_config(default if config_file is None else config_file)
+    """For `run`: the config that `--config` names, or `default`. The flags get its name as `config_file`."""
+
+    def make_config(given: argparse.Namespace, config_file: str | None) -> ml_collections.ConfigDict:
+        given.config_file = default if config_file is None else config_file
+        return load_config(given.config_file)
+
+    return make_config
 
 
 def check_jax(version: str) -> None:

@@ -3,6 +3,7 @@
     mpisjax train                                             # scikit-learn's digits, minutes, no download
     mpisjax train --config fashion_mnist:low --config.data.dir=DIR --config.train.epochs=3
     mpisjax train --seeds 0,1,2                               # three runs, their mean and deviation
+    mpisjax train --config fashion_mnist --then low           # rates first, then spikes at low latency
 
 `--config` names a config that comes with the package (digits, mnist, fashion_mnist, ...), or a Python file. Any setting can
 be given as --config.KEY=VALUE. Results go to --workdir: checkpoints, metrics.jsonl, TensorBoard events, train.log, and at
@@ -28,6 +29,7 @@ import ml_collections
 
 from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path, whole_numbers
+from mpisjax.config_files import changed_by
 from mpisjax.training.preemption import Stopper, watch
 
 _log = logging.getLogger("mpisjax.cli.train")
@@ -43,6 +45,12 @@ def make_parser() -> Parser:
         default=(),
         help="train once with each of these seeds, such as 0,1,2, each in a folder of its own below --workdir, by "
         "default below runs/<config.name>_seeds",
+    )
+    parser.add_argument(
+        "--then",
+        metavar="VARIANT",
+        help="then train on from the best epoch with another variant of the same config, in a folder below the first run's; "
+        "what the variant sets wins over --config.KEY=VALUE",
     )
     parser.add_argument("--profile", action="store_true", help="trace a few steps into the folder of the run")
     cli.add_process_arguments(parser)
@@ -66,7 +74,20 @@ def _main(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
         if given.seeds:
             _sweep(given, config, stopper)
         else:
-            _train(config, given.workdir or f"runs/{config.name}", stopper, given.profile)
+            _stages(given, config, given.workdir or f"runs/{config.name}", stopper)
+
+
+def _stages(
+    given: argparse.Namespace, config: ml_collections.ConfigDict, workdir: str, stopper: Stopper
+) -> Any:
+    """One run, or two with `--then`; gives what the last one gave."""
+    second = changed_by(given.then, config, given.config_file) if given.then else None
+    result = _train(config, workdir, stopper, given.profile)
+    if second is None or result.stopped:
+        return result
+    second.train.init_from = workdir
+    _log.info("now %s, from the best epoch of %s", second.name, workdir)
+    return _train(second, f"{workdir}/{given.then}", stopper, given.profile)
 
 
 def _train(config: ml_collections.ConfigDict, workdir: str, stopper: Stopper, profile: bool) -> Any:
@@ -91,7 +112,7 @@ def _sweep(given: argparse.Namespace, config: ml_collections.ConfigDict, stopper
         one = config.copy_and_resolve_references()
         one.seed = seed
         _log.info("seed %d of %s", seed, ", ".join(map(str, given.seeds)))
-        result = _train(one, f"{workdir}/seed_{seed}", stopper, given.profile)
+        result = _stages(given, one, f"{workdir}/seed_{seed}", stopper)
         if result.stopped:
             return
         results[seed] = accuracies(result)

@@ -122,6 +122,54 @@ def test_a_sweep_names_what_all_seeds_have():
     assert train.summarize({3: {"test": 0.6}})["deviation"] == {"test": 0.0}
 
 
+CONFIG = """
+from mpisjax import configuration
+
+SMALL = {"model.layers": (4,), "model.num_streams": 1, "model.stem": (), "model.stem_strides": (),
+         "model.stride_layer": 0, "model.fusion_layer": 1, "train.epochs": 2, "train.batch_size": 600}
+VARIANTS = {"late": {"train.epochs": 1, "train.learning_rate": 0.01, "forward.mode": "rates"}}
+
+
+def get_config(variant=None):
+    c = configuration.base()
+    c.name = "two"
+    for key, value in SMALL.items():
+        c.update_from_flattened_dict({key: value})
+    return configuration.with_variant(c, VARIANTS, variant)
+"""
+
+
+def two_stages(tmp_path: Path, *arguments: str) -> int:
+    (tmp_path / "two.py").write_text(CONFIG)
+    with pytest.raises(SystemExit) as ended:
+        train.main([f"--config={tmp_path / 'two.py'}", f"--workdir={tmp_path / 'run'}", *arguments])
+    return ended.value.code or 0
+
+
+def test_a_second_stage_has_the_variants_settings_and_the_command_lines_otherwise(monkeypatch, tmp_path):
+    asked = []
+
+    def training(config, folder, stopper, profile):
+        asked.append((folder, config))
+        return run_of(0, 0.9)
+
+    monkeypatch.setattr(train, "_train", training)
+    assert two_stages(tmp_path, "--then=late", "--config.seed=5", "--config.train.epochs=7") == 0
+    (first, one), (second, two) = asked
+    assert (first, second) == (str(tmp_path / "run"), str(tmp_path / "run" / "late"))
+    assert (one.train.epochs, one.forward.mode, one.train.init_from) == (7, "spikes", "")
+    assert (two.train.epochs, two.forward.mode, two.train.init_from) == (1, "rates", first)
+    assert (two.seed, two.train.learning_rate, two.name) == (5, 0.01, "two_late")
+    assert two_stages(tmp_path, "--then=later") == 1 and len(asked) == 2  # refused before anything is trained
+
+
+@pytest.mark.slow
+def test_a_second_stage_starts_from_the_first_ones_best_epoch(tmp_path, capsys):
+    assert two_stages(tmp_path, "--then=late") == 0
+    assert "now two_late, from the best epoch of" in capsys.readouterr().err
+    assert all((tmp_path / "run" / folder / "results.json").exists() for folder in (".", "late"))
+
+
 # What needs another program, a cloud or much space is no part of requirements.txt.
 APART = {"aedat4", "benchmark-peer", "docs"}
 
