@@ -18,12 +18,12 @@ from configs import fashion_mnist
 from mpisjax.nn import MPIS
 
 PICTURE = Path(__file__).parents[1] / "docs" / "streams.svg"
-WIDTH, HEIGHT, ROW, COLUMN, LEFT = 128, 54, 118, 182, 196
+WIDTH, HEIGHT, ROW, COLUMN, LEFT = 136, 60, 124, 184, 192
 STYLE = (
-    "text{font:13px sans-serif;text-anchor:middle;fill:#1d2733}.small{font-size:11px;fill:#55606e}"
+    "text{font:16px sans-serif;text-anchor:middle;fill:#1d2733}.small{font-size:14px;fill:#55606e}"
     "rect{fill:#e8eefb;stroke:#3f51b5;stroke-width:1.4}.plain rect{fill:#f3f3f3;stroke:#8a8f98}"
     "path{fill:none;stroke:#55606e;stroke-width:1.6}.back{stroke:#d2691e;stroke-dasharray:5 3}.fuse{stroke:#2e8b57}"
-    "#tip path{fill:#55606e;stroke:none}.label{font-size:11px}"
+    "#tip path{fill:#55606e;stroke:none}.label{font-size:14px}"
 )
 
 
@@ -85,7 +85,7 @@ def picture() -> str:
     def box(name: str, lines: list[str], plain: bool = False) -> None:
         x, y = place[name]
         texts = "".join(
-            f'<text x="{x + WIDTH / 2:g}" y="{y + 23 + 18 * n:g}"{" class=" + chr(34) + "small" + chr(34) if n else ""}>{line}</text>'
+            f'<text x="{x + WIDTH / 2:g}" y="{y + 26 + 20 * n:g}"{" class=" + chr(34) + "small" + chr(34) if n else ""}>{line}</text>'
             for n, line in enumerate(lines)
         )
         rect = f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="7"/>'
@@ -132,8 +132,8 @@ def picture() -> str:
             '<path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
             *arrows,
             *boxes,
-            f'<path class="back" d="M{LEFT} {key} h34"/><text class="label" x="{LEFT + 92}" y="{key + 4}">feedback, next step</text>',
-            f'<path class="fuse" d="M{LEFT + 200} {key} h34"/><text class="label" x="{LEFT + 262}" y="{key + 4}">fusion</text>',
+            f'<path class="back" d="M{LEFT} {key} h34"/><text class="label" x="{LEFT + 104}" y="{key + 4}">feedback, next step</text>',
+            f'<path class="fuse" d="M{LEFT + 216} {key} h34"/><text class="label" x="{LEFT + 276}" y="{key + 4}">fusion</text>',
             "</svg>",
             "",
         ]
