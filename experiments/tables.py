@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 MISSING = "not run here"
+FEWEST_SEEDS = 3
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], first_number: int = 1) -> str:
@@ -34,11 +36,33 @@ def mean(values: Sequence[float]) -> float:
     return statistics.fmean(values)
 
 
-def verdict(where: str, ours: str, other: str, equal: str, accuracies: Sequence[float]) -> str:
-    """A sentence that says which of two accuracies (between 0 and 1) is higher."""
-    difference = 100 * (accuracies[0] - accuracies[1])
-    word = "beats" if difference > 0 else "does not beat" if difference < 0 else "equals"
-    return f"{where}: {ours} {word} {other} at equal {equal} ({difference:+.2f} points)."
+def verdict(
+    content: dict[str, Any], where: str, names: tuple[str, str], equal: str, seeds: Sequence[Sequence[float]]
+) -> str:
+    """A sentence that says which of two networks is more accurate, if the seeds show it.
+
+    A difference is shown where it is more than two of its standard errors, with three seeds of each at least.
+
+    Args:
+        content: The experiment's; its smoke scale trains too little for a verdict and gets none.
+        where: The data.
+        names: Of both networks.
+        equal: What they have in common.
+        seeds: Of both, the accuracies (between 0 and 1) of every seed.
+    """
+    if content["scale"] == "smoke":
+        return ""
+    ours, other = names
+    if min(map(len, seeds)) < FEWEST_SEEDS:
+        return f"{where}: no verdict on {ours} against {other}: it takes {FEWEST_SEEDS} seeds of each."
+    a, b = ([100 * value for value in found] for found in seeds)
+    difference = mean(a) - mean(b)
+    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
+    figures = f"{difference:+.2f} points, standard error {error:.2f}"
+    if abs(difference) <= 2 * error:
+        return f"{where}: no difference shown between {ours} and {other} at equal {equal} ({figures})."
+    word = "beats" if difference > 0 else "does not beat"
+    return f"{where}: {ours} {word} {other} at equal {equal} ({figures})."
 
 
 def of_seeds(content: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def render(content: dict[str, Any]) -> str:
     lines: list[list[str]] = []
     sentences: list[str] = []
     for pair in content["pairs"]:
-        means: list[float] = []
+        accuracies: list[list[float]] = []
         for net in pair:
             runs = of_seeds(content, net["name"])
             worst = [max(r["residual"].values()) for r in runs]
@@ -43,9 +43,11 @@ def render(content: dict[str, Any]) -> str:
                     across_seeds(worst, 3),
                 ]
             )
-            means += [mean([r["accuracy"] for r in runs])] if runs else []
-        if len(means) == 2:
-            sentences.append(verdict(pair[0]["data"], "MPIS", "IDE-Net", "size, T and epochs", means))
+            accuracies.append([r["accuracy"] for r in runs])
+        if all(accuracies):
+            sentences.append(
+                verdict(content, pair[0]["data"], ("MPIS", "IDE-Net"), "size, T and epochs", accuracies)
+            )
     header = [
         "data",
         "network",
@@ -64,7 +66,7 @@ def render(content: dict[str, Any]) -> str:
         "the worst stream's "
         "||f(r) - r|| / ||f(r)|| after T steps."
     )
-    return "\n\n".join(p for p in (table(header, lines, 2), " ".join(sentences), about) if p)
+    return "\n\n".join(p for p in (table(header, lines, 2), " ".join(filter(None, sentences)), about) if p)
 
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:

@@ -248,3 +248,28 @@ def test_a_folder_without_results_is_told_in_one_sentence(capsys):
     assert left.value.code == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "--take" in said and len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "ours", "other", "said"),
+    [
+        (
+            "small",
+            [0.90, 0.91, 0.92],
+            [0.80, 0.81, 0.82],
+            "MPIS beats BPTT at equal T (+10.00 points, standard error 0.82)",
+        ),
+        (
+            "small",
+            [0.80, 0.81, 0.82],
+            [0.90, 0.91, 0.92],
+            "MPIS does not beat BPTT at equal T (-10.00 points",
+        ),
+        ("small", [0.90, 0.91, 0.92], [0.89, 0.91, 0.92], "no difference shown between MPIS and BPTT"),
+        ("paper", [0.9, 0.9], [0.1, 0.1, 0.1], "no verdict on MPIS against BPTT: it takes 3 seeds of each"),
+        ("smoke", [0.90, 0.91, 0.92], [0.80, 0.81, 0.82], ""),
+    ],
+)
+def test_a_verdict_needs_three_seeds_and_two_standard_errors(scale, ours, other, said):
+    found = tables.verdict({"scale": scale}, "digits", ("MPIS", "BPTT"), "T", (ours, other))
+    assert said in found if said else found == ""
