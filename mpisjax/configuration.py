@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     import jax
 
     from mpisjax.data import DataSet, Inputs
+
+# What these settings can name beside `package.module:function`.
+NETWORKS, OPTIMIZERS, SCHEDULES = ("mpis",), ("sgd", "adamw", "lion"), ("cosine", "step")
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def base() -> ml_collections.ConfigDict:
@@ -170,38 +175,37 @@ def make_network(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
     settings = dict(config.model)
     name, dtype = settings.pop("name"), settings.pop("dtype")
     if name != "mpis":
-        return as_module(function_named("model.name", name, ("mpis",))(dataset, config))
+        return as_module(function_named("model.name", name)(dataset, config))
     settings["neuron"] = make_neuron(config) if config.model.neurons or config.model.learn_threshold else None
     wide = None if dtype == "float32" else jnp.bfloat16
     return MPIS(num_classes=dataset.num_classes, temporal=dataset.temporal, dtype=wide, **settings)
 
 
-def function_named(key: str, value: str, others: tuple[str, ...]) -> Any:
+def function_named(key: str, value: str) -> Any:
     """The function that a setting names as `package.module:function`; modules of the working folder are found, too.
 
     Args:
         key: The setting.
         value: Its value.
-        others: What else it can be, for the message.
 
     Raises:
         UserError: There is no such function, or its module fails.
     """
     module, _, name = value.partition(":")
-    wanted = f"{', '.join(others)} or package.module:function"
-    if not (module and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise UserError(f"{key} is {value!r}: choose {wanted}.")
     here = os.getcwd()
     sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), name, None)
     except Exception as error:
-        raise UserError(f"{key} is {value!r}, but {module} cannot be imported: {error}") from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{key} is {value!r}, but {module} cannot be imported ({why}): mend it") from error
     finally:
         sys.path.remove(here)
     # Nothing but functions of that very module: a config may come from somebody else's checkpoint.
     if not inspect.isfunction(found) or found.__module__ != module:
-        raise UserError(f"{key} is {value!r}, but {module} defines no function {name}: choose {wanted}.")
+        raise UserError(
+            f"{key} is {value!r}, but {module} defines no function {name}: name one that it defines."
+        )
     return found
 
 
@@ -215,7 +219,7 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> An
         return optimizers.cosine(t.learning_rate, steps, **rise)
     if t.schedule == "step":
         return optimizers.step_decay(t.learning_rate, steps, milestones=t.milestones, decay=t.decay, **rise)
-    return function_named("train.schedule", t.schedule, ("cosine", "step"))(t.learning_rate, steps)
+    return function_named("train.schedule", t.schedule)(t.learning_rate, steps)
 
 
 def make_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Any:
@@ -234,7 +238,7 @@ def make_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int) -> A
         return optimizers.sgd(schedule, momentum=t.momentum, **decays)
     if t.optimizer in ("adamw", "lion"):
         return getattr(optimizers, t.optimizer)(schedule, **decays)
-    found = function_named("train.optimizer", t.optimizer, ("sgd", "adamw", "lion"))(schedule)
+    found = function_named("train.optimizer", t.optimizer)(schedule)
     if not isinstance(found, optax.GradientTransformation):
         raise UserError(
             f"train.optimizer is {t.optimizer!r}, which gives no optax transformation: return one, such as "
@@ -357,6 +361,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, setting in SETTINGS.items():
         _check_value(key, setting, config)
     train, forward = config.train, config.forward
+    for key, value, known in (
+        ("model.name", config.model.name, NETWORKS),
+        ("train.optimizer", train.optimizer, OPTIMIZERS),
+        ("train.schedule", train.schedule, SCHEDULES),
+    ):
+        if value not in known and not _FUNCTION.fullmatch(value):
+            raise UserError(f"{key} is {value!r}: choose {', '.join(known)} or package.module:function.")
     if train.batch_size % train.accumulate:
         raise UserError(
             f"train.accumulate is {train.accumulate}: choose a divisor of train.batch_size, which is {train.batch_size}."

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mpisjax import cli, config_files, configuration
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
+from mpisjax.training.step import class_weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +37,7 @@ def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
 KEYS = sorted(leaves(configuration.base()))
 VALUES = st.one_of(
     st.sampled_from(["", "nan", "inf", "-inf", "-1", "0", "1", "1e400", "1e-400", "2", "0.5", "True", "None", "()", "(1,)"]),
-    st.sampled_from(["(0,)", "(-1, 2)", "('a',)", "((1,),)", "spikes", "rates", "implicit", "bptt", "phantom", "step", "float32"]),
+    st.sampled_from(["(0,)", "(-1, 2)", "('a',)", "((1,),)", "spikes", "rates", "implicit", "bptt", "phantom", "step", "float32", "lion", "balanced", "os.path:join", "a.b:c", "1,2"]),
     st.integers(-(2**70), 2**70).map(str),
     st.floats().map(repr),
     st.text(max_size=20),
@@ -55,7 +56,8 @@ def make(config: ml_collections.ConfigDict) -> None:
     configuration.make_evaluation_solver(config)
     configuration.make_adjoint(config)
     configuration.make_bptt(config)
-    configuration.make_schedule(config, 19)
+    configuration.make_optimizer(config, 19)
+    class_weights_of(config.train.class_weights, dataset)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)

@@ -363,3 +363,57 @@ def full_disk(folder):
 def test_what_cannot_be_written_at_the_end_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"results cannot be written .*; training itself is complete"):
         tiny.fit(tmp_path, on_end=full_disk)
+
+
+def scored(scores):
+    """An evaluation that gives these accuracies by step."""
+    return lambda state: tiny.Evaluation(scores[int(state.step)], 1.0, {})
+
+
+def test_training_ends_when_patience_does_and_goes_on_with_more(tmp_path):
+    config, eval_fn = tiny.get_config(), scored({6: 0.5, 12: 0.6, 18: 0.6, 24: 0.5, 30: 0.7, 36: 0.1})
+    config.train.epochs, config.train.patience = 6, 2
+    first = tiny.fit(tmp_path, config, eval_fn=eval_fn)
+    assert (first.step, first.best_step, first.stopped) == (24, 12, False) and first.test is not None
+    again = tiny.fit(tmp_path, config, eval_fn=eval_fn, test_fn=lambda state: pytest.fail("measured"))
+    assert again.step == 24 and again.test == first.test
+    config.train.patience = 3  # is no part of what a run is made of
+    longer = tiny.fit(tmp_path, config, eval_fn=eval_fn)
+    assert (longer.step, longer.best_step) == (36, 30)
+    with pytest.raises(UserError, match="train.patience is 3, but no examples are held out"):
+        tiny.fit(tmp_path / "without", config, eval_fn=None)
+
+
+@pytest.mark.parametrize("how", ["to its end", "by on_epoch", "killed in the longer run"])
+def test_more_epochs_continue_a_complete_run(whole, tmp_path, log, how):
+    config, ends = tiny.get_config(), how == "by on_epoch"
+    config.train.epochs = 2
+    first = tiny.fit(tmp_path, config, on_epoch=lambda state, m: ends and m["epoch"] == 1)
+    assert first.step == (6 if ends else 12) and first.test is not None
+    config.train.epochs = 4
+    if how == "killed in the longer run":
+        with pytest.raises(InterruptedError):
+            tiny.fit(tmp_path, config, feed=DiesAt(20))
+    last = tiny.fit(tmp_path, config)
+    assert bits(last.state) == bits(whole[0].state)  # the tiny task has one learning rate
+    assert last.test == whole[0].test and "goes on to 4: from here on the learning rate" in log.text
+    tests = [row["step"] for row in rows_of(tmp_path) if row["kind"] == "test"]
+    assert tests == [first.step, 24]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epochs": 3}, "the learning rate would follow another curve"),
+        ({"epochs": 5}, "the learning rate would follow another curve"),
+        ({"learning_rate": 0.2}, "trained in another way than its beginning"),
+    ],
+)
+def test_what_another_setting_would_mean_is_told(tmp_path, change, words):
+    stopper = Stopper()
+    tiny.fit(tmp_path, feed=StopAt(13, stopper), stopper=stopper)  # not complete
+    config = tiny.get_config()
+    config.train.update(change)
+    with pytest.raises(UserError) as told:
+        tiny.fit(tmp_path, config)
+    assert words in str(told.value) and f"train.init_from={tmp_path}" in str(told.value)
