@@ -1,7 +1,8 @@
 """Writes a trained network for other programs.
 
 python -m mpisjax.export --pretrained digits --format stablehlo --out digits.stablehlo
-python -m mpisjax.export --workdir runs/digits --format nir --out digits.nir
+python -m mpisjax.export --workdir runs/digits --format nir --out digits.nir --check
+python -m mpisjax.export --workdir runs/digits --format nir --out digits.nir --weights int8 --check --cost
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ from typing import Any
 from mpisjax import cli
 from mpisjax.cli.arguments import Parser, local_path, path, whole_number
 from mpisjax.errors import UserError
+
+OF_NIR = {
+    "neurons": "exact",
+    "stem": "spikes",
+    "head": "spikes",
+    "unrolled": None,
+    "weights": "float32",
+    "check": None,
+    "cost": False,
+}
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,22 +39,47 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--format", required=True, choices=("nir", "stablehlo"), help="what to write")
     parser.add_argument("--out", required=True, type=local_path, help="file to write")
     parser.add_argument(
-        "--num_steps", type=whole_number(1), help="stablehlo: time steps; as trained by default"
+        "--num_steps",
+        type=whole_number(1),
+        help="time steps, of the program or of the check; as trained by default",
     )
     parser.add_argument(
         "--batch_size", type=whole_number(1), help="stablehlo: the one batch size; any by default"
     )
     parser.add_argument(
         "--neurons",
-        default="exact",
         choices=("exact", "lif"),
         help="nir: exact nodes, or IF/LIF nodes that must be told to reset by subtraction",
     )
-    given = parser.parse_args(argv)
-    if (given.num_steps or given.batch_size) and given.format == "nir":
-        parser.error(
-            "--num_steps and --batch_size are for --format stablehlo; a NIR graph is stepped by its host"
+    for part in ("stem", "head"):
+        parser.add_argument(
+            f"--{part}",
+            choices=("spikes", "host"),
+            help=f"nir: the {part} as spiking neurons, or left to the host with its weights in the metadata",
         )
+    parser.add_argument(
+        "--unrolled", type=whole_number(1), help="nir: so many copies of the streams instead of feedback"
+    )
+    parser.add_argument(
+        "--weights", choices=("float32", "int8", "int4"), help="nir: integer weights make integer arithmetic"
+    )
+    parser.add_argument(
+        "--check", nargs="?", const=256, type=whole_number(1), metavar="IMAGES",
+        help="nir: run the file from image to class in an independent simulator, on so many test images (256)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cost", action="store_true", default=None, help="nir: estimate what it costs on Loihi 2"
+    )
+    given = parser.parse_args(argv)
+    if given.format == "nir" and given.batch_size:
+        parser.error("--batch_size is for --format stablehlo; a NIR graph is stepped by its host")
+    for name, default in OF_NIR.items():
+        if getattr(given, name) is None:
+            setattr(given, name, default)
+        elif given.format != "nir":
+            parser.error(f"--{name} is for --format nir")
+    if given.unrolled and (given.check or given.cost or given.weights != "float32"):
+        parser.error("--unrolled stands alone: leave out --check, --cost and --weights")
     return given
 
 
@@ -66,7 +102,10 @@ def _trained(given: argparse.Namespace) -> Any:
     if given.pretrained is not None:
         from mpisjax.pretrained import load_pretrained
 
-        return load_pretrained(given.pretrained)
+        trained = load_pretrained(given.pretrained)
+        if given.data_dir is not None:
+            trained.config.data.dir = given.data_dir
+        return trained
     from mpisjax.pretrained.save import from_run
     from mpisjax.training.run import saved_config
 
@@ -77,22 +116,11 @@ def _trained(given: argparse.Namespace) -> Any:
 
 
 def _write_nir(trained: Any, given: argparse.Namespace, out: Path) -> str:
-    from mpisjax.export import nir_graph, nir_nodes
+    from mpisjax.export.job import Options, export_nir
 
-    inputs = trained.inputs
-    about = {"name": trained.name, "inputs": inputs._asdict(), "num_steps": trained.config.forward.num_steps}
-    height, width, channels = inputs.shape[-3:]
-    graph = nir_graph.to_nir(
-        trained.net, trained.variables, trained.neuron, (height, width, channels),
-        neurons=given.neurons, about=about,
-    )  # fmt: skip
-    draft = out.with_name(f"{out.name}.draft")
-    try:
-        nir_nodes.package().write(draft, graph)
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
-    return f"{out}: {out.stat().st_size:,} bytes, {len(graph.nodes)} nodes, {len(graph.edges)} edges"
+    steps = given.num_steps or trained.config.forward.num_steps
+    options = {name: getattr(given, name) for name in OF_NIR}
+    return export_nir(trained, Options(**options, num_steps=steps), out)
 
 
 def _write_stablehlo(trained: Any, given: argparse.Namespace, out: Path) -> str:

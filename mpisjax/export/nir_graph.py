@@ -1,9 +1,8 @@
-"""The streams of a trained network as a NIR graph (Pedersen et al., "Neuromorphic intermediate
+"""A trained network as a NIR graph, from image to class (Pedersen et al., "Neuromorphic intermediate
 representation", 2024).
 
-The graph holds what spikes: every weight with its normalisation folded in, every neuron, the fusion, the
-feedback. One time step is one unit of NIR's time. NIR's IF and LIF nodes reset to a value; these networks
-reset by subtraction, so a population of neurons is written in nodes that NIR defines exactly:
+One time step is one unit of NIR's time. NIR's IF and LIF nodes reset to a value; these networks reset by subtraction,
+so a population of neurons is written in nodes that NIR defines exactly:
 
     potential (I; LI with a leak) -> spikes (Threshold) -> before (Delay of 1) -> reset (Scale) -> potential
 
@@ -13,9 +12,8 @@ With w the potential that is compared with the threshold, one step of `mpisjax.n
 fires above the threshold and these neurons at it: the exported threshold is the next smaller number. An
 initial potential u0 moves the zero of w: threshold and v_leak are lower by `u0 / leak`.
 
-What NIR has no node for, DBReLU of the stem (of a constant input) and of the head, stays with the host: the
-graph takes the stem's output, puts out the spikes of the last layers, and carries stem and head in its
-metadata.
+NIR has no DBReLU, which stem and head hold. Each is written as a population of neurons, whose rate it is, or is left
+to the host (`mpisjax.export.nir_host`), with its weights in the metadata.
 """
 
 from __future__ import annotations
@@ -23,126 +21,106 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jax
 import numpy as np
 
 from mpisjax.errors import UserError
 from mpisjax.export import polyphase
-from mpisjax.export.nir_host import LayerCall, fold_layer, head_weights
+from mpisjax.export.folded import PARTS, Form, Network
 from mpisjax.export.nir_nodes import Nodes
-from mpisjax.export.polyphase import Folded, Size
-from mpisjax.neurons import LIF
-from mpisjax.nn.convolution import halved
-from mpisjax.nn.mpis import MPIS
+from mpisjax.export.polyphase import Folded
 
 NEURONS = ("exact", "lif")
 
 
 def to_nir(
-    net: MPIS,
-    variables: dict[str, Any],
-    neuron: LIF,
-    image_shape: tuple[int, int, int],
+    form: Form,
+    network: Network,
     *,
     neurons: str = "exact",
+    unrolled: int = 0,
+    pixels: dict[str, Any] | None = None,
     about: dict[str, Any] | None = None,
 ) -> Any:
-    """Writes the streams of a network as a NIR graph.
+    """Writes a folded network as a NIR graph.
 
     Args:
-        net: The network.
-        variables: `{"params": ..., "batch_stats": ...}`.
-        neuron: The neurons' constants.
-        image_shape: Height, width and channels of an image (of a frame, for input over time).
+        form: Which parts are neurons.
+        network: What `fold_network` gave, or integers from `mpisjax.export.quantise`.
         neurons: "exact": a population as the four nodes above, whose equations are those of these neurons.
-            "lif": one IF or LIF node, for targets that are told apart from the file to reset by subtraction:
-            it is what the node's metadata say, but NIR's own equations reset to `v_reset`.
+            "lif": one IF or LIF node, for targets that are told apart from the file to reset by subtraction,
+            where to start, and to fire at the threshold: it is what the node's metadata say.
+        unrolled: 0: feedback by Delay nodes. K: K copies of the streams, each fed by the one before it in the same
+            step, without any feedback: what a target without recurrence can run.
+        pixels: Kept in the metadata: how the host makes the input of pixels. See `nir_host.encode`.
         about: Anything JSON can hold, kept in the metadata.
 
     Returns:
-        A `nir.NIRGraph`. Its input, channels first, is the stem's output (input over time: a frame), its
-        outputs the spikes of each stream's last layer. Populations lie on one grid, phases as channels
-        (`mpisjax.export.polyphase`); `metadata["populations"]` has phases and true size of each.
+        A `nir.NIRGraph`, channels first. The class is that of the largest sum of the output over the steps. Where
+        the head is the host's, the outputs are the spikes of each stream's last layer. Populations lie on one
+        grid, phases as channels (`mpisjax.export.polyphase`); `metadata["populations"]` has phases and true size
+        of each.
 
     Raises:
         UserError: The network cannot be written, or `nir` is not installed.
     """
-    if net.learn_threshold or net.neurons:
-        raise UserError(
-            "the network has neurons or thresholds of its own by layer (model.neurons, model.learn_threshold), which are not "
-            "written to NIR: export a network without, or as StableHLO."
-        )
     if neurons not in NEURONS:
         raise UserError(f"neurons is {neurons!r}: choose {' or '.join(map(repr, NEURONS))}.")
-    if image_shape[0] != image_shape[1]:
+    if unrolled and not form.head_spikes and form.net.head == "fused":
+        raise UserError("an unrolled graph holds its head: export it with head 'spikes'.")
+    return _Writer(form, network, neurons).graph(unrolled, pixels or {}, about or {})
+
+
+def check(form: Form) -> None:
+    """Refuses what NIR cannot hold.
+
+    Raises:
+        UserError: The network has neurons of several kinds, images that are not square, or bfloat16.
+    """
+    if form.net.neurons or form.net.learn_threshold:
         raise UserError(
-            f"images of {image_shape[0]} x {image_shape[1]} cannot be exported to NIR, which checks kernels "
-            "as squares: "
-            "use square images"
+            "the network has neurons or thresholds of its own by layer (model.neurons, model.learn_threshold), "
+            "which are not written to NIR: export a network without, or as StableHLO."
         )
-    if net.dtype is not None and np.dtype(net.dtype) not in (np.float32, np.float64):
+    if form.size[0] != form.size[1]:
+        raise UserError(
+            f"images of {form.size[0]} x {form.size[1]} cannot be exported to NIR, which checks kernels as "
+            "squares: use square images"
+        )
+    if form.net.dtype is not None and np.dtype(form.net.dtype) not in (np.float32, np.float64):
         raise UserError("model.dtype is 'bfloat16', which NIR files cannot hold: set it to 'float32'.")
-    if neurons == "lif" and neuron.initial_potential:
-        raise UserError(
-            f"neuron.initial_potential is {neuron.initial_potential}, which NIR's IF and LIF nodes cannot "
-            "hold: export "
-            "with neurons 'exact'."
-        )
-    return _Writer(net, variables, neuron, image_shape, neurons).graph(about or {})
+    for name in ("stem", "head"):
+        if getattr(form, name) not in PARTS:
+            raise UserError(f"{name} is {getattr(form, name)!r}: choose 'spikes' or 'host'.")
 
 
 class _Writer(Nodes):
     """Writes the graph of one network."""
 
-    def __init__(
-        self,
-        net: MPIS,
-        variables: dict[str, Any],
-        neuron: LIF,
-        image_shape: tuple[int, int, int],
-        neurons: str,
-    ) -> None:
-        self.net, self.variables, self.image_shape = net, variables, image_shape
-        self.base = image_shape[0]
-        for stride in net.stem_strides:
-            self.base = -(-self.base // stride)
-        self.halvings = net.num_streams - 1 + (1 if net.stride_layer else 0)
-        dtype = np.asarray(jax.tree.leaves(variables["params"])[0]).dtype
-        super().__init__(neuron, neurons, halved(self.base, self.halvings), dtype)
-
-    def level(self, stream: int, layer: int) -> int:
-        """How often the resolution is halved between the stem and a layer."""
-        return stream + (1 if self.net.stride_layer and layer >= self.net.stride_layer else 0)
+    def __init__(self, form: Form, network: Network, neurons: str) -> None:
+        self.form, self.net, self.network, self.layers = form, form.net, network, network.layers
+        self.halvings = self.net.num_streams - 1 + (1 if self.net.stride_layer else 0)
+        dtype = self.layers.trans[0].kernel.dtype
+        super().__init__(
+            form.neuron, neurons, form.at(self.halvings)[0], np.int32 if dtype.kind == "i" else dtype
+        )
 
     def phases(self, level: int) -> int:
         return 2 ** (self.halvings - level)
 
-    def size(self, level: int) -> Size:
-        return (halved(self.base, level),) * 2
-
-    def fold(self, call: LayerCall, kernel: int, stride: int, channels: int) -> Folded:
-        return fold_layer(self.net, self.variables, call, kernel, stride, channels)
-
-    def graph(self, about: dict[str, Any]) -> Any:
+    def graph(self, unrolled: int, pixels: dict[str, Any], about: dict[str, Any]) -> Any:
         """The whole graph."""
-        depth, streams = len(self.net.layers), range(self.net.num_streams)
-        stem, injected = self.stem_and_injection()
-        currents = [[self.trans(i)] + ([injected] if i == 0 else []) for i in streams]
-        for number in range(1, depth + 1):
-            if number == self.net.fusion_layer and len(streams) > 1:
-                currents = self.fuse(currents)
-            spikes = []
-            for i in streams:
-                level, features = self.level(i, number), self.net.layers[number - 1]
-                name = f"stream{i + 1}_layer{number}"
-                spikes.append(self.fire(name, features, self.phases(level), self.size(level), *currents[i]))
-            if number < depth:
-                currents = [[self.conv(i, number + 1, spikes[i])] for i in streams]
-        for i, name in enumerate(spikes):
-            shape = self.nodes[name].output_type["output"]
-            self.add(f"output_stream{i + 1}", self.nir.Output(output_type=np.array(shape)), name)
-            feedback = self.delayed(f"stream{i + 1}_layer{depth}")
-            self.edges.append((feedback, f"stream{i + 1}_trans"))
+        streams, depth = range(self.net.num_streams), len(self.net.layers)
+        injected, spikes = self.injection(), list[str]()
+        for number in range(1, max(unrolled, 1) + 1):
+            start = f"pass{number}_" if unrolled else ""
+            if unrolled and not spikes:  # nothing has fired yet: the feedback is its bias
+                back = [self.constant(f"{start}stream{i + 1}_trans", i) for i in streams]
+            else:
+                back = [self.trans(f"{start}stream{i + 1}_trans", i, *spikes[i : i + 1]) for i in streams]
+            spikes = self.one_pass(start, [[b, injected] if i == 0 else [b] for i, b in enumerate(back)])
+        for i in streams if not unrolled else ():
+            self.edges.append((self.delayed(f"stream{i + 1}_layer{depth}"), f"stream{i + 1}_trans"))
+        self.outputs(spikes)
         metadata = {
             "about": json.dumps(about),
             "neurons": self.neurons,
@@ -150,109 +128,171 @@ class _Writer(Nodes):
             "leak": float(self.neuron.leak),
             "initial_potential": float(self.neuron.initial_potential),
             "populations": self.populations,
-            "head": head_weights(self.net, self.variables),
+            "input": {
+                "kind": "image" if self.form.stem_spikes else "current",
+                "temporal": self.net.temporal,
+                **pixels,
+            },
+            **self.host(),
         }
-        return self.nir.NIRGraph(self.nodes, self.edges, {**metadata, **({"stem": stem} if stem else {})})
+        return self.nir.NIRGraph(self.nodes, self.edges, metadata)
 
-    def stem_and_injection(self) -> tuple[dict[str, Any], str]:
-        """The stem and the injection into stream 1.
+    def host(self) -> dict[str, Any]:
+        """Weights of what the host computes."""
+        found: dict[str, Any] = {}
+        named = {"stem": (*self.layers.stem, self.layers.inject)} if not self.form.stem_spikes else {}
+        for part, layers in named.items():
+            strides = (*self.net.stem_strides, 1)
+            found[part] = {
+                f"layer{k}": {**layer._asdict(), "stride": s}
+                for k, (layer, s) in enumerate(zip(layers, strides, strict=True), 1)
+            }
+        if not self.form.head_spikes and self.layers.head:
+            head = {
+                f"stream{i}_conv{h}": layer._asdict()
+                for i, chain in enumerate(self.layers.head, 1)
+                for h, layer in enumerate(chain, 1)
+            }
+            found["head"] = {**head, "classifier": self.layers.classifier._asdict()}
+        return found
 
-        Frames drive the stem's neurons in every step, so that its layers are nodes. The stem of a constant
-        image is not spiking: its weights go to the host, and the graph begins with the injection.
-
-        Returns:
-            The weights of the host's stem by layer, and the node of the injected current.
-        """
-        net, k = self.net, self.net.kernel_size
-        channels, side = self.image_shape[2], self.image_shape[0]
-        stem: dict[str, Any] = {}
-        source, on_grid = self.input(channels, side) if net.temporal else "", False
-        phases = self.phases(0) * int(np.prod(net.stem_strides, dtype=int))
-
-        def project(name: str, layer: Folded, stride: int) -> str:
+    def injection(self) -> str:
+        """The input up to the current into stream 1."""
+        form, side = self.form, self.form.size[0] if self.form.stem_spikes else self.form.base[0]
+        first = (*self.layers.stem, self.layers.inject)[0]
+        channels = first.kernel.shape[2] if form.stem_spikes else self.net.layers[0]
+        source = self.add("input", self.nir.Input(input_type=np.array([channels, side, side])))
+        if not form.stem_spikes:
+            eye = np.eye(channels, dtype=self.dtype)[None, None]
+            layer = Folded(eye, np.zeros(channels, self.dtype))
+            return self.from_image("inject", layer, 1, side, self.phases(0), source)
+        phases, on_grid = self.phases(0) * int(np.prod(self.net.stem_strides, dtype=int)), False
+        layers = zip((*self.layers.stem, self.layers.inject), (*self.net.stem_strides, 1), strict=True)
+        for k, (layer, stride) in enumerate(layers, 1):
+            last = k > len(self.net.stem)
+            name = "inject" if last else f"stem_conv{k}"
             if on_grid:
-                return self.layer(name, layer, stride, (side, side), phases // stride, source)
-            return self.from_image(name, layer, stride, side, phases // stride, source)
-
-        for number, (features, stride) in enumerate(zip(net.stem, net.stem_strides, strict=True), 1):
-            layer = self.fold(lambda m, x, i=number - 1: m.stem_layers[i](x, False), k, stride, channels)
-            if net.temporal:
-                current = project(f"stem_conv{number}", layer, stride)
+                current = self.layer(name, layer, stride, (side, side), phases // stride, source)
             else:
-                stem[f"layer{number}"] = {**layer._asdict(), "stride": stride}
-            side, phases, channels = -(-side // stride), phases // stride, features
-            if net.temporal:
-                source = self.fire(f"stem_layer{number}", features, phases, (side, side), current)
-                on_grid = True
-        if not net.temporal:
-            source = self.input(channels, side)
-        layer = self.fold(lambda m, x: m.inject(x, False), k, 1, channels)
-        return stem, project("inject", layer, 1)
+                current = self.from_image(name, layer, stride, side, phases // stride, source)
+            side, phases, on_grid = -(-side // stride), phases // stride, True
+            if not last:
+                threshold = self.network.thresholds[f"stem/layer{k}"]
+                features = self.net.stem[k - 1]
+                source = self.fire(f"stem_layer{k}", features, phases, (side, side), threshold, current)
+        return current
 
-    def input(self, channels: int, side: int) -> str:
-        """The graph's input."""
-        return self.add("input", self.nir.Input(input_type=np.array([channels, side, side])))
+    def one_pass(self, start: str, currents: list[list[str]]) -> list[str]:
+        """All layers of all streams, from the currents into layer 1; the names of the last layers' spikes."""
+        for number in range(1, len(self.net.layers) + 1):
+            if number == self.net.fusion_layer and self.net.num_streams > 1:
+                currents = self.fuse(start, currents)
+            spikes = []
+            for i, sources in enumerate(currents):
+                level, features = self.form.level(i, number), self.net.layers[number - 1]
+                threshold = self.network.thresholds[f"stream{i + 1}/layer{number}"]
+                name = f"{start}stream{i + 1}_layer{number}"
+                size = self.form.at(level)
+                spikes.append(self.fire(name, features, self.phases(level), size, threshold, *sources))
+            if number < len(self.net.layers):
+                currents = [[self.conv(start, i, number + 1, s)] for i, s in enumerate(spikes)]
+        return spikes
 
-    def trans(self, i: int) -> str:
-        """The feedback; its edge from the last layer is added once that layer exists."""
-        net, k = self.net, self.net.kernel_size
-        depth, stride = len(net.layers), 2 if net.stride_layer else 1
-        first, last = self.level(i, 1), self.level(i, depth)
-        size = self.size(first)
-
-        def call(module: Any, x: Any) -> Any:
-            return module.trans[i](x, False, size)
-
-        # At its true size, because a bounded operator norm holds for one size.
-        layer = polyphase.fold_transposed(
-            lambda x: self.net.apply(self.variables, x, method=call), k, stride, net.layers[-1], size
+    def trans(self, name: str, i: int, *source: str) -> str:
+        """The feedback; without a source, its edge is added once the last layer exists."""
+        depth, stride = len(self.net.layers), 2 if self.net.stride_layer else 1
+        first, layer = self.form.level(i, 1), self.layers.trans[i]
+        phases, k = self.phases(self.form.level(i, depth)), layer.kernel.shape[0]
+        self.count_weights(
+            (k, k, phases**2 * self.net.layers[-1], (stride * phases) ** 2 * self.net.layers[0])
         )
-        phases = self.phases(last)
-        self.count_weights((k, k, phases**2 * net.layers[-1], (stride * phases) ** 2 * net.layers[0]))
-        kernel = polyphase.transposed_kernel(layer.kernel, stride, size, phases)
-        return self.convolution(f"stream{i + 1}_trans", kernel, layer.bias, self.phases(first))
+        kernel = polyphase.transposed_kernel(layer.kernel, stride, self.form.at(first), phases)
+        return self.convolution(name, kernel, layer.bias, self.phases(first), *source)
 
-    def conv(self, i: int, number: int, source: str) -> str:
+    def constant(self, name: str, i: int) -> str:
+        """The feedback's bias alone, as a convolution of the input with zeros."""
+        channels, side, _ = (int(n) for n in self.nodes["input"].output_type["output"])
+        first, bias = self.form.level(i, 1), self.layers.trans[i].bias
+        zeros = np.zeros((1, 1, channels, len(bias)), self.layers.trans[i].kernel.dtype)
+        stride = -(-side // self.form.at(first)[0])
+        return self.from_image(name, Folded(zeros, bias), stride, side, self.phases(first), "input")
+
+    def conv(self, start: str, i: int, number: int, source: str) -> str:
         """The convolution into layer `number`, from 2 on."""
-        net, stride = self.net, 2 if number == self.net.stride_layer else 1
-        layer = self.fold(
-            lambda m, x: m.feb[i][number - 2](x, False), net.kernel_size, stride, net.layers[number - 2]
-        )
-        size, phases = self.size(self.level(i, number - 1)), self.phases(self.level(i, number))
-        return self.layer(f"stream{i + 1}_conv{number}", layer, stride, size, phases, source)
+        stride = 2 if number == self.net.stride_layer else 1
+        size, phases = self.form.at(self.form.level(i, number - 1)), self.phases(self.form.level(i, number))
+        layer = self.layers.feb[i][number - 2]
+        return self.layer(f"{start}stream{i + 1}_conv{number}", layer, stride, size, phases, source)
 
-    def fuse(self, currents: list[list[str]]) -> list[list[str]]:
+    def fuse(self, start: str, currents: list[list[str]]) -> list[list[str]]:
         """The fusion (Eq. 6): to each stream's current are added those of all others, before any was fused.
 
         A Scale of ones sums the sources of a current; it is 0 outside the image.
         """
-        net, layer_number = self.net, self.net.fusion_layer
-        width = net.layers[layer_number - 1]
-        levels = [self.level(i, layer_number) for i in range(net.num_streams)]
+        layer_number, n = self.net.fusion_layer, self.net.num_streams
+        width = self.net.layers[layer_number - 1]
+        levels = [self.form.level(i, layer_number) for i in range(n)]
 
-        def summed(name: str, level: int, *sources: str) -> str:
-            scale = self.mask(width, self.phases(level), self.size(level))
+        def summed(name: str, level: int, *sources: str, gain: Any = 1) -> str:
+            mask = self.mask(width, self.phases(level), self.form.at(level))
+            gain = np.broadcast_to(np.asarray(gain, self.dtype), (width,))
+            scale = mask * np.tile(gain, self.phases(level) ** 2)[:, None, None]
             return self.add(name, self.nir.Scale(scale=scale), *sources)
 
-        own = [summed(f"stream{i + 1}_current", levels[i], *sources) for i, sources in enumerate(currents)]
-        fused = [[name] for name in own]
-        for i in range(net.num_streams):
+        own = [
+            summed(f"{start}stream{i + 1}_current", levels[i], *sources) for i, sources in enumerate(currents)
+        ]
+        fused: list[list[str]] = []
+        for i in range(n):
+            raised = [own[i]]
+            for u in range(i + 1, n):
+                phases, out = self.phases(levels[u]), self.phases(levels[i])
+                kernel = polyphase.upsampling_kernel(width, 2 ** (u - i), phases).astype(self.dtype)
+                self.count_weights(kernel.shape)
+                name = f"{start}stream{u + 1}_to_stream{i + 1}"
+                raised.append(self.convolution(name, kernel, np.zeros(width, self.dtype), out, own[u]))
+            gain = self.network.gains[i]
+            if np.ndim(gain) and np.any(gain != 1):
+                raised = [summed(f"{start}stream{i + 1}_raised", levels[i], *raised, gain=gain)]
+            fused.append(raised)
             for d in range(i):
                 source = own[d]
-                for hop in range(i - d):
-                    layer = self.fold(
-                        lambda m, x, i=i, d=d, hop=hop: m.down[i][d][hop](x, False), net.kernel_size, 2, width
-                    )
-                    level, name = levels[d] + hop, f"stream{d + 1}_to_stream{i + 1}_conv{hop + 1}"
-                    source = self.layer(name, layer, 2, self.size(level), self.phases(level + 1), source)
+                for hop, layer in enumerate(self.layers.down[i][d]):
+                    level = levels[d] + hop
+                    name = f"{start}stream{d + 1}_to_stream{i + 1}_conv{hop + 1}"
+                    source = self.layer(name, layer, 2, self.form.at(level), self.phases(level + 1), source)
                     if hop < i - d - 1:
                         source = summed(f"{name}_inside", level + 1, source)
                 fused[i].append(source)
-            for u in range(i + 1, net.num_streams):
-                phases = self.phases(levels[u])
-                kernel = polyphase.upsampling_kernel(width, 2 ** (u - i), phases).astype(self.dtype)
-                self.count_weights(kernel.shape)
-                out = self.phases(levels[i])
-                name = f"stream{u + 1}_to_stream{i + 1}"
-                fused[i].append(self.convolution(name, kernel, np.zeros(width, self.dtype), out, own[u]))
         return fused
+
+    def outputs(self, spikes: list[str]) -> None:
+        """The class scores of a head in the graph, or the spikes that the host's head reads."""
+        depth, n = len(self.net.layers), self.net.num_streams
+        levels = [self.form.level(i, depth) for i in range(n)]
+        head = self.form.head_spikes or self.net.head == "smallest"
+        if not head:
+            for i, name in enumerate(spikes):
+                shape = np.array(self.nodes[name].output_type["output"])
+                self.add(f"output_stream{i + 1}", self.nir.Output(output_type=shape), name)
+            return
+        source = spikes[-1]
+        if self.net.head == "fused":
+            currents = []
+            for i, chain in enumerate(self.layers.head):
+                source, stride = spikes[i], 2 if i < n - 1 else 1
+                for h, layer in enumerate(chain):
+                    level = levels[i] + h
+                    size, phases = self.form.at(level), self.phases(level + (1 if i < n - 1 else 0))
+                    source = self.layer(
+                        f"head_stream{i + 1}_conv{h + 1}", layer, stride, size, phases, source
+                    )
+                    if h < len(chain) - 1:
+                        ones = self.mask(self.net.layers[-1], phases, self.form.at(level + 1))
+                        source = self.add(f"{source}_inside", self.nir.Scale(scale=ones), source)
+                currents.append(source)
+            width, threshold = self.net.layers[-1], self.network.thresholds["head"]
+            source = self.fire("head", width, 1, self.form.at(levels[-1]), threshold, *currents)
+        scores = self.dense("classifier", self.layers.classifier, self.net.layers[-1], source)
+        shape = np.array(self.nodes[scores].output_type["output"])
+        self.add("output", self.nir.Output(output_type=shape), scores)

@@ -23,7 +23,7 @@ def package() -> Any:
     try:
         import nir
     except ImportError as error:
-        raise UserError("an export to NIR needs the nir package: pip install 'mpisjax[nir]'") from error
+        raise UserError("NIR needs the nir package: pip install 'mpisjax[nir]'") from error
     return nir
 
 
@@ -35,7 +35,7 @@ class Nodes:
         neuron: The neurons' constants.
         neurons: "exact" or "lif"; see `mpisjax.export.nir_graph.to_nir`.
         side: Of the grid.
-        dtype: Of weights and thresholds.
+        dtype: Of thresholds and of weights that are not given: a float, or int32 for integer arithmetic.
     """
 
     def __init__(self, neuron: LIF, neurons: str, side: int, dtype: Any) -> None:
@@ -63,17 +63,16 @@ class Nodes:
         if self.weights > MAX_WEIGHTS:
             raise UserError(
                 f"as a NIR graph this network has more than {MAX_WEIGHTS:,} weights, since NIR has no "
-                "transposed "
-                "convolution and no upsampling; export it to StableHLO, or a network with fewer channels or "
-                "streams"
+                "transposed convolution and no upsampling; export it to StableHLO, or a network with fewer "
+                "channels or streams"
             )
 
     def convolution(self, name: str, kernel: np.ndarray, bias: np.ndarray, phases: int, *sources: str) -> str:
         """A convolution on the grid."""
-        weight = kernel.transpose(3, 2, 0, 1)
+        weight = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
         node = self.nir.Conv2d(
-            input_shape=(self.side, self.side), weight=np.ascontiguousarray(weight), stride=1,
-            padding=kernel.shape[0] // 2, dilation=1, groups=1, bias=np.tile(bias, phases**2),
+            input_shape=(self.side, self.side), weight=weight, stride=1, padding=kernel.shape[0] // 2,
+            dilation=1, groups=1, bias=np.tile(bias, phases**2),
         )  # fmt: skip
         return self.add(name, node, *sources)
 
@@ -81,9 +80,8 @@ class Nodes:
         """A layer whose input and output lie on the grid; `size` is the input's, `phases` the output's."""
         k, _, c_in, c_out = layer.kernel.shape
         self.count_weights((k, k, (stride * phases) ** 2 * c_in, phases**2 * c_out))
-        return self.convolution(
-            name, polyphase.conv_kernel(layer.kernel, stride, size, phases), layer.bias, phases, source
-        )
+        kernel = polyphase.conv_kernel(layer.kernel, stride, size, phases)
+        return self.convolution(name, kernel, layer.bias, phases, source)
 
     def from_image(self, name: str, layer: Folded, stride: int, size: int, phases: int, source: str) -> str:
         """A layer from the input image, as it is, to the grid."""
@@ -97,19 +95,42 @@ class Nodes:
         )  # fmt: skip
         return self.add(name, node, source)
 
-    def fire(self, name: str, channels: int, phases: int, size: Size, *currents: str) -> str:
-        """A population of neurons; those that lie outside the image never fire."""
-        inside = self.mask(channels, phases, size)
-        threshold, leak = self.dtype.type(self.neuron.threshold), self.neuron.leak
-        shift = self.dtype.type(self.neuron.initial_potential * self.neuron.threshold / leak)
-        fires_above = np.nextafter(threshold - shift, self.dtype.type(-np.inf))
-        limits = np.where(inside > 0, fires_above, np.finfo(self.dtype).max)
+    def dense(self, name: str, layer: Folded, channels: int, source: str) -> str:
+        """A dense layer of everything on the grid, one phase, as a convolution with one output pixel.
+
+        Importers read this alike. Flatten counts the batch axis in some and not in others.
+        """
+        kernel = layer.kernel.reshape(self.side, self.side, channels, -1)
+        self.count_weights(kernel.shape)
+        node = self.nir.Conv2d(
+            input_shape=(self.side, self.side), weight=np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)),
+            stride=1, padding=0, dilation=1, groups=1, bias=layer.bias,
+        )  # fmt: skip
+        return self.add(name, node, source)
+
+    def fires_above(self, threshold: np.ndarray) -> np.ndarray:
+        """NIR's thresholds for neurons that start from rest and fire at `threshold`, less where they start."""
+        start = self.neuron.initial_potential
+        if self.dtype.kind == "i":
+            return np.ceil(threshold * (1 - start)).astype(self.dtype) - 1
+        shift = (start * threshold / self.neuron.leak).astype(self.dtype)
+        return np.nextafter(threshold - shift, self.dtype.type(-np.inf))
+
+    def fire(self, name: str, channels: int, phases: int, size: Size, threshold: Any, *currents: str) -> str:
+        """A population of neurons; those that lie outside the image never fire. `threshold`: [] or [channels]."""
+        inside, leak = self.mask(channels, phases, size), self.neuron.leak
+        per_channel = np.tile(np.broadcast_to(np.asarray(threshold, self.dtype), (channels,)), phases**2)
+        threshold = np.broadcast_to(per_channel[:, None, None], inside.shape)
+        largest = np.iinfo(self.dtype).max if self.dtype.kind == "i" else np.finfo(self.dtype).max
+        limits = np.where(inside > 0, self.fires_above(threshold), largest).astype(self.dtype)
         ones = np.ones_like(inside)
         self.populations[name] = {
             "phases": phases, "channels": channels, "height": size[0], "width": size[1],
         }  # fmt: skip
         if self.neurons == "lif":
-            about = {"reset": "subtract", "subtracted": float(threshold)}
+            limits = np.where(inside > 0, threshold, largest).astype(self.dtype)
+            start = float(self.neuron.initial_potential) / leak  # before the first step's leak
+            about = {"reset": "subtract", "initial_potential": start, "fires_at_threshold": True}
             if leak == 1:
                 node = self.nir.IF(r=ones, v_threshold=limits, metadata=about)
             else:
@@ -120,11 +141,13 @@ class Nodes:
             potential = self.nir.I(r=ones)
         else:
             tau = ones / (1 - leak)
-            potential = self.nir.LI(tau=tau, r=tau, v_leak=-shift * ones)
+            shift = (self.neuron.initial_potential * threshold / leak).astype(self.dtype)
+            potential = self.nir.LI(tau=tau, r=tau, v_leak=-shift)
         self.add(f"{name}_potential", potential, *currents)
         spikes = self.add(f"{name}_spikes", self.nir.Threshold(threshold=limits), f"{name}_potential")
         before = self.delayed(name)
-        reset = self.add(f"{name}_reset", self.nir.Scale(scale=-leak * threshold * ones), before)
+        taken = -threshold if leak == 1 else (-leak * threshold).astype(self.dtype)
+        reset = self.add(f"{name}_reset", self.nir.Scale(scale=taken), before)
         self.edges.append((reset, f"{name}_potential"))
         return spikes
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nir_interpreter import Simulator, convolve
 from small_nets import random_images, random_variables
 
 import mpisjax
 from mpisjax import nn
 from mpisjax.errors import UserError
-from mpisjax.export import nir_graph, nir_nodes, polyphase
+from mpisjax.export import folded, nir_graph, nir_host, nir_nodes, polyphase
+from mpisjax.export.nir_host import Simulator, convolve
+from mpisjax.firing import RateReading
+from mpisjax.nn import mpis
 from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved, upsample
 from mpisjax.simulate import over_time
 
@@ -86,6 +90,13 @@ def test_an_image_enters_the_grid(x64, size, stride, phases):
     np.testing.assert_allclose(polyphase.depth_to_space(gridded, phases, (out, out)), wanted, atol=1e-12)
 
 
+def test_the_simulator_shares_no_code_with_ours():
+    tree = ast.parse(Path(nir_host.__file__).read_text())
+    found = {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
+    found |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert found == {"__future__", "collections", "collections.abc", "typing", "numpy"}
+
+
 def spikes_of(net, variables, images, neuron):
     """Our own spikes, every step and population, by the network's transition."""
     transition = nn.transition_of(net)
@@ -110,23 +121,29 @@ def spikes_of(net, variables, images, neuron):
     return np.asarray(x), [{k: spikes[t] for k, spikes in activity.items()} for t in range(steps)]
 
 
-def check_round_trip(net, images, neuron, tmp_path, neurons="exact", seed=0):
-    """Write, read, simulate, compare every spike of every step."""
+def check_round_trip(net, images, neuron, tmp_path, neurons="exact", seed=0, stem="host", head="host"):
+    """Write, read, simulate, compare every spike of every step with the unfolded network's own."""
     variables = random_variables(net, images, seed)
-    shape = images.shape[-3:]
-    graph = nir_graph.to_nir(net, variables, neuron, shape, neurons=neurons, about={"name": "small"})
+    form = folded.Form(net, neuron, images.shape[-3:-1], stem, head)
+    network = folded.fold_network(form, variables)
+    graph = nir_graph.to_nir(form, network, neurons=neurons, about={"name": "small"})
     nir.write(tmp_path / "net.nir", graph)
     read = nir.read(tmp_path / "net.nir")
     assert {type(node).__name__ for node in read.nodes.values()} <= {
         "Input", "Output", "Conv2d", "Scale", "I", "LI", "Threshold", "Delay", "IF", "LIF",
     }  # fmt: skip
-    x, wanted = spikes_of(net, variables, images, neuron)
+    given, drawn = np.asarray(images), net
+    if stem == "spikes" and not net.temporal:  # a constant image over time drives the same neurons as frames
+        drawn, given = net.clone(temporal=True), np.repeat(given[None], STEPS, 0)
+    x, wanted = spikes_of(drawn, variables, jnp.asarray(given), neuron)
+    if not drawn.temporal:
+        x = np.asarray(net.apply(variables, x, method=lambda m, x: m.inject(x, False)))
     batch = images.shape[1 if net.temporal else 0]
-    simulator = Simulator(read, batch, subtract=neurons == "lif")
+    simulator = Simulator(read, batch, x.dtype)
     fired = dict.fromkeys(wanted[0], 0)
     outputs = []
     for t, ours in enumerate(wanted):
-        values = simulator.step(np.moveaxis(x[t] if net.temporal else x, -1, 1))
+        values = simulator.step(np.moveaxis(x[t] if drawn.temporal else x, -1, 1))
         for name, spikes in ours.items():
             theirs = np.moveaxis(values[f"{name.replace('/', '_')}_spikes"], 1, -1)
             about = read.metadata["populations"][name.replace("/", "_")]
@@ -135,10 +152,10 @@ def check_round_trip(net, images, neuron, tmp_path, neurons="exact", seed=0):
             np.testing.assert_array_equal(image, spikes, err_msg=f"{name}, step {t}")
             assert theirs.sum() == image.sum()  # nothing fires outside the image
             fired[name] += image.sum()
-        outputs.append({n: values[n] for n, node in read.nodes.items() if isinstance(node, nir.Output)})
+        outputs.append({n: values[n] for n in values if n in read.nodes})
     sizes = {name: spikes.size * len(wanted) for name, spikes in wanted[0].items()}
     assert all(0.005 < fired[name] / sizes[name] < 0.95 for name in fired), fired  # the test sees something
-    return variables, read, outputs
+    return variables, read, outputs, wanted
 
 
 NETS = {
@@ -170,7 +187,9 @@ def test_leak_threshold_and_initial_potential(x64, tmp_path, neuron):
     check_round_trip(net, random_images(2, 2, 6, 6, 2), neuron, tmp_path)
 
 
-@pytest.mark.parametrize("neuron", [mpisjax.LIF(0.7, 1.0, 0.0), mpisjax.LIF(0.7, 0.9, 0.0)])
+@pytest.mark.parametrize(
+    "neuron", [mpisjax.LIF(0.7, 1.0, 0.0), mpisjax.LIF(0.7, 0.9, 0.0), mpisjax.LIF(0.7, 0.9, 0.5)]
+)
 def test_single_nodes_that_are_told_to_subtract(x64, tmp_path, neuron):
     net = nn.MPIS(3, stem=(3,), layers=(4, 5))
     check_round_trip(net, random_images(3, 2, 7, 7, 2), neuron, tmp_path, neurons="lif")
@@ -189,35 +208,86 @@ def test_frames_go_in_as_they_are(x64, tmp_path, stem):
     check_round_trip(net, 2 * random_images(4, 10, 2, 14, 14, 2), mpisjax.IF(), tmp_path)
 
 
-@pytest.mark.parametrize("head", ["fused", pytest.param("smallest", marks=pytest.mark.slow)])
-def test_the_host_classifies_with_what_the_file_holds(x64, tmp_path, head):
-    """Stem before and head after the graph, in NumPy from the metadata, against `classify` of our own simulation."""
-    net, neuron = nn.MPIS(3, stem=(3,), stem_strides=(2,), layers=(4, 5), head=head), mpisjax.IF()
+@pytest.mark.parametrize("side", [8, pytest.param(9, marks=pytest.mark.slow)])
+def test_the_stem_fires(x64, tmp_path, side):
+    net = nn.MPIS(3, stem=(3, 4), stem_strides=(1, 2), layers=(4, 5))
+    images = 2 * random_images(6, 2, side, side, 2)
+    check_round_trip(net, images, mpisjax.IF(), tmp_path, stem="spikes")
+
+
+@pytest.mark.parametrize("streams", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_head_fires_and_its_dense_layer_scores(x64, tmp_path, streams):
+    """The head's neurons in NumPy, driven by the unfolded network's own head and spikes."""
+    net, neuron = nn.MPIS(3, num_streams=streams, stem=(3,), layers=(4, 5)), mpisjax.IF()
     images = random_images(5, 2, 9, 9, 2)
-    variables, read, outputs = check_round_trip(net, images, neuron, tmp_path)
+    variables, _, outputs, wanted = check_round_trip(net, images, neuron, tmp_path, head="spikes")
+    seen = []
+
+    def current(m, rates):  # what the head's DBReLU is given
+        original, mpis.dbrelu = mpis.dbrelu, lambda u: (seen.append(u), u)[1]
+        try:
+            return m.classify(rates, False)
+        finally:
+            mpis.dbrelu = original
+
+    u, fired = 0.5, 0
+    for step, ours in zip(outputs, wanted, strict=True):
+        rates = {f"stream{i + 1}": jnp.asarray(ours[f"stream{i + 1}/layer2"]) for i in range(streams)}
+        net.apply(variables, rates, method=current)
+        u = u + np.asarray(seen[-1])
+        spikes = (u >= 1).astype(float)
+        u = u - spikes
+        np.testing.assert_array_equal(np.moveaxis(step["head_spikes"], 1, -1), spikes)
+        dense = variables["params"]["classifier"]
+        logits = spikes.reshape(2, -1) @ dense["kernel"] + dense["bias"]
+        np.testing.assert_allclose(step["output"].reshape(2, -1), logits, atol=1e-12)
+        fired += spikes.sum()
+    assert fired
+
+
+@pytest.mark.parametrize(("head", "part"), [("fused", "host"), ("smallest", "spikes"), ("smallest", "host")])
+def test_from_pixels_to_scores_with_what_the_file_holds(x64, tmp_path, head, part):
+    """The host's stem and head and the graph, from uint8 pixels, against `classify` of our own simulation."""
+    net, neuron = nn.MPIS(3, stem=(3,), stem_strides=(2,), layers=(4, 5), head=head), mpisjax.IF()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 2), np.uint8)
+    mean, std = np.array([0.4, 0.5]), np.array([0.2, 0.3])
+    images = jnp.asarray((pixels / 255 - mean) / std)
+    variables = random_variables(net, images, 0)
+    form = folded.Form(net, neuron, (9, 9), "host", part)
+    network = folded.fold_network(form, variables)
+    graph = nir_graph.to_nir(form, network, pixels={"mean": mean, "std": std}, about={"name": "small"})
+    nir.write(tmp_path / "net.nir", graph)
+    read = nir.read(tmp_path / "net.nir")
     assert json.loads(read.metadata["about"]) == {"name": "small"}
-
-    def affine(image, layer, stride):
-        return np.asarray(conv2d(jnp.asarray(image), jnp.asarray(layer["kernel"]), stride)) + layer["bias"]
-
-    stem = read.metadata["stem"]["layer1"]
-    encoded = np.clip(affine(images, stem, int(stem["stride"])), 0, 1)
-    np.testing.assert_allclose(encoded, net.apply(variables, images, False, method="encode"), atol=1e-12)
-    rates = []
-    for i in (1, 2):
-        mean = np.mean([step[f"output_stream{i}"] for step in outputs], axis=0)
-        about = read.metadata["populations"][f"stream{i}_layer2"]
-        size = (int(about["height"]), int(about["width"]))
-        rates.append(polyphase.depth_to_space(np.moveaxis(mean, 1, -1), int(about["phases"]), size))
-    features, layers = rates[1], read.metadata["head"]
-    if head == "fused":
-        features = np.clip(
-            affine(features + affine(rates[0], layers["stream1_conv1"], 2), layers["mix"], 1), 0, 1
-        )
-    logits = features.reshape(2, -1) @ layers["classifier"]["kernel"] + layers["classifier"]["bias"]
+    found = nir_host.run(read, pixels, STEPS)
     simulation = nn.spikes(net, variables, images, neuron=neuron, forward=mpisjax.SpikeForward(STEPS))
     wanted = net.apply(variables, simulation.rates, False, method="classify")
-    np.testing.assert_allclose(logits, wanted, atol=1e-10)
+    np.testing.assert_allclose(found.scores, wanted, atol=1e-10)
+    for name, count in simulation.spike_counts.items():
+        np.testing.assert_array_equal(found.spikes[name.replace("/", "_")], count.reshape(2, -1).sum(1))
+
+
+def test_an_unrolled_graph_is_that_many_passes_of_the_rate_map(x64, tmp_path):
+    """Without feedback and without noise: its neurons' rates, after many steps, are those of K Picard steps."""
+    net, neuron = nn.MPIS(3, stem=(3,), layers=(4, 5)), mpisjax.IF()
+    images = random_images(7, 2, 8, 8, 2)
+    variables = random_variables(net, images, 0)
+    form = folded.Form(net, neuron, (8, 8), "host", "spikes")
+    network = folded.fold_network(form, variables)
+    graph = nir_graph.to_nir(form, network, neurons="lif", unrolled=3)
+    nir.write(tmp_path / "net.nir", graph)
+    read = nir.read(tmp_path / "net.nir")
+    assert not any(isinstance(node, nir.Delay) for node in read.nodes.values())
+    x = folded.encode(form, network, images)
+    simulator, total, steps = Simulator(read, 2, x.dtype), 0, 1500
+    for _ in range(steps):
+        total = total + simulator.step(np.moveaxis(np.asarray(x), -1, 1))["output"].reshape(2, -1)
+    rates = form.initial_rates(2)
+    for _ in range(3):
+        rates = folded.transition(form)(network, rates, x, RateReading(neuron))
+    wanted = folded.classify(form, network, rates)
+    np.testing.assert_allclose(total / steps, wanted, atol=0.05)
+    assert np.abs(folded.classify(form, network, form.initial_rates(2)) - wanted).max() > 0.3
 
 
 @pytest.mark.parametrize(
@@ -225,8 +295,9 @@ def test_the_host_classifies_with_what_the_file_holds(x64, tmp_path, head):
     [
         ({}, mpisjax.IF(), (8, 6, 1), {}, "square"),
         ({"dtype": jnp.bfloat16}, mpisjax.IF(), (8, 8, 1), {}, "bfloat16"),
-        ({}, mpisjax.IF(initial_potential=0.5), (8, 8, 1), {"neurons": "lif"}, "initial_potential"),
         ({}, mpisjax.IF(), (8, 8, 1), {"neurons": "nonsense"}, "nonsense"),
+        ({}, mpisjax.IF(), (8, 8, 1), {"unrolled": 2}, "head"),
+        ({}, mpisjax.IF(), (8, 8, 1), {}, "1,000 weights"),
     ],
 )
 def test_networks_that_cannot_be_written_are_refused(monkeypatch, settings, neuron, shape, options, words):
@@ -236,5 +307,7 @@ def test_networks_that_cannot_be_written_are_refused(monkeypatch, settings, neur
         lambda a: jnp.ones(a.shape, a.dtype),
         jax.eval_shape(lambda: nn.init_variables(net, jax.random.key(0), jnp.zeros((1, *shape)), neuron)),
     )
+    form = folded.Form(net, neuron, shape[:2], "host", "host")
     with pytest.raises(UserError, match=words):
-        nir_graph.to_nir(net, variables, neuron, shape, **options)
+        nir_graph.check(form)
+        nir_graph.to_nir(form, folded.fold_network(form, variables), **options)

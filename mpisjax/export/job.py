@@ -1,0 +1,187 @@
+"""One export to NIR: fold, round to integers if asked, write, check, estimate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpisjax.errors import UserError
+from mpisjax.export import check, cost, folded, nir_graph, nir_nodes, quantise
+from mpisjax.pretrained import Pretrained
+
+CALIBRATION = 256  # training images
+
+
+class Options(NamedTuple):
+    """What to export; the command line's options of the same names."""
+
+    neurons: str = "exact"
+    stem: str = "spikes"
+    head: str = "spikes"
+    unrolled: int | None = None
+    weights: str = "float32"
+    check: int | None = None
+    cost: bool = False
+    num_steps: int = 16
+
+
+class Exported(NamedTuple):
+    """A network on its way out.
+
+    Attributes:
+        form: Which parts are neurons.
+        network: Linear maps and thresholds; integers or floats.
+        pixels: How the host makes the input of pixels: `mean` and `std`, or `offset`; `scale` for integer currents.
+    """
+
+    form: folded.Form
+    network: folded.Network
+    pixels: dict[str, Any]
+
+    def read(self, images: Any) -> Any:
+        """uint8 images [batch, ...] as the network reads them; frames lead."""
+        images = np.swapaxes(images, 0, 1) if self.form.net.temporal else images
+        if "offset" in self.pixels:
+            return images.astype(np.float64) - self.pixels["offset"]
+        dtype = self.pixels["mean"].dtype
+        return (images.astype(dtype) / dtype.type(255) - self.pixels["mean"]) / self.pixels["std"]
+
+
+def prepare(trained: Pretrained, options: Options, dtype: Any = np.float32) -> Exported:
+    """Folds a trained network, and rounds it to integers where the options say so.
+
+    Raises:
+        UserError: The network cannot be written, or training images for the calibration are missing.
+    """
+    inputs = trained.inputs
+    form = folded.Form(
+        trained.net, trained.neuron, (inputs.shape[-3], inputs.shape[-2]), options.stem, options.head
+    )
+    nir_graph.check(form)
+    wide = np.dtype(dtype) == np.float64 or options.weights != "float32"
+    with jax.enable_x64(wide):
+        dtype = np.float64 if wide else np.float32
+        network = folded.fold_network(form, jax.tree.map(lambda a: np.asarray(a, dtype), trained.variables))
+        pixels = {"mean": np.asarray(inputs.mean, dtype), "std": np.asarray(inputs.std, dtype)}
+        if options.weights == "float32":
+            return Exported(form, network, pixels)
+        quantise.check(form)
+        if form.stem_spikes:
+            network, offset = quantise.pixel_network(form, network, inputs.mean, inputs.std)
+            pixels = {"offset": offset}
+        exported = Exported(form, network, pixels)
+        given = exported.read(dataset_of(trained).train.images[:CALIBRATION])
+        x = folded.encode(form, network, jnp.asarray(given))
+        bits = quantise.BITS[options.weights]
+        rounded = quantise.quantise(form, network, x, bits, options.num_steps)
+        if not form.stem_spikes:
+            pixels = {**pixels, "scale": np.array([trained.neuron.threshold / quantise.UNITS])}
+        return Exported(form, rounded, pixels)
+
+
+def dataset_of(trained: Pretrained) -> Any:
+    """The data that the network was trained on.
+
+    Raises:
+        UserError: They are not at hand.
+    """
+    from mpisjax.data import load
+
+    return load(trained.config.data)
+
+
+def graph_of(exported: Exported, options: Options, name: str = "") -> Any:
+    """The NIR graph."""
+    about = {"name": name, "num_steps": options.num_steps, "weights": options.weights}
+    return nir_graph.to_nir(
+        exported.form, exported.network, neurons=options.neurons, unrolled=options.unrolled or 0,
+        pixels=exported.pixels, about=about,
+    )  # fmt: skip
+
+
+def export_nir(trained: Pretrained, options: Options, out: Path) -> str:
+    """Writes the file, and checks and estimates what the options ask for.
+
+    Returns:
+        What to tell the user.
+
+    Raises:
+        UserError: The network cannot be written, the data are missing, or the check failed.
+    """
+    exported = prepare(trained, options)
+    graph = graph_of(exported, options, trained.name)
+    nir, draft = nir_nodes.package(), out.with_name(f"{out.name}.draft")
+    try:
+        nir.write(draft, graph)
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    lines = [f"{out}: {out.stat().st_size:,} bytes, {len(graph.nodes)} nodes, {len(graph.edges)} edges"]
+    if options.check or options.cost:
+        test = dataset_of(trained).test
+        count = min(options.check or 64, len(test.labels))
+        images, labels = np.asarray(test.images[:count]), np.asarray(test.labels[:count])
+        found, report = _checked(trained, exported, options, out, images, labels)
+        lines += report
+        if options.cost:
+            steps = images.shape[1] if trained.net.temporal else options.num_steps
+            spikes = {name: total / count for name, total in found.spikes.items()}
+            lines += cost.report(exported.form, options.weights, spikes, steps)
+    return "\n".join(lines)
+
+
+def _checked(
+    trained: Pretrained, exported: Exported, options: Options, out: Path, images: Any, labels: Any
+) -> tuple[check.Checked, list[str]]:
+    """Runs the file, compares every spike, and says what was found."""
+    nir, steps = nir_nodes.package(), options.num_steps
+    from mpisjax.export import nir_host
+
+    exact, twin = exported, nir.read(out)
+    if options.weights == "float32":  # rounding may move a spike in float32: the comparison is in float64
+        exact = prepare(trained, options, np.float64)
+        twin = graph_of(exact, options)
+    found = check.spike_for_spike(exact.form, exact.network, twin, images, exact.read(images), steps)
+    if found.same != found.images:
+        raise UserError(f"the check failed: {found.images - found.same} of {found.images} classes differ.")
+    numbers = "float64" if options.weights == "float32" else "integers"
+    total = sum(found.spikes.values())
+    steps = images.shape[1] if trained.net.temporal else steps
+    lines = [
+        f"checked {found.images} test images, {steps} steps, from image to class, in NumPy ({numbers}): all "
+        f"{total:,} spikes of {len(found.spikes)} populations are mpisjax's own, in the same step; all classes "
+        "are the same"
+    ]
+    classes = found.classes
+    if options.weights == "float32":
+        classes = np.concatenate(
+            [
+                nir_host.run(nir.read(out), images[i : i + 64], steps).scores.argmax(-1)
+                for i in range(0, len(images), 64)
+            ]
+        )
+        lines.append(
+            f"the file itself, in float32: {np.sum(classes == found.classes)} of {found.images} classes the same"
+        )
+    own = _own_classes(trained, images, options.num_steps)
+    lines.append(
+        f"accuracy on these images: {np.mean(classes == labels):.2%}; the trained network by its spikes alone "
+        f"{np.mean(own == labels):.2%}, with the same class for {np.mean(own == classes):.2%}"
+    )
+    return found, lines
+
+
+def _own_classes(trained: Pretrained, images: np.ndarray, num_steps: int) -> np.ndarray:
+    """The trained network's classes by spikes alone: stem and head in float, as in evaluation."""
+    from mpisjax.export.stablehlo import inference
+
+    infer = jax.jit(inference(trained, None if trained.inputs.temporal else num_steps))
+    parts = [
+        np.asarray(infer(jnp.asarray(images[i : i + 64]))["scores"]).argmax(-1)
+        for i in range(0, len(images), 64)
+    ]
+    return np.concatenate(parts)
