@@ -15,6 +15,7 @@ from mpisjax.simulate import Simulation, SpikeForward, simulate
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward
 
 if TYPE_CHECKING:
+    from mpisjax.export.nir_import import from_nir
     from mpisjax.training.fit import fit
     from mpisjax.training.loop import StopTraining
 
@@ -39,6 +40,7 @@ __all__ = [
     "dbrelu",
     "equilibrium_forward",
     "fit",
+    "from_nir",
     "load",
     "load_pretrained",
     "simulate",
@@ -46,6 +48,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "from_nir":
+        from mpisjax.export import nir_import
+
+        return nir_import.from_nir
     if name not in ("fit", "StopTraining"):
         raise AttributeError(f"module 'mpisjax' has no attribute {name!r}")
     from mpisjax.training import fit, loop  # when first asked for: checkpoints take seconds to import

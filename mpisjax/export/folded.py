@@ -97,6 +97,12 @@ class Form:
         return self.net.head == "fused" and self.head == "spikes"
 
     @property
+    def threshold(self) -> float:
+        """The neurons' threshold."""
+        threshold: Any = self.neuron.threshold
+        return float(threshold)
+
+    @property
     def base(self) -> tuple[int, int]:
         """Height and width of the stem's output."""
         height, width = self.size

@@ -11,7 +11,8 @@ import numpy as np
 
 from mpisjax.errors import UserError
 from mpisjax.export import check, cost, folded, nir_graph, nir_nodes, quantise
-from mpisjax.pretrained import Pretrained
+from mpisjax.nn.mpis import MPIS
+from mpisjax.pretrained import Trained
 
 CALIBRATION = 256  # training images
 
@@ -51,13 +52,17 @@ class Exported(NamedTuple):
         return (images.astype(dtype) / dtype.type(255) - self.pixels["mean"]) / self.pixels["std"]
 
 
-def prepare(trained: Pretrained, options: Options, dtype: Any = np.float32) -> Exported:
+def prepare(trained: Trained, options: Options, dtype: Any = np.float32) -> Exported:
     """Folds a trained network, and rounds it to integers where the options say so.
 
     Raises:
         UserError: The network cannot be written, or training images for the calibration are missing.
     """
     inputs = trained.inputs
+    if not isinstance(trained.net, MPIS):
+        raise UserError(
+            f"{trained.name} is a network of your own, which has no export to NIR yet: export it to StableHLO."
+        )
     form = folded.Form(
         trained.net, trained.neuron, (inputs.shape[-3], inputs.shape[-2]), options.stem, options.head
     )
@@ -79,11 +84,11 @@ def prepare(trained: Pretrained, options: Options, dtype: Any = np.float32) -> E
         bits = quantise.BITS[options.weights]
         rounded = quantise.quantise(form, network, x, bits, options.num_steps)
         if not form.stem_spikes:
-            pixels = {**pixels, "scale": np.array([trained.neuron.threshold / quantise.UNITS])}
+            pixels = {**pixels, "scale": np.array([form.threshold / quantise.UNITS])}
         return Exported(form, rounded, pixels)
 
 
-def dataset_of(trained: Pretrained) -> Any:
+def dataset_of(trained: Trained) -> Any:
     """The data that the network was trained on.
 
     Raises:
@@ -103,7 +108,7 @@ def graph_of(exported: Exported, options: Options, name: str = "") -> Any:
     )  # fmt: skip
 
 
-def export_nir(trained: Pretrained, options: Options, out: Path) -> str:
+def export_nir(trained: Trained, options: Options, out: Path) -> str:
     """Writes the file, and checks and estimates what the options ask for.
 
     Returns:
@@ -135,7 +140,7 @@ def export_nir(trained: Pretrained, options: Options, out: Path) -> str:
 
 
 def _checked(
-    trained: Pretrained, exported: Exported, options: Options, out: Path, images: Any, labels: Any
+    trained: Trained, exported: Exported, options: Options, out: Path, images: Any, labels: Any
 ) -> tuple[check.Checked, list[str]]:
     """Runs the file, compares every spike, and says what was found."""
     nir, steps = nir_nodes.package(), options.num_steps
@@ -175,7 +180,7 @@ def _checked(
     return found, lines
 
 
-def _own_classes(trained: Pretrained, images: np.ndarray, num_steps: int) -> np.ndarray:
+def _own_classes(trained: Trained, images: np.ndarray, num_steps: int) -> np.ndarray:
     """The trained network's classes by spikes alone: stem and head in float, as in evaluation."""
     from mpisjax.export.stablehlo import inference
 

@@ -215,7 +215,7 @@ def integers(form: Form, network: Network, gain: Layers, bits: int) -> Network:
             return Folded(
                 (q * RELAY).astype(np.int32), np.rint(layer.bias / (gain * unit) * RELAY).astype(np.int32)
             )
-        out = float(form.neuron.threshold) / (UNITS * RELAY if part == "down" else UNITS)
+        out = form.threshold / (UNITS * RELAY if part == "down" else UNITS)
         kernel, bias = q * _along(part, gain), np.rint(np.asarray(layer.bias, np.float64) / out)
         return Folded(kernel.astype(np.int32), bias.astype(np.int32))
 
@@ -244,7 +244,7 @@ def _unit(form: Form, part: str) -> float:
     """A gain of 1, in thresholds; at the fusion, of a current by a current."""
     if part == "classifier":
         return 1.0
-    return 1 / RELAY if part == "down" else float(form.neuron.threshold) / UNITS
+    return 1 / RELAY if part == "down" else form.threshold / UNITS
 
 
 def _along(part: str, gain: np.ndarray) -> np.ndarray:

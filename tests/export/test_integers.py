@@ -127,11 +127,11 @@ def test_what_integers_cannot_hold_is_refused(x64, settings, words):
 
 
 def test_the_cost_of_a_network_counted_by_hand(x64):
-    form, *_ = small(num_streams=1, stem=(2,), layers=(3,), fusion_layer=1, stride_layer=0, side=2)
+    form, *_ = small(num_streams=1, layers=(3,), fusion_layer=1, stride_layer=0, side=2)
     spikes = {"stem_layer1": 10.0, "stream1_layer1": 5.0, "head": 2.0}
     found = cost.estimate(form, "int8", spikes, STEPS)
-    assert found.neurons == 4 * (2 + 3 + 3)
-    weights = 9 * 2 * 3 + 9 * 3 * 3 + 3 * 3 + 4 * 3 * 3  # inject, trans, mix, classifier
+    assert found.neurons == 4 * (3 + 3 + 3)
+    weights = 9 * 3 * 3 + 9 * 3 * 3 + 3 * 3 + 4 * 3 * 3  # inject, trans, mix, classifier
     assert found.weight_bytes == weights and found.potential_bytes == 4 * found.neurons
     assert found.synops == 10 * 9 * 3 + 5 * (9 * 3 + 3) + 2 * 3
     assert found.cores == 1
