@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import mpisjax
 from mpisjax import configuration, data, nn
@@ -17,7 +19,9 @@ from mpisjax.cli import demo
 from mpisjax.cpu import cores
 from mpisjax.data import prepare_images
 from mpisjax.errors import UserError
+from mpisjax.pretrained import familiar
 from mpisjax.pretrained.images import read_image
+from mpisjax.pretrained.ink import thicken
 from mpisjax.pretrained.trace import running_rates, trace
 from mpisjax.training import devices
 
@@ -60,10 +64,16 @@ def test_a_digit_is_classified_and_drawn(digits, monkeypatch, capsys, tmp_path):
         "--live",
         "--num_steps",
         6,
+        "--confidence",
+        1,
     )
     found = trace(trained, test.images[5], 6)
-    assert f"class: {test.labels[5]}, confidence {100 * found.scores[-1].max():.1f}%" in said
-    assert f"spikes: {found.num_spikes:,} by 2,560 neurons in 6 time steps" in said
+    assert (
+        f"class: {test.labels[5]}, confidence {100 * found.scores[-1].max():.1f}% after 6 of 6 steps" in said
+    )
+    assert f"best classes: {test.labels[5]} " in said
+    assert f"spent: {found.num_spikes:,} spikes of 2,560 neurons, " in said
+    assert "unlike the training data" not in said
     assert "step 6 of 6" in said and "stream2/layer2" in said  # the terminal's last frame
     with Image.open(tmp_path / "out.png") as picture:
         picture.load()
@@ -131,13 +141,121 @@ def test_photographs_are_cropped_turned_dark_and_scaled(digits, tmp_path):
         assert image.shape == (8, 8, 1) and image.dtype == np.uint8
         words = ", ".join(done)
         assert re.fullmatch(
-            r"made grey, inverted, .*, stretched to full contrast, cropped to its content of \d+ x \d+, "
-            r"scaled from \d+ x \d+ to 8 x 8",
+            r"made grey, inverted, .*, freed of uneven light, stretched to full contrast, "
+            r"(its thin lines drawn thicker, )?cropped to its content of \d+ x \d+, scaled from \d+ x \d+ to 8 x 8",
             words,
         )
         images.append(image)
     logits = trained.apply(trained.variables, np.stack(images)).logits
     assert np.mean(np.argmax(logits, -1) == test.labels[:20]) >= 0.8
+
+
+def lit(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
+    """A page in uneven light, with a camera's noise."""
+    pixels = np.asarray(image.convert("L"), float)
+    height, width = pixels.shape
+    y, x = np.meshgrid(np.linspace(-0.5, 0.5, height), np.linspace(-0.5, 0.5, width), indexing="ij")
+    light = {
+        "from a side": 1 + 0.9 * x,
+        "fading to the corners": 1 - 1.2 * (x**2 + y**2),
+        "with a shadow": np.where(x + 0.4 * y > 0.12, 0.55, 1.0),
+    }[kind]
+    return Image.fromarray(np.clip(pixels * light + rng.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [("from a side", 0.85), ("fading to the corners", 0.85), ("with a shadow", 0.7)]
+)
+def test_uneven_light_is_evened(digits, tmp_path, kind, least):
+    """Without that, none of these keeps more than a fifth of its answers."""
+    trained, test = digits
+    rng, images = np.random.default_rng(0), []
+    for number in range(20):
+        lit(large_page(test.images[number]), kind, rng).save(tmp_path / "page.png")
+        images.append(read_image(tmp_path / "page.png", trained.inputs)[0])
+    assert np.mean(trained.predict(np.stack(images)).labels == test.labels[:20]) >= least
+
+
+@pytest.mark.parametrize("paper", [20, 128, 235])
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_blank_pages_are_refused(paper, name, tmp_path):
+    inputs, rng = mpisjax.load_pretrained(name).inputs, np.random.default_rng(0)
+    blank = Image.new("L", (300, 200), paper)
+    pages = [blank, lit(blank, "from a side", rng), blank.resize(inputs.shape[:2])]
+    if name == "digits":
+        pages.append(lit(blank, "fading to the corners", rng))
+    for number, page in enumerate(pages):
+        page.save(tmp_path / f"{number}.png")
+        with pytest.raises(UserError, match=rf"{number}.png is blank: nothing in it stands out"):
+            read_image(tmp_path / f"{number}.png", inputs)
+
+
+def test_printed_digits_are_drawn_thicker_and_mostly_right(digits, tmp_path):
+    trained, _ = digits
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    images, words = [], ""
+    for name in ("DejaVuSans-Bold", "DejaVuSans", "DejaVuSerif", "cmtt10", "STIXGeneral"):
+        font = ImageFont.truetype(str(fonts / f"{name}.ttf"), 120)
+        for digit in range(10):
+            page = Image.new("L", (200, 200), 235)
+            ImageDraw.Draw(page).text((60, 20), str(digit), fill=30, font=font)
+            page.save(tmp_path / "a.png")
+            image, done = read_image(tmp_path / "a.png", trained.inputs)
+            images.append(image)
+            words += ", ".join(done)
+    right = trained.predict(np.stack(images)).labels.reshape(5, 10) == np.arange(10)
+    assert right.mean() >= 0.8 and words.count("thin lines drawn thicker") > 20
+
+
+def test_a_thin_line_becomes_as_wide_as_wanted():
+    drawn = np.zeros((100, 60), np.float32)
+    drawn[:, 28:32] = 1
+    wide = thicken(drawn, 0.2)
+    assert 17 <= (wide[wide.shape[0] // 2] > 0.5).sum() <= 23
+    np.testing.assert_array_equal(thicken(drawn, 0.02), drawn)
+
+
+def test_what_is_unlike_the_training_data_is_said(digits, monkeypatch, capsys, tmp_path):
+    trained, test = digits
+    rng = np.random.default_rng(0)
+    strange = np.concatenate(
+        [rng.integers(0, 256, (20, 8, 8, 1)), 255 - test.images[:20], np.rot90(test.images[:20], axes=(1, 2))]
+    ).astype(np.uint8)
+    assert (trained.predict(strange).novelty > 1).mean() > 0.95
+    assert (trained.predict(test.images).novelty > 1).mean() < 0.03
+    Image.fromarray(strange[0, :, :, 0]).save(tmp_path / "noise.png")
+    said = run(monkeypatch, capsys, tmp_path / "noise.png", "--no_gif", "--out", tmp_path / "out")
+    assert "This image is unlike the training data of digits" in said and "Do not trust the answer." in said
+    assert (tmp_path / "out.png").exists() and not (tmp_path / "out.gif").exists()
+
+
+def test_the_region_of_training_data_is_kept_by_a_card(digits):
+    trained, test = digits
+    found = trained.familiar
+    again = familiar.Familiar.from_card(json.loads(json.dumps(found.to_card())))
+    rates = familiar.channel_rates(
+        trained.variables, test.images[:9], net=trained.net, inputs=trained.inputs, neuron=trained.neuron
+    )
+    np.testing.assert_allclose(again.novelty(np.asarray(rates)), found.novelty(np.asarray(rates)))
+    # A point along an axis, and one off all axes, against the definition.
+    made_up = familiar.Familiar(np.zeros(3), np.eye(3)[:1], np.array([2.0]), 0.5, 4.0)
+    np.testing.assert_allclose(made_up.novelty(np.array([[4.0, 0, 0], [0, 0, 3.0]])), [0.5, 1.5])
+    older = trained._replace(card={key: value for key, value in trained.card.items() if key != "familiar"})
+    assert older.familiar is None and np.isnan(older.predict(test.images[:2]).novelty).all()
+
+
+def test_a_network_for_a_users_own_images_reads_them_as_in_training(digits, tmp_path):
+    """No background is looked for: training did not look for one either."""
+    inputs = digits[0].inputs._replace(name="folder")
+    wide = np.full((20, 40), 200, np.uint8)
+    wide[5:15, 10:30] = 40
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    image, done = read_image(tmp_path / "a.png", inputs)
+    assert done == ["letterboxed from 40 x 20 to 8 x 8"] and image[0].max() == 0 and image[4, 0] > 150
+    image, done = read_image(tmp_path / "a.png", inputs, fit="crop")
+    assert done == ["cropped from 40 x 20 to 8 x 8"] and image[0, 0] > 150
+    with pytest.raises(UserError, match="there is no image"):
+        read_image(tmp_path / "absent.png", inputs)
 
 
 def deeper(image: np.ndarray, mode: str) -> Image.Image:
@@ -190,8 +308,6 @@ def test_transparency_colour_and_empty_images(digits, tmp_path):
     assert image[:, 3:5].min() == 255 and image[:, :2].max() == image[:, 6:].max() == 0  # a bar in the middle
     plain, _ = read_image(tmp_path / "ink.png", trained.inputs, crop=False)
     assert plain[0].max() < 255  # the margin is still there
-    Image.new("L", (40, 40), 90).save(tmp_path / "empty.png")
-    read_image(tmp_path / "empty.png", trained.inputs)
     coloured = trained.inputs._replace(name="cifar10", shape=(16, 16, 3))
     Image.new("RGB", (60, 30), (10, 200, 30)).save(tmp_path / "wide.png")
     image, done = read_image(tmp_path / "wide.png", coloured)

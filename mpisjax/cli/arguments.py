@@ -122,6 +122,17 @@ def whole_numbers(least: int) -> Callable[[str], tuple[int, ...]]:
     return parse
 
 
+def probability(text: str) -> float:
+    """The type of a flag that is a probability above 0, at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a probability above 0, at most 1, such as 0.9")
+    return value
+
+
 def names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     """The type of a flag that is several of some names, separated by commas."""
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("mpisjax.cli.train", "trains a network, or goes on with a run"),
     "evaluate": ("mpisjax.cli.evaluate", "measures a trained network"),
+    "predict": ("mpisjax.cli.predict", "names the class of each image file"),
     "demo": ("mpisjax.cli.demo", "classifies one image file and draws the spikes"),
     "export": ("mpisjax.export.__main__", "writes a trained network for other programs"),
 }

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mpisjax.analysis.figures import COLORS, new_figure, some_neurons, tidy
+from mpisjax.analysis.figures import COLORS, TEST, new_figure, some_neurons, tidy
 from mpisjax.pretrained.inputs import Inputs
 from mpisjax.pretrained.trace import Trace
 
@@ -32,10 +32,14 @@ class Drawing:
         trace: What happened.
         inputs: The classes' names.
         title: Above it all.
+        answered: The time step whose answer counts; None: the last.
     """
 
-    def __init__(self, image: np.ndarray, trace: Trace, inputs: Inputs, title: str) -> None:
+    def __init__(
+        self, image: np.ndarray, trace: Trace, inputs: Inputs, title: str, answered: int | None = None
+    ) -> None:
         self.trace, self.inputs, self.steps = trace, inputs, len(trace.scores)
+        self.answered = answered or self.steps
         self.figure: Figure = new_figure(11.4, 6.0)
         self.figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
         self.figure.suptitle(title, fontsize=12)
@@ -61,7 +65,7 @@ class Drawing:
                 line.set_data(time, series[:step])
         for bar, score in zip(self._bars, self.trace.scores[step - 1], strict=True):
             bar.set_width(score)
-        spikes = int(sum(s[:step].sum() for s in self.trace.spikes.values()))
+        spikes = self.trace.spikes_until(step)
         self._clock.set_text(f"time step ({step} of {self.steps}: {spikes:,} spikes)")
         return [*self._ticks, *self._scores, *self._rates, *self._bars, self._clock]
 
@@ -95,7 +99,10 @@ class Drawing:
             self._fired.append((steps, rows + base))
             self._ticks.append(axis.scatter([], [], marker="|", s=16, linewidths=1.3, color=color))
             labels.append(
-                (base + max(len(chosen), 1) / 2, f"{name}\n{int(fired.any(0).sum()):,} of {fired.shape[1]:,}")
+                (
+                    base + max(len(chosen), 1) / 2,
+                    f"{name}\n{int(fired.any(0).sum()):,} of {fired.shape[1]:,}\nneurons fire",
+                )
             )
             base += len(chosen) + 4
         axis.set_ylim(-2, base - 2)
@@ -114,6 +121,14 @@ class Drawing:
         for number in self._ranking()[:SHOWN_CLASSES]:
             self._scores[number].set_label(self.inputs.classes[number])
             self._scores[number].set_zorder(3)
+        if self.answered < self.steps:
+            axis.axvline(self.answered, color=TEST, linewidth=1, linestyle=":")
+            place = (
+                {"ha": "left", "x": self.answered + 0.2}
+                if 2 * self.answered < self.steps
+                else {"ha": "right", "x": self.answered - 0.2}
+            )
+            axis.text(y=0.99, s=f"sure after {self.answered}", fontsize=8, va="top", **place)
         axis.set_xlim(1, max(self.steps, 2))
         axis.set_ylim(-0.02, 1.02)
         tidy(axis, "confidence as the rates settle", "", "")
@@ -131,7 +146,7 @@ class Drawing:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     def _ranking(self) -> list[int]:
-        return [int(n) for n in np.argsort(-self.trace.scores[-1], kind="stable")]
+        return [int(n) for n in np.argsort(-self.trace.scores[self.answered - 1], kind="stable")]
 
     def _class_colors(self) -> list[str]:
         colors = [QUIET] * self.inputs.num_classes
@@ -179,5 +194,5 @@ def frame(trace: Trace, inputs: Inputs, step: int, width: int = 30) -> Group:
             marks = "".join("|" if s else "·" for s in fired[first:step, neuron])
             rate = f"rate {trace.rates[name][step - 1]:.3f}" if row == 0 else ""
             rows.add_row(name if row == 0 else "", rate, Text(marks))
-    spikes = sum(int(s[:step].sum()) for s in trace.spikes.values())
+    spikes = trace.spikes_until(step)
     return Group(Text(f"step {step} of {len(trace.scores)}, {spikes:,} spikes", "italic"), scores, rows)

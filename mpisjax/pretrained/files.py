@@ -15,7 +15,14 @@ from mpisjax.errors import UserError
 from mpisjax.paths import expand
 from mpisjax.training.run_folder import write_atomically
 
-KEPT = ("inputs", "validation", "test", "data", "training")  # of a card, beside what is of the file
+KEPT = (
+    "inputs",
+    "validation",
+    "test",
+    "data",
+    "training",
+    "familiar",
+)  # of a card, beside what is of the file
 
 
 def write(variables: dict[str, Any], card: dict[str, Any], path: str | Path, note: str = "") -> Path:

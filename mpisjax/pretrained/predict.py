@@ -18,6 +18,7 @@ from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import prepare_images
 from mpisjax.errors import UserError
 from mpisjax.nn import model
+from mpisjax.pretrained.familiar import Familiar, channel_rates
 from mpisjax.pretrained.images import read_image
 from mpisjax.pretrained.inputs import Inputs, as_pixels
 from mpisjax.simulate import SpikeForward
@@ -32,6 +33,8 @@ class Prediction(NamedTuple):
         probabilities: float32 [n, classes].
         spikes: int [n], spikes of all neurons in the steps that were used.
         steps: int [n], time steps that were used.
+        novelty: float [n], how unlike the training data each image is (`mpisjax.pretrained.familiar`): 99 of 100
+            images like them stay below 1. Not a number where the network's card does not say.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +42,7 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray
     spikes: np.ndarray
     steps: np.ndarray
+    novelty: np.ndarray
 
     @property
     def confidence(self) -> np.ndarray:
@@ -58,6 +62,8 @@ def predict(
     confidence: float | None = None,
     value_range: tuple[float, float] | None = None,
     batch_size: int = 256,
+    fit: str = "letterbox",
+    familiar: Familiar | None = None,
 ) -> Prediction:
     """Names the class of each image; `Trained.predict` with the parts of a network.
 
@@ -72,13 +78,15 @@ def predict(
         confidence: See `Trained.predict`.
         value_range: See `Trained.predict`.
         batch_size: Examples at once.
+        fit: How image files are brought to the network's size; see `mpisjax.pretrained.images.read_image`.
+        familiar: What the training data look like to it; None: `novelty` is not known.
 
     Raises:
         UserError: The network cannot read the images, a file is missing or no image, or `confidence` is no probability.
     """
     if confidence is not None and not 0 < confidence <= 1:
         raise UserError(f"confidence is {confidence}: give a probability above 0, at most 1")
-    batch = as_batch(images, inputs)
+    batch = as_batch(images, inputs, fit)
     found = []
     for first in range(0, len(batch), batch_size):
         part = batch[first : first + batch_size]
@@ -96,22 +104,26 @@ def predict(
             at = first_sure(probabilities.max(-1), confidence)
             chosen = np.arange(size)
             probabilities, spikes, steps = probabilities[at, chosen], spikes[at, chosen], at + 1
-        found.append([a[: len(part)] for a in (probabilities, spikes, steps)])
+        novelty = np.full(size, np.nan)
+        if familiar is not None:
+            novelty = familiar.novelty(np.asarray(channel_rates(variables, pixels, **about)))
+        found.append([a[: len(part)] for a in (probabilities, spikes, steps, novelty)])
     if not found:
         as_pixels(batch, inputs, value_range)
-        found = [[np.zeros((0, inputs.num_classes), np.float32), np.zeros(0), np.zeros(0)]]
-    probabilities, spikes, steps = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        found = [[np.zeros((0, inputs.num_classes), np.float32), *[np.zeros(0)] * 3]]
+    probabilities, spikes, steps, novelty = (np.concatenate(parts) for parts in zip(*found, strict=True))
     labels = probabilities.argmax(-1)
     names = tuple(inputs.classes[n] for n in labels)
-    return Prediction(names, labels, probabilities, np.rint(spikes).astype(np.int64), steps.astype(np.int64))
+    spikes, steps = np.rint(spikes).astype(np.int64), steps.astype(np.int64)
+    return Prediction(names, labels, probabilities, spikes, steps, novelty)
 
 
-def as_batch(images: Any, inputs: Inputs) -> np.ndarray:
+def as_batch(images: Any, inputs: Inputs, fit: str = "letterbox") -> np.ndarray:
     """One image or many, arrays or files, as an array [n, ...]; the pixels stay as they are."""
     if isinstance(images, str | os.PathLike):
         images = [images]
     if isinstance(images, Sequence) and all(isinstance(one, str | os.PathLike) for one in images):
-        read = [read_image(Path(one), inputs)[0] for one in images]
+        read = [read_image(Path(one), inputs, fit=fit)[0] for one in images]
         return np.stack(read) if read else np.zeros((0, *inputs.shape), np.uint8)
     array, rank = np.asarray(images), len(inputs.shape)
     if inputs.shape[-1] == 1 and array.shape[-1:] != (1,) and array.ndim in (rank - 1, rank):

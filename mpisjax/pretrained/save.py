@@ -15,6 +15,7 @@ from mpisjax import configuration, weights
 from mpisjax.data import DataSet, Split, load
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
+from mpisjax.pretrained.familiar import measure
 from mpisjax.pretrained.files import write
 from mpisjax.pretrained.inputs import Inputs
 from mpisjax.pretrained.trained import Trained, from_variables
@@ -46,8 +47,8 @@ def from_run(
 ) -> Trained:
     """The best state of a run as `load_pretrained` would give it; its card lacks what only a file has.
 
-    What the network reads is kept in the run's folder, as `inputs.json`, once it is known: the data are loaded the first
-    time alone, because normalisation is measured on them.
+    What the network reads, and what its training data look like to it, is kept in the run's folder as `inputs.json`: the
+    data are loaded the first time alone.
 
     Args:
         workdir: The run's folder.
@@ -63,13 +64,23 @@ def from_run(
         config = configuration.with_defaults(configuration.from_plain(best.content["config"]))
     if data_dir is not None:
         config.data.dir = expand(data_dir)
-    known = _known(path, best.content["data_checksum"]) or _measured(
-        path, config, best.content["data_checksum"]
-    )
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known["inputs"].items()}
+    checksum = best.content["data_checksum"]
+    known = _known(path, checksum)
+    dataset = None if known else _data(path, config, checksum)
+    about = known or _about(dataset, config)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["inputs"].items()}
     inputs = Inputs(**fields)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     variables, step = init_from.best_variables(path, without_examples(inputs), place)
+    if about.get("step") != step:
+        # The state is another than that which was looked at.
+        about = {
+            **about,
+            "step": step,
+            "familiar": _familiar(config, inputs, variables, dataset or _data(path, config, checksum)),
+        }
+        with contextlib.suppress(OSError):  # a folder that cannot be written is read as well
+            (path / INPUTS_NAME).write_text(json.dumps({**about, "data_checksum": checksum}, indent=1) + "\n")
     newest: Any = checkpoints.newest(path / checkpoints.FOLDER)
     progress = record.progress_of(newest)  # the newest checkpoint knows how the run ended
     card = {
@@ -78,14 +89,15 @@ def from_run(
         "training": {
             "seed": config.seed,
             "epochs": config.train.epochs,
-            "best_epoch": step // (known["num_train"] // config.train.batch_size),
+            "best_epoch": step // (about["num_train"] // config.train.batch_size),
             "steps": step,
             "seconds": round(progress.seconds),
             "environment": best.content["environment"],
         },
-        "data": {"source": known["source"], "checksum": best.content["data_checksum"]},
+        "data": {"source": about["source"], "checksum": checksum},
         "validation": None if progress.best_accuracy is None else {"accuracy": progress.best_accuracy},
         "test": progress.test,
+        "familiar": about["familiar"],
     }
     return from_variables(path.name, config, inputs, variables, card)
 
@@ -98,29 +110,38 @@ def without_examples(inputs: Inputs) -> DataSet:
 
 
 def _known(path: Path, checksum: str) -> dict[str, Any] | None:
-    """What `_measured` kept in a run's folder, if it is of these data."""
+    """What an earlier `from_run` kept in a run's folder, if it is of these data."""
     try:
         known = json.loads((path / INPUTS_NAME).read_text())
-        return known if known["data_checksum"] == checksum else None
+        return (
+            known
+            if known["data_checksum"] == checksum and {"inputs", "num_train", "source"} <= known.keys()
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _measured(path: Path, config: ml_collections.ConfigDict, checksum: str) -> dict[str, Any]:
-    """Loads a run's data, says what its network reads, and keeps that in the run's folder."""
+def _data(path: Path, config: ml_collections.ConfigDict, checksum: str) -> DataSet:
     dataset = load(config.data)
     if dataset.checksum != checksum:
         raise UserError(f"{path} was trained on other data than {config.data.name} here; set config.data.dir")
+    return dataset
+
+
+def _about(dataset: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What is to be known of a run's data."""
     source = dataset.source.replace(config.data.dir, "DIR") if config.data.dir else dataset.source
-    known = {
-        "data_checksum": checksum,
-        "inputs": inputs_of(dataset)._asdict(),
-        "num_train": len(dataset.train.labels),
-        "source": source,
-    }
-    with contextlib.suppress(OSError):  # a folder that cannot be written is read as well
-        (path / INPUTS_NAME).write_text(json.dumps(known, indent=1) + "\n")
-    return known
+    return {"inputs": inputs_of(dataset)._asdict(), "num_train": len(dataset.train.labels), "source": source}
+
+
+def _familiar(
+    config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, dataset: DataSet
+) -> dict[str, Any]:
+    """The region that the training data fill; see `mpisjax.pretrained.familiar`."""
+    net = configuration.make_network(config, dataset)
+    neuron = configuration.make_neuron(config)
+    return measure(net, variables, inputs, neuron, dataset.train, dataset.validation).to_card()
 
 
 def save(

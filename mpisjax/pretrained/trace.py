@@ -33,7 +33,11 @@ class Trace(NamedTuple):
     @property
     def num_spikes(self) -> int:
         """Spikes of all populations, over all steps."""
-        return int(sum(spikes.sum() for spikes in self.spikes.values()))
+        return self.spikes_until(len(self.scores))
+
+    def spikes_until(self, step: int) -> int:
+        """Spikes of all populations in the first `step` steps."""
+        return int(sum(spikes[:step].sum() for spikes in self.spikes.values()))
 
     @property
     def num_neurons(self) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mpisjax.neurons import LIF
     from mpisjax.nn.model import Output
+    from mpisjax.pretrained.familiar import Familiar
     from mpisjax.pretrained.predict import Prediction
     from mpisjax.simulate import SpikeForward
 
@@ -62,6 +63,14 @@ class Trained(NamedTuple):
         """The names of the classes."""
         return self.inputs.classes
 
+    @property
+    def familiar(self) -> Familiar | None:
+        """What the training data look like to the network; None of networks that older versions wrote."""
+        from mpisjax.pretrained.familiar import Familiar
+
+        card = self.card.get("familiar")
+        return Familiar.from_card(card) if card else None
+
     def predict(
         self,
         images: Any,
@@ -84,7 +93,8 @@ class Trained(NamedTuple):
             batch_size: Examples at once.
 
         Returns:
-            The `Prediction`: for each image its class, all probabilities, spikes and steps used.
+            The `Prediction`: for each image its class, all probabilities, spikes and steps used, and how unlike the training data
+            it is.
 
         Raises:
             UserError: The network cannot read the images, or a file is missing or no image.
@@ -106,6 +116,8 @@ class Trained(NamedTuple):
             confidence=confidence,
             value_range=value_range,
             batch_size=batch_size,
+            fit=self.config.data.fit,
+            familiar=self.familiar,
         )
 
     def save(self, path: str | Path, note: str = "") -> Path:
