@@ -267,6 +267,7 @@ class TrainingRun:
 
     def finish(self, test_fn: EvalFn | None) -> bool:
         """Measures the test split once, with the best state, and ends the run; says whether it was stopped."""
+        self.monitor.end_run()
         if test_fn is not None and self.progress.test is None:
             chosen = record.best(self.workdir)
             state = self.state if chosen.step == self.step else checkpoints.restore(chosen, self.state)

@@ -211,7 +211,7 @@ class DivergenceError(UserError):
 
 
 class DivergenceMonitor:
-    """Counts what goes wrong; warns at the first occurrence, and then once an epoch with counts.
+    """Counts what goes wrong. Of a solver it tells the first time, and all times at the end; of skipped steps every epoch.
 
     Args:
         max_skipped: Steps in a row that are not finite after which to stop.
@@ -222,10 +222,7 @@ class DivergenceMonitor:
         self._max_skipped, self._adjoint_tol = max_skipped, adjoint_tol
         self._warned: set[str] = set()
         self._last_residual = math.nan
-        self._start_epoch()
-
-    def _start_epoch(self) -> None:
-        self._steps, self._skipped = 0, 0
+        self._steps = self._epoch_steps = self._skipped = 0
         self._failures = dict.fromkeys(SOLVERS, 0)
         self._worst = dict.fromkeys(SOLVERS, 0.0)
 
@@ -237,6 +234,7 @@ class DivergenceMonitor:
         """
         for number, row in enumerate(rows, start=step - len(rows) + 1):
             self._steps += 1
+            self._epoch_steps += 1
             if row.get("forward_converged", 1.0) < 1.0:
                 self._count("forward", row["forward_residual"], number)
             if self._adjoint_tol is not None and not row["adjoint_residual"] <= self._adjoint_tol:
@@ -251,19 +249,24 @@ class DivergenceMonitor:
                 raise DivergenceError(self._diagnosis(row, number))
 
     def end_epoch(self, epoch: int) -> None:
-        """Reports an epoch's counts and starts anew."""
-        for solver in SOLVERS:
-            if self._failures[solver]:
-                _log.warning(
-                    "epoch %d: the %s solver did not converge for every sample in %d of %d steps "
-                    "(largest residual %.2g)",
-                    epoch, solver, self._failures[solver], self._steps, self._worst[solver],
-                )  # fmt: skip
+        """Reports an epoch's steps that were skipped."""
         if self._skipped:
             _log.warning(
-                "epoch %d: %d of %d steps were not finite and were skipped", epoch, self._skipped, self._steps
+                "epoch %d: %d of %d steps were not finite and were skipped",
+                epoch,
+                self._skipped,
+                self._epoch_steps,
             )
-        self._start_epoch()
+        self._epoch_steps = self._skipped = 0
+
+    def end_run(self) -> None:
+        """Reports how often the solvers did not converge, of the steps of this process."""
+        for solver in SOLVERS:
+            if self._failures[solver]:
+                _log.info(
+                    "the %s solver stopped above its tolerance for some samples in %d of %d steps (largest residual %.2g)",
+                    solver, self._failures[solver], self._steps, self._worst[solver],
+                )  # fmt: skip
 
     def _count(self, solver: str, residual: float, step: int) -> None:
         self._failures[solver] += 1
@@ -271,9 +274,10 @@ class DivergenceMonitor:
         if solver not in self._warned:
             self._warned.add(solver)
             _log.warning(
-                "step %d: the %s solver has not converged for every sample (residual %.2g); "
-                "from here on this is told once an epoch",
-                step, solver, residual,
+                "step %d: the %s solver has not converged for every sample (residual %.2g). The gradient is then "
+                "approximate, which training bears while the residual is well below 1; %s.max_steps takes more steps. "
+                "How often it happened is told at the end",
+                step, solver, residual, solver,
             )  # fmt: skip
 
     def _diagnosis(self, row: dict[str, float], step: int) -> str:
