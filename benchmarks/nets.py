@@ -28,6 +28,7 @@ class Images(NamedTuple):
     std: tuple[float, ...] = (0.3530,)
     num_classes: int = 10
     temporal: bool = False
+    steps_per_frame: int = 1
 
 
 class Case(NamedTuple):

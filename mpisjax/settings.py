@@ -51,6 +51,7 @@ SETTINGS: dict[str, Setting] = {
     "data.sensor_size": Setting("", "recordings: WIDTHxHEIGHT in pixels; empty: found from the events"),
     "data.crop": Setting(0, "event sets: side of the centre crop in pixels; 0: none"),
     "data.num_frames": Setting(30, "event sets: frames a recording"),
+    "data.steps_per_frame": Setting(1, "event sets: steps of the simulation that each frame drives", least=1),
     "data.frames": Setting("count", "event sets: count events in a pixel, or binary"),
     "data.binning": Setting("time", "event sets: frames of equal time, or of equal event count (count)"),
     "data.denoise_us": Setting(0.0, "event sets: drop events without a neighbour for so many microseconds; 0: none"),

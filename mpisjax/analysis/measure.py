@@ -81,7 +81,7 @@ def measure(
     forward = SpikeForward(None if dataset.temporal else num_steps)
     shape = split.images.shape
     links = synapses(net, (shape[-3], shape[-2], shape[-1]))
-    steps = shape[1] if dataset.temporal else int(forward.num_steps or 0)
+    steps = shape[1] * dataset.steps_per_frame if dataset.temporal else int(forward.num_steps or 0)
     populations: dict[str, tuple[int, ...]] = {}
 
     @jax.jit

@@ -43,6 +43,10 @@ class Inputs(Protocol):
         """Whether an example is a sequence of frames."""
 
     @property
+    def steps_per_frame(self) -> int:
+        """For how many steps of a simulation each frame is the input."""
+
+    @property
     def num_classes(self) -> int:
         """The number of classes."""
 
@@ -52,20 +56,20 @@ def prepare_images(images: jax.Array, inputs: Inputs, dtype: Any = None) -> jax.
 
     Args:
         images: uint8 [B, H, W, C] or [B, T, H, W, C].
-        inputs: Their mean and standard deviation, and whether they are frames.
+        inputs: Their mean and standard deviation, whether they are frames, and for how many steps each frame stays.
         dtype: Of the result; None: float32.
 
     Returns:
-        Normalised images, [B, H, W, C] or [T, B, H, W, C].
+        Normalised images, [B, H, W, C] or [T * steps_per_frame, B, H, W, C].
     """
     x = normalize(images, inputs.mean, inputs.std)
     x = x if dtype is None else x.astype(dtype)
-    return time_first(x) if inputs.temporal else x
+    return over_time(x, inputs.steps_per_frame) if inputs.temporal else x
 
 
-def time_first(frames: jax.Array) -> jax.Array:
-    """[B, T, ...] -> [T, B, ...], the order in which a network reads frames."""
-    return frames.swapaxes(0, 1)
+def over_time(frames: jax.Array, steps_per_frame: int = 1) -> jax.Array:
+    """[B, T, ...] -> [T * steps_per_frame, B, ...]: the input of every step, as a network reads it."""
+    return jnp.repeat(frames.swapaxes(0, 1), steps_per_frame, axis=0)
 
 
 class Augmentation(NamedTuple):

@@ -86,6 +86,7 @@ class DataSet:
         source: One sentence: where the data came from and whether it is complete.
         checksum: SHA-256 of the pixels (or frames) and labels loaded, train and test, before validation is held out.
         classes: The name of each class; empty where only their numbers are known.
+        steps_per_frame: For how many steps of a simulation each frame is the input; potentials are carried on.
 
     Raises:
         UserError: If its parts do not fit together: a label that is no class, images of another shape, a mean or a
@@ -103,6 +104,7 @@ class DataSet:
     source: str
     checksum: str
     classes: tuple[str, ...] = ()
+    steps_per_frame: int = 1
 
     def __post_init__(self) -> None:
         """Checks that its parts fit together."""
@@ -133,6 +135,11 @@ class DataSet:
                 )
         if min(self.std) <= 0:
             raise UserError(f"the std of {self.name} is {self.std}: give numbers above 0")
+        if self.steps_per_frame < 1 or (self.steps_per_frame > 1 and not self.temporal):
+            least = "at least 1" if self.temporal else "1, as it has no frames"
+            raise UserError(
+                f"data.steps_per_frame is {self.steps_per_frame}, but for {self.name} must be {least}: set it so"
+            )
         if self.classes and len(self.classes) != self.num_classes:
             raise UserError(
                 f"{self.name} has {self.num_classes} classes and {len(self.classes)} names: give each class one, or none"

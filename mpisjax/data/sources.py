@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -59,6 +60,10 @@ def load(config: Any) -> DataSet:
     Raises:
         UserError: If a setting is wrong, or the data is missing or damaged.
     """
+    return replace(_load(config), steps_per_frame=config.steps_per_frame)
+
+
+def _load(config: Any) -> DataSet:
     name = config.name
     if name not in NAMES:
         raise UserError(f"data.name is {name!r}, but must be one of {', '.join(NAMES)}")

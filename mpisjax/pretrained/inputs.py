@@ -22,6 +22,7 @@ class Inputs(NamedTuple):
         mean: Per channel, of the pixels / 255, that training subtracted.
         std: Per channel, of the pixels / 255, that training divided by.
         temporal: Whether an example is a sequence of frames.
+        steps_per_frame: For how many steps of a simulation each frame is the input.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Inputs(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     temporal: bool
+    steps_per_frame: int = 1
 
 
 def as_pixels(images: Any, inputs: Inputs, value_range: tuple[float, float] | None = None) -> jax.Array:

@@ -37,6 +37,7 @@ def inputs_of(dataset: DataSet) -> Inputs:
         mean=tuple(float(m) for m in dataset.mean),
         std=tuple(float(s) for s in dataset.std),
         temporal=dataset.temporal,
+        steps_per_frame=dataset.steps_per_frame,
     )
 
 
@@ -106,7 +107,15 @@ def without_examples(inputs: Inputs) -> DataSet:
     """A data set like the one that a network was trained on, but for the examples."""
     empty = Split(np.zeros((0, *inputs.shape), np.uint8), np.zeros(0, np.int32))
     about = (inputs.mean, inputs.std, inputs.temporal)
-    return DataSet(inputs.name, inputs.num_classes, empty, empty, empty, *about, source="", checksum="")
+    return DataSet(
+        inputs.name,
+        inputs.num_classes,
+        *(empty, empty, empty),
+        *about,
+        source="",
+        checksum="",
+        steps_per_frame=inputs.steps_per_frame,
+    )
 
 
 def _known(path: Path, checksum: str) -> dict[str, Any] | None:

@@ -55,9 +55,9 @@ def trace(trained: Trained, image: np.ndarray, num_steps: int | None = None) -> 
     """
     net, variables, neuron = trained.net, trained.variables, configuration.make_neuron(trained.config)
     temporal = trained.inputs.temporal
-    steps = int(image.shape[0]) if temporal else num_steps or trained.config.forward.num_steps
+    steps = None if temporal else num_steps or trained.config.forward.num_steps
     x = prepare_images(jnp.asarray(image)[None], trained.inputs)
-    spikes = raster(net, variables, x, neuron, None if temporal else steps)
+    spikes = raster(net, variables, x, neuron, steps)
     shapes = net.initial_rates(x)
     last = {name: f"{name}/layer{len(net.layers)}" for name in shapes}
     settling = {

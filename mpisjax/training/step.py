@@ -22,7 +22,7 @@ from mpisjax.data import (
     normalize,
     prepare_images,
 )
-from mpisjax.data.augment import time_first
+from mpisjax.data.augment import over_time
 from mpisjax.equilibrium import adjoint_probe
 from mpisjax.errors import UserError
 from mpisjax.firing import RateReading
@@ -334,7 +334,7 @@ def mixed(key: Array, images: Array, targets: Array, inputs: Inputs, alpha: floa
     if not alpha:
         return prepare_images(images, inputs), targets
     x, targets = mixup(key, normalize(images, inputs.mean, inputs.std), targets, alpha)
-    return time_first(x) if inputs.temporal else x, targets
+    return over_time(x, inputs.steps_per_frame) if inputs.temporal else x, targets
 
 
 def updated(

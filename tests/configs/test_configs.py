@@ -57,6 +57,7 @@ def data_of(config: configuration.ml_collections.ConfigDict) -> SimpleNamespace:
     return SimpleNamespace(
         num_classes=classes,
         temporal=temporal,
+        steps_per_frame=1,
         shape=(*frames, side, side, channels),
         mean=(0.0,) * channels,
         std=(1.0,) * channels,

@@ -23,6 +23,7 @@ def settings(**changes) -> ConfigDict:
         "split_seed": 0,
         "crop": 0,
         "num_frames": 10,
+        "steps_per_frame": 1,
         "frames": "count",
         "binning": "time",
         "denoise_us": 0.0,

@@ -37,6 +37,9 @@ INPUTS = {
     "cifar100": (0, 32, 3, 100),
     "nmnist": (30, 34, 2, 10),
     "saccade_digits": (10, 34, 2, 10),
+    "folder": (0, 32, 3, 3),
+    "shd": (50, 1, 700, 20),
+    "ssc": (50, 1, 700, 35),
 }
 
 
@@ -60,6 +63,7 @@ def shapes_of(config: Any) -> tuple[SimpleNamespace, Any, TrainState, Batch]:
     dataset = SimpleNamespace(
         num_classes=classes,
         temporal=bool(frames),
+        steps_per_frame=1,
         mean=(0.3,) * channels,
         std=(0.3,) * channels,
         train=SimpleNamespace(images=jax.ShapeDtypeStruct((1, *shape), jnp.uint8)),
