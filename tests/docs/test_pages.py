@@ -108,7 +108,6 @@ CASES = [
 ]
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize(("page", "slow"), CASES)
 def test_the_blocks_of_a_page_run(page, slow, checkout):
     names: dict = {"__name__": "page"}
