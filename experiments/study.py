@@ -169,7 +169,8 @@ class Study:
         import jax
 
         from mpisjax import configuration
-        from mpisjax.training.run import restore_best, variables_of
+        from mpisjax.training.run import restore_best
+        from mpisjax.training.state import evaluated_variables
 
         key = (net.name, seed)
         if key not in self._restored:
@@ -182,7 +183,7 @@ class Study:
                 network=parts.net,
                 neuron=configuration.make_neuron(config),
                 solver=configuration.make_evaluation_solver(config),
-                variables=jax.device_get(variables_of(state)),
+                variables=jax.device_get(evaluated_variables(state)),
             )
         return self._restored[key]
 

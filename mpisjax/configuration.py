@@ -211,14 +211,14 @@ def function_named(key: str, value: str) -> Any:
 
 def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Any:
     """The learning rate of each step."""
-    from mpisjax.training import optimizers
+    from mpisjax.training import state
 
     t = config.train
     steps, rise = t.epochs * steps_per_epoch, {"warmup_steps": round(t.warmup_epochs * steps_per_epoch)}
     if t.schedule == "cosine":
-        return optimizers.cosine(t.learning_rate, steps, **rise)
+        return state.cosine(t.learning_rate, steps, **rise)
     if t.schedule == "step":
-        return optimizers.step_decay(t.learning_rate, steps, milestones=t.milestones, decay=t.decay, **rise)
+        return state.step_decay(t.learning_rate, steps, milestones=t.milestones, decay=t.decay, **rise)
     return function_named("train.schedule", t.schedule)(t.learning_rate, steps)
 
 
@@ -230,14 +230,14 @@ def make_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int) -> A
     """
     import optax
 
-    from mpisjax.training import optimizers
+    from mpisjax.training import state
 
     t, schedule = config.train, make_schedule(config, steps_per_epoch)
     decays = {name: t[name] for name in ("weight_decay", "feedback_decay", "gradient_clip")}
     if t.optimizer == "sgd":
-        return optimizers.sgd(schedule, momentum=t.momentum, **decays)
+        return state.sgd(schedule, momentum=t.momentum, **decays)
     if t.optimizer in ("adamw", "lion"):
-        return getattr(optimizers, t.optimizer)(schedule, **decays)
+        return getattr(state, t.optimizer)(schedule, **decays)
     found = function_named("train.optimizer", t.optimizer)(schedule)
     if not isinstance(found, optax.GradientTransformation):
         raise UserError(
@@ -290,10 +290,10 @@ def make_train_step(
 
 
 def counted_loops(config: ml_collections.ConfigDict, temporal: bool = False) -> list[str] | None:
-    """The metrics that count the turns of a step's loops; see `mpisjax.training.profiling.counted_loops`."""
-    from mpisjax.training import profiling
+    """The metrics that count the turns of a step's loops; see `mpisjax.training.step_runner.counted_loops`."""
+    from mpisjax.training import step_runner
 
-    return profiling.counted_loops(
+    return step_runner.counted_loops(
         make_forward(config, temporal),
         make_adjoint(config),
         through_time=config.train.method == "bptt",

@@ -62,7 +62,7 @@ def from_run(
     path = path_of(workdir)
     best = record.best(path)
     if config is None:
-        config = configuration.with_defaults(configuration.from_plain(best.content["config"]))
+        config = init_from.config_of(best)
     if data_dir is not None:
         config.data.dir = expand(data_dir)
     checksum = best.content["data_checksum"]

@@ -18,18 +18,17 @@ from mpisjax.neurons import LIF
 from mpisjax.nn import as_module
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, RateForward
-from mpisjax.training import checkpoints, devices, optimizers, processes, profiling, record, run_folder
+from mpisjax.training import checkpoints, devices, processes, record, run_folder, step_runner
 from mpisjax.training.evaluation import make_evaluator
 from mpisjax.training.loop import EvalFn, LoopSettings, OnEpoch, TrainingRun
 from mpisjax.training.metrics import DivergenceMonitor
 from mpisjax.training.preemption import Stopper, watch
-from mpisjax.training.profiling import Meter, Tracer
 from mpisjax.training.record import Origin
 from mpisjax.training.run_folder import hold
 from mpisjax.training.saving import Saver
-from mpisjax.training.state import evaluated_variables, init_state, initial_variables
+from mpisjax.training.state import cosine, evaluated_variables, init_state, initial_variables, sgd
 from mpisjax.training.step import class_weights_of, make_train_step
-from mpisjax.training.step_runner import Batches, StepRunner, TrainStep
+from mpisjax.training.step_runner import Batches, Meter, StepRunner, Tracer, TrainStep
 
 
 class FitResult(NamedTuple):
@@ -130,8 +129,8 @@ def fit(
     feed = Feed(dataset.train, batch_size, seed, devices.batch_sharding(mesh))
     steps, schedule = epochs * feed.steps_per_epoch, None
     if optimizer is None:
-        schedule = optimizers.cosine(0.1, steps, warmup_steps=min(feed.steps_per_epoch, steps // 10))
-        optimizer = optimizers.sgd(schedule)
+        schedule = cosine(0.1, steps, warmup_steps=min(feed.steps_per_epoch, steps // 10))
+        optimizer = sgd(schedule)
     elif not isinstance(optimizer, optax.GradientTransformation):
         optimizer = optimizer(steps)
     make_updates: optax.GradientTransformation = optimizer
@@ -296,7 +295,11 @@ def train(
             path / checkpoints.FOLDER, origin, settings.keep_checkpoints, settings.checkpoint_seconds
         )
         stack.enter_context(saver)
-        traces = run_folder.local_of(path) / profiling.FOLDER if profile and processes.is_primary() else None
+        traces = (
+            run_folder.local_of(path) / step_runner.PROFILE_FOLDER
+            if profile and processes.is_primary()
+            else None
+        )
         restored, progress = saver.resume(state, feed.steps_per_epoch)
         run = TrainingRun(
             settings=settings,

@@ -12,12 +12,30 @@ import ml_collections
 
 from mpisjax import configuration, weights
 from mpisjax.data import DataSet
+from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, record
+from mpisjax.training.checkpoints import Checkpoint
 from mpisjax.training.run_folder import path_of
 from mpisjax.training.state import TrainState, evaluated_variables
 
 Variables = dict[str, Any]
 _log = logging.getLogger(__name__)
+
+
+def config_of(checkpoint: Checkpoint) -> ml_collections.ConfigDict:
+    """The settings that a checkpoint was written with.
+
+    Raises:
+        UserError: `mpisjax.fit` wrote it, whose objects no settings describe.
+    """
+    stored = checkpoint.content["config"]
+    if "fit" in stored:
+        run = checkpoint.path.parent.parent
+        raise UserError(
+            f"{run} was trained by mpisjax.fit, so no settings say what its network is; call mpisjax.fit again with the same "
+            "objects, which gives its best weights"
+        )
+    return configuration.with_defaults(configuration.from_plain(stored))
 
 
 def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: Any) -> TrainState:
@@ -72,7 +90,7 @@ def best_variables(workdir: Path, dataset: DataSet, place: Any) -> tuple[Variabl
         UserError: There is no sound checkpoint.
     """
     chosen = record.best(workdir)
-    config = configuration.with_defaults(configuration.from_plain(chosen.content["config"]))
+    config = config_of(chosen)
     state = checkpoints.restore(chosen, abstract_state(config, dataset, place))
     return evaluated_variables(state), chosen.step
 

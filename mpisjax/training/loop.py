@@ -24,11 +24,10 @@ from mpisjax.training.console import Display, display
 from mpisjax.training.metrics import DivergenceError, DivergenceMonitor, SharedLog, average
 from mpisjax.training.preemption import Preempted, Stopper
 from mpisjax.training.processes import run_on_primary
-from mpisjax.training.profiling import Meter, Tracer, Work
 from mpisjax.training.record import Progress
 from mpisjax.training.run_folder import write_atomically
 from mpisjax.training.saving import Saver
-from mpisjax.training.step_runner import StepRunner
+from mpisjax.training.step_runner import Meter, StepRunner, Tracer, Work
 
 RESULTS_NAME = "results.json"
 ADVICE = (

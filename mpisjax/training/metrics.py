@@ -281,8 +281,12 @@ class DivergenceMonitor:
             )  # fmt: skip
 
     def _diagnosis(self, row: dict[str, float], step: int) -> str:
+        known = {
+            "learning rate": f"{row['learning_rate']:.3g}",
+            "last finite forward residual": f"{self._last_residual:.2g}",
+        }
+        facts = ", ".join(f"{name} {value}" for name, value in known.items() if value != "nan")
         return (
-            f"training stopped at step {step}: {row['skipped']:.0f} steps in a row gave a loss or gradient that "
-            f"is not finite (learning rate {row['learning_rate']:.3g}, last finite forward residual "
-            f"{self._last_residual:.2g})"
+            f"training stopped at step {step}: {row['skipped']:.0f} steps in a row gave a loss or gradient that is not finite"
+            + (f" ({facts})" if facts else "")
         )

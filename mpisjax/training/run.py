@@ -30,10 +30,10 @@ from mpisjax.training.fit import FitResult, measured_on, train
 from mpisjax.training.loop import LoopSettings, OnEpoch
 from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.processes import run_on_primary
-from mpisjax.training.profiling import Meter
 from mpisjax.training.record import Origin
 from mpisjax.training.run_folder import hold
 from mpisjax.training.state import TrainState, evaluated_variables
+from mpisjax.training.step_runner import Meter
 
 LOG_NAME = "train.log"
 SHOWN_SAMPLES = 32  # of a batch, to estimate the spectral radius when training has diverged
@@ -94,11 +94,6 @@ def look_for_devices() -> None:
             f"JAX finds no device for JAX_PLATFORMS={asked!r}; install its plugin (for a GPU: pip install "
             "'jax[cuda12]') or unset JAX_PLATFORMS"
         ) from error
-
-
-def variables_of(state: TrainState) -> dict[str, Any]:
-    """What evaluation takes of a training state."""
-    return evaluated_variables(state)
 
 
 def run(
@@ -325,7 +320,7 @@ def saved_config(workdir: str | Path) -> ml_collections.ConfigDict:
     Raises:
         UserError: There is no sound checkpoint.
     """
-    return configuration.with_defaults(configuration.from_plain(record.best(workdir).content["config"]))
+    return init_from.config_of(record.best(workdir))
 
 
 def evaluate_at(
@@ -333,4 +328,4 @@ def evaluate_at(
 ) -> Evaluation:
     """Measures a state on a split with `num_steps` time steps (None: as configured)."""
     evaluator = configuration.make_evaluator(config, parts.net, parts.dataset, num_steps)
-    return evaluator(variables_of(state), split)
+    return evaluator(evaluated_variables(state), split)

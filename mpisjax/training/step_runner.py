@@ -1,17 +1,25 @@
-"""Runs training steps and brings their metrics to the host, waiting no more than the device asks for."""
+"""Runs training steps and brings their metrics to the host; says what they cost, and traces a few of them."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from mpisjax.nn.flops import Counter
+from mpisjax.simulate import SpikeForward
+from mpisjax.solvers import Adjoint, RateForward
 from mpisjax.training import processes
 from mpisjax.training.processes import Votes
 
+PROFILE_FOLDER = "profile"
+SKIPPED, TRACED = 10, 5  # steps of this process before the trace (compiling is over by then), and in it
+_log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = (
     4  # steps an accelerator may lag behind: enough to keep it busy, few enough to stop within seconds
 )
@@ -108,3 +116,157 @@ def platform(tree: Any) -> str:
         if isinstance(leaf, jax.Array):
             return next(iter(leaf.devices())).platform
     return jax.default_backend()
+
+
+class Peak(NamedTuple):
+    """Dense peak of one device as JAX counts devices, in TFLOP/s, with accumulation in float32.
+
+    Attributes:
+        bfloat16: of bfloat16 products.
+        float32: of what JAX's default precision makes of float32 products: one bfloat16 pass on a TPU, TF32 on NVIDIA
+            from Ampere on, plain float32 before.
+        source: who says so.
+    """
+
+    bfloat16: float
+    float32: float
+    source: str
+
+
+_TPU, _NVIDIA = "Google Cloud TPU documentation, system architecture", "NVIDIA data sheet, dense"
+# By `device_kind`. A TPU v2 or v3 chip is two devices.
+PEAKS = {
+    "TPU v2": Peak(22.5, 22.5, _TPU),
+    "TPU v3": Peak(61.5, 61.5, _TPU),
+    "TPU v4": Peak(275.0, 275.0, _TPU),
+    "TPU v5 lite": Peak(197.0, 197.0, _TPU),
+    "TPU v5": Peak(459.0, 459.0, _TPU),
+    "TPU v6 lite": Peak(918.0, 918.0, _TPU),
+    "NVIDIA H100 80GB HBM3": Peak(989.0, 494.0, _NVIDIA),
+    "NVIDIA H200": Peak(989.0, 494.0, _NVIDIA),
+    "NVIDIA A100-SXM4-40GB": Peak(312.0, 156.0, _NVIDIA),
+    "NVIDIA A100-SXM4-80GB": Peak(312.0, 156.0, _NVIDIA),
+    "NVIDIA L4": Peak(121.0, 60.0, _NVIDIA),
+}
+
+
+class Work(NamedTuple):
+    """Arithmetic of an interval of steps.
+
+    Attributes:
+        tflops: TFLOP/s of convolutions and matrix products, over all devices.
+        utilisation: share of the devices' peak; None where the peak is not known.
+    """
+
+    tflops: float
+    utilisation: float | None
+
+
+def counted_loops(
+    forward: SpikeForward | RateForward,
+    adjoint: Adjoint | None,
+    *,
+    through_time: bool = False,
+    penalised: bool = False,
+) -> list[str] | None:
+    """The metrics that count the turns of a step's loops with convolutions, in order; None where nothing counts them.
+
+    Args:
+        forward: How training finds the equilibrium.
+        adjoint: How its backward pass is solved; None: as by default.
+        through_time: Whether the simulation is differentiated through time instead.
+        penalised: Whether the loss has a penalty on the Jacobian.
+    """
+    if penalised:
+        return None
+    if through_time:
+        return []
+    solver = (adjoint or Adjoint()).solver
+    loops = ["forward_steps"] if isinstance(forward, RateForward) or forward.tol else []
+    if solver == "phantom":
+        return loops
+    return [*loops, "adjoint_steps"] if solver in ("neumann", "anderson") else None
+
+
+class Meter:
+    """Says how much arithmetic a second the steps of an interval were.
+
+    Args:
+        train_step: The `jit`-compiled step.
+        shapes: Shapes of its arguments.
+        mesh: The devices it runs on.
+        loops: What `counted_loops` gave.
+        batch_size: Examples a step.
+        dtype: Of the network's products.
+    """
+
+    def __init__(
+        self,
+        train_step: Any,
+        shapes: tuple[Any, ...],
+        mesh: jax.sharding.Mesh,
+        *,
+        loops: list[str] | None,
+        batch_size: int,
+        dtype: str = "float32",
+    ) -> None:
+        self._loops, self._batch_size, self._dtype = loops, batch_size, dtype
+        self._trace: Callable[[], Any] = lambda: train_step.trace(*shapes).jaxpr
+        self._jaxpr: Any = None
+        self._devices, self._kind = mesh.size, mesh.devices.flat[0].device_kind
+
+    def __call__(self, means: Mapping[str, float | None], images_per_second: float | None) -> Work | None:
+        """The arithmetic of an interval with these mean metrics; None where it cannot be told.
+
+        The count is nominal: what an algorithm saves or a compiler recomputes changes the time and not the count.
+        """
+        if self._loops is None or images_per_second is None:
+            return None
+        turns = [means.get(name) for name in self._loops]
+        known = [turn for turn in turns if turn is not None]
+        if len(known) < len(turns):
+            return None
+        try:
+            if self._jaxpr is None:
+                self._jaxpr = self._trace()
+            operations = Counter(known).count(getattr(self._jaxpr, "jaxpr", self._jaxpr))
+        except ValueError:  # a loop whose turns nobody counts
+            self._loops = None
+            return None
+        tflops = operations * images_per_second / self._batch_size / 1e12
+        peak = PEAKS.get(self._kind)
+        top = None if peak is None else (peak.bfloat16 if self._dtype == "bfloat16" else peak.float32)
+        return Work(tflops, None if top is None else tflops / (top * self._devices))
+
+
+class Tracer:
+    """Traces a few steps into a folder, for TensorBoard or Perfetto.
+
+    Args:
+        folder: Where to; None traces nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._taken, self._running = folder, 0, False
+
+    def before_step(self, state: Any) -> None:
+        """To be called before each step, with the state it starts from."""
+        if self._folder is not None and self._taken == SKIPPED:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        if self._running and self._taken == SKIPPED + TRACED:
+            self.close(state)
+        self._taken += 1
+
+    def close(self, state: Any = None) -> None:
+        """Ends the trace, if one is running."""
+        if self._running:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._running = False
+            _log.info(
+                "traced %d steps into %s: tensorboard --logdir there (with its profile plugin), or Perfetto",
+                min(self._taken - SKIPPED, TRACED),
+                self._folder,
+            )

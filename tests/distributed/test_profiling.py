@@ -11,8 +11,7 @@ import pytest
 from jax import lax
 
 from mpisjax import configuration
-from mpisjax.training import profiling
-from mpisjax.training.profiling import Meter, Tracer
+from mpisjax.training.step_runner import Meter, Tracer
 
 pytestmark = pytest.mark.unoptimized
 
@@ -78,8 +77,8 @@ def test_loops_of_a_config(settings, loops):
 
 
 def test_a_trace_of_a_few_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiling, "SKIPPED", 2)
-    monkeypatch.setattr(profiling, "TRACED", 2)
+    monkeypatch.setattr(step_runner, "SKIPPED", 2)
+    monkeypatch.setattr(step_runner, "TRACED", 2)
     tracer, add = Tracer(tmp_path / "profile"), jax.jit(lambda a: a + 1)
     state = jnp.zeros(3)
     for number in range(6):

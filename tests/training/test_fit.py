@@ -146,6 +146,13 @@ def test_more_epochs_go_on_with_a_complete_run(tmp_path, log):
         fit(tmp_path, epochs=2)
 
 
+def test_a_run_of_fit_has_no_settings(whole):
+    from mpisjax.training.run import saved_config
+
+    with pytest.raises(UserError, match="was trained by mpisjax.fit, so no settings say what its network is"):
+        saved_config(whole[0])
+
+
 def test_another_object_is_refused_by_its_name(tmp_path):
     fit(tmp_path, epochs=1)
     with pytest.raises(UserError, match=r"fit.forward \(.*max_steps=4.* there, .*max_steps=5"):

@@ -14,8 +14,8 @@ from mpisjax import configuration
 from mpisjax.data import Feed
 from mpisjax.errors import UserError
 from mpisjax.nn import as_module, model
-from mpisjax.training import optimizers, step
-from mpisjax.training.state import init_state, initial_variables
+from mpisjax.training import step
+from mpisjax.training.state import cosine, init_state, initial_variables, step_decay
 
 pytestmark = pytest.mark.unoptimized
 
@@ -67,12 +67,12 @@ def test_optimizers_decay_kernels_alone(name):
 
 
 def test_schedules_rise_and_fall():
-    rates = np.array([optimizers.cosine(0.4, 20, warmup_steps=4)(n) for n in range(21)])
+    rates = np.array([cosine(0.4, 20, warmup_steps=4)(n) for n in range(21)])
     assert rates[:5] == pytest.approx([0.1, 0.175, 0.25, 0.325, 0.4], rel=1e-5) and rates[
         20
     ] == pytest.approx(0)
     assert (np.diff(rates[4:]) < 0).all()
-    steps = [float(optimizers.step_decay(1.0, 10, milestones=(0.5,), decay=0.1)(n)) for n in (0, 4, 6)]
+    steps = [float(step_decay(1.0, 10, milestones=(0.5,), decay=0.1)(n)) for n in (0, 4, 6)]
     assert steps == pytest.approx([1.0, 1.0, 0.1])
 
 

@@ -17,7 +17,8 @@ from mpisjax.analysis.measure import measure
 from mpisjax.errors import UserError
 from mpisjax.training import init_from
 from mpisjax.training.metrics import read_rows
-from mpisjax.training.run import assemble, evaluate_at, restore_best, run, saved_config, variables_of
+from mpisjax.training.run import assemble, evaluate_at, restore_best, run, saved_config
+from mpisjax.training.state import evaluated_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,14 +57,14 @@ def test_the_averages_are_those_of_their_formula(first):
     parts = assemble(config)
     train_step = configuration.make_train_step(config, parts.net, parts.dataset, 19)
     state = jax.device_put(jax.device_get(parts.state))
-    mean = jax.tree.map(np.asarray, jax.device_get(variables_of(state)))
+    mean = jax.tree.map(np.asarray, jax.device_get(evaluated_variables(state)))
     for k in range(3):
         batch = parts.feed.batch(k)
         state, _ = train_step(state, jax.device_put(jax.device_get(batch)))
         now = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         rate = min(0.8, (1 + k) / (10 + k))
         mean = jax.tree.map(lambda m, n, rate=rate: rate * m + (1 - rate) * n, mean, now)
-    used = jax.device_get(variables_of(state))
+    used = jax.device_get(evaluated_variables(state))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), used, mean)
     moved = np.abs(used["batch_stats"]["inject"]["mean"] - now["batch_stats"]["inject"]["mean"]).max()
     assert moved > 1e-4  # the averages are not the state's own
@@ -209,7 +210,7 @@ def test_evaluation_counts_synaptic_operations_as_the_analysis_does(first):
         score = evaluate_at(config, parts, state, few, count)
         measured = measure(
             parts.net,
-            jax.device_get(variables_of(state)),
+            jax.device_get(evaluated_variables(state)),
             parts.dataset,
             few,
             neuron=configuration.make_neuron(config),
