@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from mpisjax import configuration
+from mpisjax.training import step_runner
 from mpisjax.training.step_runner import Meter, Tracer
 
 pytestmark = pytest.mark.unoptimized
