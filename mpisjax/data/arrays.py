@@ -289,5 +289,7 @@ def in_both_splits(train: np.ndarray, test: np.ndarray, classes: Sequence[str], 
 
 def listed(classes: Sequence[str]) -> str:
     """The classes with their numbers, for the log."""
+    if list(classes) == [str(number) for number in range(len(classes))]:
+        return f"{len(classes)} classes: 0 to {len(classes) - 1}"
     some = ", ".join(f"{number} {name}" for number, name in enumerate(classes[:LISTED]))
     return f"{len(classes)} classes: {some}{f' and {len(classes) - LISTED} others' if len(classes) > LISTED else ''}"

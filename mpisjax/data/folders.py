@@ -170,7 +170,10 @@ def from_recordings(
     )
     made = framed.binning
     sensor = f"sensor {made.width} x {made.height}{'' if sensor_size else ', found from the events'}"
-    clauses = [*files.how, sensor]
+    loaded = {"train": framed.loaded.train_labels, "test": framed.loaded.test_labels}
+    if framed.loaded.validation_labels is not None:
+        loaded["validation"] = framed.loaded.validation_labels
+    clauses = [_counts(loaded), *files.how, sensor]
     if skipped := len(framed.facts["invalid"]) + len(framed.facts.get("skip", [])):
         clauses.append(f"{skipped} recordings left out")
     return assemble(
@@ -187,6 +190,10 @@ def from_recordings(
 def _sentence(what: str, folder: Path, found: Any, clauses: Sequence[str], classes: Sequence[str]) -> str:
     clauses = [clause for clause in (*clauses, listed(classes), found.note) if clause]
     return f"{what} of {folder}: {'; '.join(clauses)}"
+
+
+def _counts(splits: dict[str, Any]) -> str:
+    return " and ".join(f"{len(found):,} {split}" for split, found in splits.items() if len(found))
 
 
 def parse_sensor(text: str) -> tuple[int, int] | None:
@@ -443,7 +450,7 @@ def _decode_all(files: Files, invalid: str, how: dict[str, Any]) -> tuple[Loaded
         if decoded:
             arrays[f"{split}_images"] = np.stack([d.pixels for d in decoded])
             arrays[f"{split}_labels"] = np.array([d.label for d in decoded], np.int32)
-    counts = " and ".join(f"{len(decoded):,} {split}" for split, decoded in splits.items() if decoded)
+    counts = _counts(splits)
     shape = arrays["train_images"].shape
     sizes = Counter(d.size for decoded in splits.values() for d in decoded)
     how_fit = {"letterbox": "letterboxed", "crop": "cropped"}[how["fit"]]

@@ -394,7 +394,9 @@ def test_recordings_of_every_format(folder, rng, ending):
     write_recordings(folder / "test", rng, ending, count=2)
     dataset = data.from_recordings(folder, num_frames=4)
     assert dataset.temporal and dataset.train.images.shape == (10, 4, 20, 30, 2)
-    assert "sensor 30 x 20, found" in dataset.source and "0 left, 1 right" in dataset.source
+    assert (
+        "10 train and 4 test; sensor 30 x 20, found" in dataset.source and "0 left, 1 right" in dataset.source
+    )
     total = np.asarray(dataset.train.images[3]).sum(0)
     wanted = np.zeros((20, 30, 2))
     np.add.at(wanted, (made[3]["y"], made[3]["x"], made[3]["p"]), 1)
