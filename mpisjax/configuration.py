@@ -265,7 +265,7 @@ def make_train_step(
     config: ml_collections.ConfigDict, network: Any, dataset: DataSet, steps_per_epoch: int, mesh: Any = None
 ) -> Any:
     """The training step; see `mpisjax.training.step.make_train_step`."""
-    from mpisjax.training import step
+    from mpisjax.training import loss, step
 
     return step.make_train_step(
         network,
@@ -280,7 +280,7 @@ def make_train_step(
         augmentation=make_augmentation(config),
         mixup=config.data.augment.mixup,
         label_smoothing=config.train.label_smoothing,
-        class_weights=step.class_weights_of(config.train.class_weights, dataset),
+        class_weights=loss.class_weights_of(config.train.class_weights, dataset),
         jacobian_weight=config.train.jacobian_penalty,
         rate_weight=config.train.rate_penalty,
         averaging=config.train.ema,

@@ -21,13 +21,14 @@ from mpisjax.solvers import Adjoint, RateForward
 from mpisjax.training import checkpoints, devices, processes, record, run_folder, step_runner
 from mpisjax.training.evaluation import make_evaluator
 from mpisjax.training.loop import EvalFn, LoopSettings, OnEpoch, TrainingRun
+from mpisjax.training.loss import class_weights_of
 from mpisjax.training.metrics import DivergenceMonitor
 from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.record import Origin
 from mpisjax.training.run_folder import hold
 from mpisjax.training.saving import Saver
 from mpisjax.training.state import cosine, evaluated_variables, init_state, initial_variables, sgd
-from mpisjax.training.step import class_weights_of, make_train_step
+from mpisjax.training.step import make_train_step
 from mpisjax.training.step_runner import Batches, Meter, StepRunner, Tracer, TrainStep
 
 

@@ -9,34 +9,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mpisjax.baselines import bptt as through_time
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import (
     Augmentation,
     Batch,
-    DataSet,
     Inputs,
     augment,
-    class_counts,
     mixup,
     normalize,
     prepare_images,
 )
 from mpisjax.data.augment import over_time
 from mpisjax.equilibrium import adjoint_probe
-from mpisjax.errors import UserError
-from mpisjax.firing import RateReading
-from mpisjax.jacobian import jacobian_penalty
 from mpisjax.neurons import LIF
-from mpisjax.nn import model
 from mpisjax.residuals import global_norm
-from mpisjax.simulate import SpikeForward, weighted_mean_frame
+from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward
 from mpisjax.training.devices import batch_sharding, replicated, shard_channels, state_sharding
+from mpisjax.training.loss import LossFn, make_answer, make_loss
 from mpisjax.training.state import TrainState
 
 Array = jax.Array
-LossFn = Callable[..., tuple[Array, model.Output]]
 
 
 class Metrics(NamedTuple):
@@ -178,102 +171,6 @@ def make_train_step(
         return new, Metrics(*(jnp.asarray(m, jnp.float32) for m in metrics))
 
     return compiled(step, mesh)
-
-
-def make_answer(
-    network: Any,
-    *,
-    neuron: LIF,
-    forward: SpikeForward | RateForward,
-    adjoint: Adjoint | None,
-    bptt: BPTT | None,
-    returns: str,
-) -> Callable[..., model.Output]:
-    """How the network answers in training: `answer(variables, x, rng, probe) -> Output`, by equilibrium or through time."""
-    shared: dict[str, Any] = {"neuron": neuron, "train": True}
-
-    def by_equilibrium(variables: Any, x: Array, rng: Array, probe: Any) -> model.Output:
-        how: dict[str, Any] = {"forward": forward, "adjoint": adjoint, "returns": returns, **shared}
-        return model.apply(network, variables, x, rng=rng, probe=probe, **how)
-
-    def by_simulation(variables: Any, x: Array, rng: Array, probe: Any) -> model.Output:
-        del probe  # nothing is solved backward
-        assert bptt is not None and isinstance(forward, SpikeForward)
-        steps = forward.num_steps
-        return through_time.apply(network, variables, x, rng=rng, num_steps=steps, bptt=bptt, **shared)
-
-    return by_equilibrium if bptt is None else by_simulation
-
-
-def make_loss(
-    network: Any,
-    answer: Callable[..., model.Output],
-    *,
-    neuron: LIF,
-    class_weights: Sequence[float] = (),
-    jacobian_weight: float = 0.0,
-    rate_weight: float = 0.0,
-) -> LossFn:
-    """`loss(params, probe, batch_stats, x, targets, rng) -> (loss, Output)`: cross-entropy, and what is added to it."""
-    transition = model.transition_of(network)
-
-    def loss_fn(params: Any, probe: Any, batch_stats: Any, x: Array, targets: Array, rng: Array) -> Any:
-        variables = {"params": params, "batch_stats": batch_stats}
-        out = answer(variables, x, rng, probe)
-        losses = optax.softmax_cross_entropy(out.logits, targets)
-        loss = (losses * (targets @ jnp.asarray(class_weights)) if class_weights else losses).mean()
-        if not (jacobian_weight or rate_weight):
-            return loss, out
-        # Of the map that is solved in evaluation: running statistics, nothing dropped.
-        encoded = network.apply(variables, x, False, method="encode")
-        encoded = weighted_mean_frame(encoded, neuron.leak) if network.temporal else encoded
-        if jacobian_weight:
-            loss += jacobian_weight * jacobian_penalty(
-                lambda r: transition(variables, r, encoded, RateReading(neuron)),
-                out.equilibrium.rates,
-                jax.random.fold_in(rng, 1),
-            )
-        if rate_weight:
-            reading = RateReading(neuron)
-            transition(variables, out.equilibrium.rates, encoded, reading)
-            loss += rate_weight * mean_rate(reading.activity)
-        return loss, out
-
-    return loss_fn
-
-
-def mean_rate(activity: dict[str, Array]) -> Array:
-    """The mean firing rate of the populations, each weighing the same; of spikes of both signs their number counts."""
-    return jnp.mean(jnp.stack([jnp.mean(jnp.abs(rates)) for rates in activity.values()]))
-
-
-def class_weights_of(weights: Sequence[float] | str, dataset: DataSet) -> tuple[float, ...]:
-    """Factors of the classes in the loss.
-
-    Args:
-        weights: One for each class; "balanced": the inverse of the class's share in the train split, with a mean of 1 over
-            the examples; empty: none.
-        dataset: The data.
-
-    Raises:
-        UserError: They are not one number above 0 for each class.
-    """
-    if not weights:
-        return ()
-    classes = dataset.num_classes
-    if weights == "balanced":
-        counts = class_counts(dataset.train.labels, classes)
-        return tuple(len(dataset.train.labels) / (classes * max(count, 1)) for count in counts)
-    try:
-        found = tuple(float(w) for w in (weights.split(",") if isinstance(weights, str) else weights))
-    except ValueError:
-        found = ()
-    if len(found) != classes or not all(0 < w < float("inf") for w in found):
-        raise UserError(
-            f"train.class_weights is {weights!r}: give {classes} numbers above 0, one for each class, such as "
-            f"{','.join(['1'] * (classes - 1) + ['2'])}, or balanced"
-        )
-    return found
 
 
 def make_gradients(loss_fn: LossFn) -> Callable[..., Gradients]:

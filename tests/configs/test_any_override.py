@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mpisjax import cli, config_files, configuration
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
-from mpisjax.training.step import class_weights_of
+from mpisjax.training.loss import class_weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,10 +11,10 @@ from test_fit import Linen, digits
 
 import mpisjax
 from mpisjax import configuration
-from mpisjax.data import Feed
+from mpisjax.data import Feed, prepare_images
 from mpisjax.errors import UserError
 from mpisjax.nn import as_module, model
-from mpisjax.training import step
+from mpisjax.training import loss, step
 from mpisjax.training.state import cosine, init_state, initial_variables, step_decay
 
 pytestmark = pytest.mark.unoptimized
@@ -145,7 +145,7 @@ def started(**settings):
 
 def rates_of(network, state, batch):
     """The mean rate of the hidden layer."""
-    x = step.prepare_images(batch.images, digits())
+    x = prepare_images(batch.images, digits())
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     out = model.apply(network, variables, x, neuron=mpisjax.LIF(), forward=mpisjax.RateForward())
     return float(out.equilibrium.rates["only"].mean())
@@ -162,7 +162,7 @@ def test_the_rate_penalty_lowers_the_rates_and_costs_nothing_by_default(monkeypa
         found[weight] = first, before, rates_of(network, state, batch)
     assert found[5.0][0] == pytest.approx(found[0.0][0] + 5.0 * found[0.0][1], rel=1e-3)  # the loss says so
     assert found[5.0][2] < 0.8 * found[0.0][2]
-    monkeypatch.setattr(step, "mean_rate", lambda activity: pytest.fail("computed"))
+    monkeypatch.setattr(loss, "mean_rate", lambda activity: pytest.fail("computed"))
     _, taken, state, batch = started()
     taken(state, batch)
 
@@ -185,10 +185,10 @@ def test_the_loss_weighs_classes():
 
 def test_balanced_weights_are_inverse_shares():
     dataset = digits()
-    weights = step.class_weights_of("balanced", dataset)
+    weights = loss.class_weights_of("balanced", dataset)
     counts = np.bincount(dataset.train.labels)
     assert np.allclose(np.array(weights) * counts, len(dataset.train.labels) / 10)
-    assert step.class_weights_of("1,2,3,4,5,6,7,8,9,10", dataset) == tuple(float(n) for n in range(1, 11))
+    assert loss.class_weights_of("1,2,3,4,5,6,7,8,9,10", dataset) == tuple(float(n) for n in range(1, 11))
 
 
 def test_the_learning_rate_is_read_where_the_optimizer_keeps_it():
