@@ -14,12 +14,15 @@ import io
 import pickle
 import resource
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the package may be this checkout
 
@@ -33,7 +36,7 @@ from data_helpers import (
     tar_bytes,
 )
 
-from mpisjax.data import events, fetch, images, prepared
+from mpisjax.data import arrays, events, fetch, folders, images, prepared
 from mpisjax.data.images import unpickle
 from mpisjax.errors import UserError
 
@@ -94,6 +97,43 @@ def read_events(parse: Callable[[bytes], np.ndarray], size: int) -> Callable[[by
     return read
 
 
+def read_image(content: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an image that claims to be huge, say
+        try:
+            pixels, _ = folders.read_image(io.BytesIO(content), image_size=16)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    assert pixels.dtype == np.uint8 and pixels.shape in ((16, 16, 1), (16, 16, 3))
+
+
+def read_npz(content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        Path(file.name).write_bytes(content)
+        dataset = arrays.from_file(file.name)
+    assert dataset.train.images.dtype == np.uint8 and dataset.num_classes >= 2
+
+
+def image_files() -> list[bytes]:
+    """A small image in each format and a few modes."""
+    rng, made = np.random.default_rng(1), []
+    for ending, mode in (
+        ("PNG", "RGB"),
+        ("PNG", "RGBA"),
+        ("PNG", "P"),
+        ("JPEG", "L"),
+        ("BMP", "RGB"),
+        ("WEBP", "RGB"),
+    ):
+        image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).convert(mode)
+        buffer = io.BytesIO()
+        image.save(buffer, ending)
+        made.append(buffer.getvalue())
+    deep = io.BytesIO()
+    Image.fromarray(rng.integers(0, 65536, (9, 7), np.uint16)).save(deep, "PNG")
+    return [*made, deep.getvalue()]
+
+
 def tfrecord(record: bytes) -> bytes:
     length = len(record).to_bytes(8, "little")
     sums = [int(prepared.masked_crc32c([part])[0]).to_bytes(4, "little") for part in (length, record)]
@@ -115,8 +155,11 @@ def targets() -> dict[str, Target]:
     rows = np.stack([large["x"], large["y"], large["p"], large["t"] // 1000], 1)
     saved = io.BytesIO()
     np.save(saved, rows)
-    zipped = io.BytesIO()
+    zipped, structured, own = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez(zipped, rows=rows)
+    np.save(structured, large)
+    x, y = rng.integers(0, 256, (6, 4, 4), np.uint8), np.array(["a", "b"] * 3)
+    np.savez(own, x_train=x, y_train=y, x_test=x, y_test=y)
     return {
         "IDX": Target([idx_bytes(images), idx_bytes(images[:, :3, :3])], read_idx),
         "CIFAR archive": Target([tar, tar_bytes(members, "w:gz"), gzip.compress(tar[:2048])], read_archive),
@@ -131,7 +174,11 @@ def targets() -> dict[str, Target]:
         ),
         "AEDAT 2": Target([aedat2_bytes(large)], read_events(events.parse_aedat2, 128)),
         "AEDAT 3": Target([aedat3_bytes(large, 16)], read_events(events.parse_aedat3, 128)),
-        "gesture array": Target([saved.getvalue(), zipped.getvalue()], read_events(events.parse_array, 128)),
+        "event array": Target(
+            [saved.getvalue(), zipped.getvalue(), structured.getvalue()], read_events(events.parse_array, 128)
+        ),
+        "image": Target(image_files(), read_image),
+        "own arrays": Target([own.getvalue()], read_npz),
     }
 
 
@@ -205,7 +252,7 @@ def main(inputs: int, seed: int) -> int:
         accepted = 0
         count = -(-inputs // len(everything))
         for content in target.seeds:
-            assert name in ("N-MNIST", "CIFAR archive", "CIFAR python", "gesture array") or attempt(
+            assert name in ("N-MNIST", "CIFAR archive", "CIFAR python", "event array") or attempt(
                 target.read, content
             )
         for _ in range(count):
