@@ -301,13 +301,13 @@ def counted_loops(config: ml_collections.ConfigDict, temporal: bool = False) -> 
     )
 
 
-def make_evaluator(
+def make_examiner(
     config: ml_collections.ConfigDict, network: Any, inputs: Inputs, num_steps: int | None = None
 ) -> Any:
-    """Measures the network's spikes after `num_steps` time steps, or as many as configured."""
+    """Measures the network's spikes after `num_steps` time steps, or as many as configured, and every answer."""
     from mpisjax.training import evaluation
 
-    return evaluation.make_evaluator(
+    return evaluation.make_examiner(
         network,
         inputs,
         neuron=make_neuron(config),
@@ -316,6 +316,14 @@ def make_evaluator(
         batch_size=config.eval.batch_size,
         mesh=make_mesh(config, config.eval.batch_size),
     )
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict, network: Any, inputs: Inputs, num_steps: int | None = None
+) -> Any:
+    """The means of `make_examiner`."""
+    examiner = make_examiner(config, network, inputs, num_steps)
+    return lambda variables, split: examiner(variables, split).evaluation
 
 
 def initial_variables(config: ml_collections.ConfigDict, network: Any, dataset: DataSet) -> dict[str, Any]:

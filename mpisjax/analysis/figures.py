@@ -70,6 +70,33 @@ def confusion(matrix: np.ndarray) -> Figure:
     return figure
 
 
+def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8) -> Figure:
+    """Small pictures in rows, a title over each.
+
+    Args:
+        images: uint8 [n, H, W, C], or [n, T, H, W, C] of frames, whose sum over time is shown.
+        titles: n of them.
+        columns: Pictures in a row.
+    """
+    rows = -(-len(images) // columns)
+    figure = new_figure(11.4, 1.75 * rows)
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, image, title in zip(axes, images, titles, strict=False):
+        picture = np.asarray(image, np.float64)
+        picture = picture.sum(0) if picture.ndim == 4 else picture
+        if picture.shape[-1] not in (1, 3):
+            picture = picture.sum(-1, keepdims=True)
+        if picture.shape[-1] == 1 or image.ndim == 4:
+            picture = picture / max(float(picture.max()), 1.0)
+        else:
+            picture = picture / 255
+        axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=7)
+    return figure
+
+
 def firing_rates(rates: dict[str, float]) -> Figure:
     """A bar a population."""
     figure = new_figure(5.6, 0.9 + 0.42 * len(rates))

@@ -10,16 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from mpisjax.baselines import bptt
 from mpisjax.baselines.bptt import BPTT
-from mpisjax.data import Batch, Split, eval_batches, prepare_images
+from mpisjax.data import Split, prepare_images
 from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
-from mpisjax.nn.operations import Cost, additions_per_step, cost, synapses, synops
+from mpisjax.nn.operations import Cost, additions_per_step, cost, synapses
 from mpisjax.simulate import SpikeForward
-
-Array = jax.Array
+from mpisjax.training.evaluation import make_examiner
 
 
 class Measurement(NamedTuple):
@@ -35,6 +33,8 @@ class Measurement(NamedTuple):
       firing_rates: spikes a neuron and step by population: true spike counts over all steps, unweighted.
       residual: mean relative residual of the rates by stream.
       cost: of a sample.
+      answers: int [n], the class that each example was taken for.
+      confidence: float [n], the probability of that class.
     """
 
     num_steps: int
@@ -45,6 +45,8 @@ class Measurement(NamedTuple):
     firing_rates: dict[str, float]
     residual: dict[str, float]
     cost: Cost
+    answers: np.ndarray
+    confidence: np.ndarray
 
 
 def first_examples(split: Split, limit: int | None) -> Split:
@@ -79,69 +81,35 @@ def measure(
     """
     # Every step is run: the operations of settled samples would be unknown otherwise.
     forward = SpikeForward(None if dataset.temporal else num_steps)
-    shape = split.images.shape
-    links = synapses(net, (shape[-3], shape[-2], shape[-1]))
-    steps = shape[1] * dataset.steps_per_frame if dataset.temporal else int(forward.num_steps or 0)
-    populations: dict[str, tuple[int, ...]] = {}
-
-    @jax.jit
-    def count(variables: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], Array]:
-        """Sums over the batch's real rows, and the answer to every row."""
-        x = prepare_images(batch.images, dataset)
-        mask = batch.mask
-        simulation = model.spikes(net, variables, x, neuron=neuron, forward=forward)
-        rates, _, residual = model.equivalent_step(net, variables, x, simulation.rates, neuron)
-        by_spikes: Any = net.apply(variables, simulation.rates, False, method="classify")
-        if through_time is None:
-            logits: Any = net.apply(variables, rates, False, method="classify")
-        elif through_time.readout == "rate":
-            logits = by_spikes
-        else:
-            logits = bptt.apply(
-                net, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=through_time
-            ).logits
-        populations.update({k: v.shape[1:] for k, v in simulation.spike_counts.items()})
-        spiked = {k: jnp.mean(v, axis=(1, 2, 3)) / steps for k, v in simulation.spike_counts.items()}
-        by_sample = {
-            "spikes": jnp.argmax(by_spikes, -1) == batch.labels,
-            "residual": residual,
-            "rates": spiked,
-            "synops": synops(links, simulation.spike_counts),
-        }
-        sums = jax.tree.map(lambda v: jnp.sum(v * mask), by_sample)
-        return {**sums, "count": jnp.sum(mask)}, jnp.argmax(logits, -1)
-
-    total: Any = None
-    answers = []
-    for batch in eval_batches(split, batch_size):
-        sums, answered = count(variables, batch)
-        part = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
-        total = part if total is None else jax.tree.map(np.add, total, part)
-        answers.append(np.asarray(answered))
-    # The last batch is filled up with rows that are no examples.
-    given = np.concatenate(answers)[: len(split.labels)]
-    confusion = confusion_matrix(split.labels, given, labels=np.arange(net.num_classes))
-    number = float(total["count"])
-    mean = {
-        k: jax.tree.map(lambda v: float(v) / number, total[k])
-        for k in ("spikes", "residual", "rates", "synops")
-    }
+    examiner = make_examiner(
+        net, dataset, neuron=neuron, forward=forward, bptt=through_time, batch_size=batch_size
+    )
+    found = examiner(variables, split)
+    score = found.evaluation
+    height, width, channels = split.images.shape[-3:]
+    images = prepare_images(jnp.zeros((1, *split.images.shape[1:]), jnp.uint8), dataset)
+    simulation = jax.eval_shape(
+        lambda v, x: model.spikes(net, v, x, neuron=neuron, forward=forward), variables, images
+    )
+    populations = {name: count.shape[1:] for name, count in simulation.spike_counts.items()}
     return Measurement(
-        num_steps=steps,
-        num_examples=int(number),
-        accuracy=float(np.trace(confusion)) / number,
-        accuracy_spikes=mean["spikes"],
-        confusion=confusion,
-        firing_rates=mean["rates"],
-        residual=mean["residual"],
+        num_steps=round(score.num_steps),
+        num_examples=score.num_examples,
+        accuracy=score.accuracy,
+        accuracy_spikes=score.accuracy_spikes or 0.0,
+        confusion=confusion_matrix(split.labels, found.answers, labels=np.arange(net.num_classes)),
+        firing_rates=score.firing_rates,
+        residual=score.residual,
         cost=cost(
-            links,
-            mean["synops"],
-            num_steps=steps,
+            synapses(net, (height, width, channels)),
+            found.synops,
+            num_steps=round(score.num_steps),
             neurons=sum(int(np.prod(s)) for s in populations.values()),
             additions=additions_per_step(net, populations),
             leak=neuron.leak,
         ),
+        answers=found.answers,
+        confidence=found.confidence,
     )
 
 

@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 
 from mpisjax.analysis import figures
+from mpisjax.analysis.classes import by_class
 from mpisjax.analysis.curves import training_curves
 from mpisjax.analysis.dynamics import dynamics
 from mpisjax.analysis.measure import Measurement, first_examples, measure
@@ -32,6 +33,7 @@ from mpisjax.training.run_folder import write_atomically
 
 STEPS = (1, 2, 5, 10, 20, 30)
 EXAMPLES, FOLLOWED, CONVERGENCE_STEPS = 1000, 16, 100
+MOST_MISTAKES = 40
 
 
 class Subject(NamedTuple):
@@ -49,6 +51,7 @@ class Subject(NamedTuple):
         through_time: How it answers if it was trained through time; else None.
         batch_size: Examples of a training step.
         settings: All settings of the run, as JSON can hold them.
+        classes: The names of the classes.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Subject(NamedTuple):
     through_time: BPTT | None
     batch_size: int
     settings: dict[str, Any]
+    classes: tuple[str, ...]
 
 
 def write_report(
@@ -126,6 +130,8 @@ def write_report(
         warning=warn_near_one(radius.value),
         training=figures.as_uri(training_curves(rows, subject.name, steps_per_epoch)) if rows else None,
         usual=usual,
+        mistakes=_mistakes(subject, part, usual),
+        shown_mistakes=MOST_MISTAKES,
         confusion=figures.as_uri(figures.confusion(usual.confusion)),
         firing_rates=figures.as_uri(figures.firing_rates(usual.firing_rates)),
         convergence=figures.as_uri(figures.convergence(curves)),
@@ -141,6 +147,19 @@ def write_report(
         millions=_millions,
     )
     write_atomically(Path(path), page.encode())
+
+
+def _mistakes(subject: Subject, part: Split, usual: Measurement) -> str | None:
+    """The misclassified examples as a contact sheet, the surest first; None where all are right."""
+    found = by_class(part.labels, usual.answers, usual.confidence, subject.classes).mistakes
+    found = sorted(found, key=lambda one: -one.confidence)[:MOST_MISTAKES]
+    if not found:
+        return None
+    images = np.asarray(part.images[np.array([one.example for one in found])])
+    titles = [
+        f"{one.example}: {one.label}\ntaken for {one.answer}, {100 * one.confidence:.0f}%" for one in found
+    ]
+    return figures.as_uri(figures.contact_sheet(images, titles))
 
 
 def _template() -> jinja2.Template:

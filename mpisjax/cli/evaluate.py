@@ -1,13 +1,14 @@
-"""Measures the best state of a run: accuracy by the equivalent path and by spikes alone, residuals, firing rates.
+"""Measures the best state of a run: accuracies, residuals, firing rates, classes, and answers that come early.
 
     mpisjax evaluate --workdir runs/digits
-    mpisjax evaluate --workdir runs/digits --num_steps 1,2,5,10,30 --json out.json
-    mpisjax evaluate --workdir runs/digits --report report.html
+    mpisjax evaluate --workdir runs/digits --num_steps 1,2,5,10,30
+    mpisjax evaluate --workdir runs/digits --json out.json --csv tables
     mpisjax evaluate --pretrained digits
 
-Prints tables, and the same figures as one line of JSON on standard output, or in --json FILE. The config is the
-run's own; --config.data.dir=DIR and the like override it where files lie elsewhere. Several processes share the work as
-in train.py.
+Prints tables. `--json FILE` writes the same figures, with the confusion matrix and the misclassified examples, as JSON
+(`--json -`: to standard output, and no tables); `--csv FOLDER` writes classes.csv, confusion.csv and misclassified.csv. The
+early exit stops each example at its first sure answer; how sure is chosen on the validation split. The config is the run's own;
+--config.data.dir=DIR and the like override it where files lie elsewhere. Several processes share the work as in training.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path, whole_numbers
 from mpisjax.errors import UserError
 
+MOST_HELD_OUT = 2000  # examples that the threshold of the early exit is chosen on
+
 
 def make_parser() -> Parser:
     """The command's flags."""
@@ -28,7 +31,16 @@ def make_parser() -> Parser:
     parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
     parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
-    parser.add_argument("--json", type=path, help="file for the figures as JSON; standard output by default")
+    parser.add_argument("--json", type=path, help="file for the figures as JSON; - for standard output")
+    parser.add_argument(
+        "--csv", type=path, help="folder for the figures by class as CSV; made if it is missing"
+    )
+    parser.add_argument(
+        "--no_early_exit",
+        dest="early_exit",
+        action="store_false",
+        help="leave the early exit out, which takes as long again",
+    )
     parser.add_argument(
         "--num_steps",
         type=whole_numbers(1),
@@ -46,10 +58,10 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command."""
-    cli.run(_main, make_parser(), _config_of_run, arguments)
+    cli.run(_main, make_parser(), config_of_run, arguments)
 
 
-def _config_of_run(given, config_file: str | None):
+def config_of_run(given, config_file: str | None):
     """The config that the run was trained with."""
     if config_file is not None:
         raise UserError(
@@ -81,75 +93,116 @@ def _evaluate(given, config, first: bool) -> None:
     from rich.console import Console
 
     from mpisjax import configuration
+    from mpisjax.analysis.classes import by_class
+    from mpisjax.cli import tables
+    from mpisjax.pretrained.save import inputs_of
     from mpisjax.training import evaluation
-    from mpisjax.training.run import evaluate_at, restore_best
-    from mpisjax.training.run_folder import path_of, write_atomically
+    from mpisjax.training.run import evaluate_at, variables_of
+    from mpisjax.training.run_folder import write_atomically
 
-    counts = given.num_steps
-    if given.json is not None and not Path(given.json).parent.is_dir():
-        raise UserError(f"--json {given.json} lies in no folder; make the folder or name another file")
-    if given.report is not None and not Path(given.report).parent.is_dir():
-        raise UserError(f"--report {given.report} lies in no folder; make the folder or name another file")
-    if given.pretrained is None:
-        origin = given.workdir
-        parts, state, step = restore_best(path_of(origin), config)
-    else:
-        from mpisjax.pretrained import restore
-
-        origin = f"pretrained {given.pretrained}"
-        parts, state, step = restore(given.pretrained, config)
-    split = getattr(parts.dataset, given.split)
-    if not len(split.labels):
-        raise UserError(f"the run holds out no {given.split} examples; choose --split test")
-    if counts and parts.dataset.temporal:
-        raise UserError(
-            "--num_steps needs a constant input; an event set takes as many steps as data.num_frames"
-        )
-    console = Console(quiet=not first)
+    for name, file in (("--json", given.json), ("--report", given.report)):
+        if file not in (None, "-") and not Path(file).parent.is_dir():
+            raise UserError(f"{name} {file} lies in no folder; make the folder or name another file")
+    origin, parts, state, step = restored(given, config)
+    split = split_of(given, parts)
+    console = Console(quiet=not first or given.json == "-")
     readout = evaluation.readout_name(configuration.make_bptt(config))
-    results = evaluation.as_json(evaluate_at(config, parts, state, split, None))
+    examined = configuration.make_examiner(config, parts.net, parts.dataset)(variables_of(state), split)
+    results = evaluation.as_json(examined.evaluation)
+    classes = by_class(split.labels, examined.answers, examined.confidence, inputs_of(parts.dataset).classes)
     epoch = step // parts.feed.steps_per_epoch
     examples = f"{given.split} split, {results['num_examples']} examples"
-    evaluation.show(console, f"{origin}, state of epoch {epoch}, {examples}", results, readout)
-    if counts:
+    tables.show(console, f"{origin}, state of epoch {epoch}, {examples}", results, readout)
+    tables.show_classes(console, classes)
+    if given.num_steps:
         results["by_steps"] = [
-            evaluation.as_json(evaluate_at(config, parts, state, split, count)) for count in counts
+            evaluation.as_json(evaluate_at(config, parts, state, split, count)) for count in given.num_steps
         ]
-        evaluation.show_steps(console, results["by_steps"], readout)
+        tables.show_steps(console, results["by_steps"], readout)
+    if given.early_exit and (found := _early_exit(config, parts, state, split)) is not None:
+        results["early_exit"] = found._asdict()
+        tables.show_early_exit(console, found, min(len(parts.dataset.validation.labels), MOST_HELD_OUT))
     if not first:
         return
     if given.report is not None:
-        import jax
+        from mpisjax.cli.report import report
 
-        from mpisjax.analysis.report import STEPS as REPORTED_STEPS
-        from mpisjax.analysis.report import Subject, write_report
-        from mpisjax.training.state import evaluated_variables
-
-        subject = Subject(
-            name=config.name,
-            method=config.train.method,
-            net=parts.net,
-            variables=jax.device_get(evaluated_variables(state)),
-            neuron=configuration.make_neuron(config),
-            num_steps=config.forward.num_steps,
-            solver=configuration.make_evaluation_solver(config),
-            evaluations=config.forward.max_steps,
-            through_time=configuration.make_bptt(config),
-            batch_size=config.train.batch_size,
-            settings=configuration.to_plain(config),
-        )
-        write_report(
-            subject,
-            parts.dataset,
-            split,
-            origin,
-            given.report,
-            steps=counts or REPORTED_STEPS,
-        )
+        report(config, parts, state, split, origin, given.report, given.num_steps)
     source = {"workdir": origin} if given.pretrained is None else {"pretrained": given.pretrained}
-    header = {**source, "checkpoint_step": step, "split": given.split}
-    text = json.dumps({**header, **results})
-    if given.json is None:
+    text = json.dumps(
+        {**source, "checkpoint_step": step, "split": given.split, **results, **classes.as_json()}
+    )
+    if given.json == "-":
         print(text)
-    else:
+    elif given.json is not None:
         write_atomically(Path(given.json), f"{text}\n".encode())
+    if given.csv is not None:
+        folder = Path(given.csv)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in classes.as_csv().items():
+            write_atomically(folder / name, table.encode())
+
+
+def restored(given, config):
+    """What --workdir or --pretrained names: a name for it, the parts, the state, and the step it was saved at."""
+    from mpisjax.training.run import restore_best
+    from mpisjax.training.run_folder import path_of
+
+    if given.pretrained is None:
+        return given.workdir, *restore_best(path_of(given.workdir), config)
+    from mpisjax.pretrained import restore
+
+    return f"pretrained {given.pretrained}", *restore(given.pretrained, config)
+
+
+def split_of(given, parts):
+    """The split that --split names.
+
+    Raises:
+        UserError: It is empty, or frames leave no choice of --num_steps.
+    """
+    split = getattr(parts.dataset, given.split)
+    if not len(split.labels):
+        raise UserError(f"the run holds out no {given.split} examples; choose --split test")
+    if given.num_steps and parts.dataset.temporal:
+        raise UserError(
+            "--num_steps needs a constant input; an event set takes as many steps as data.num_frames"
+        )
+    return split
+
+
+def _early_exit(config, parts, state, split):
+    """What it gives to stop at sure answers; None where spikes alone are no answer, or nothing is held out."""
+    import jax
+
+    from mpisjax import configuration
+    from mpisjax.analysis import anytime
+    from mpisjax.analysis.measure import first_examples
+    from mpisjax.nn.mpis import MPIS
+    from mpisjax.training import processes
+    from mpisjax.training.run import variables_of
+
+    bptt = configuration.make_bptt(config)
+    if (
+        processes.count() > 1
+        or not isinstance(parts.net, MPIS)
+        or not len(parts.dataset.validation.labels)
+        or (bptt is not None and bptt.readout != "rate")
+    ):
+        return None
+
+    variables = jax.device_get(variables_of(state))
+
+    def record(part):
+        return anytime.record(
+            parts.net,
+            variables,
+            parts.dataset,
+            part,
+            neuron=configuration.make_neuron(config),
+            num_steps=None if parts.dataset.temporal else config.forward.num_steps,
+            batch_size=config.eval.batch_size,
+        )
+
+    threshold = anytime.choose_threshold(record(first_examples(parts.dataset.validation, MOST_HELD_OUT)))
+    return anytime.early_exit(record(split), threshold)

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("mpisjax.cli.evaluate", "measures a trained network"),
     "predict": ("mpisjax.cli.predict", "names the class of each image file"),
     "demo": ("mpisjax.cli.demo", "classifies one image file and draws the spikes"),
+    "report": ("mpisjax.cli.report", "writes an HTML page about a trained network"),
     "export": ("mpisjax.export.__main__", "writes a trained network for other programs"),
 }
 

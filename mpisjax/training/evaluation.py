@@ -1,16 +1,15 @@
-"""What a network reaches on a split: accuracies, residuals, firing rates; and how that is shown."""
+"""What a network reaches on a split: accuracies, residuals, firing rates, and its answer to each example."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 from mpisjax.baselines import bptt as through_time
 from mpisjax.baselines.bptt import BPTT
@@ -59,6 +58,22 @@ class Evaluation(NamedTuple):
     num_examples: int
 
 
+class Examination(NamedTuple):
+    """What was measured over a split, example by example too.
+
+    Attributes:
+      evaluation: the means.
+      answers: int32 [n], the class that each example was taken for; of these is `evaluation.accuracy`.
+      confidence: float32 [n], the probability of that class.
+      synops: by layer that spikes drive, mean synaptic operations a sample; empty where the evaluation's are None.
+    """
+
+    evaluation: Evaluation
+    answers: np.ndarray
+    confidence: np.ndarray
+    synops: dict[str, float]
+
+
 def make_eval_step(
     network: Any,
     inputs: Inputs,
@@ -67,8 +82,8 @@ def make_eval_step(
     forward: SpikeForward | RateForward,
     bptt: BPTT | None = None,
     mesh: jax.sharding.Mesh,
-) -> Callable[[dict[str, Any], Batch], dict[str, Any]]:
-    """`step(variables, batch)` -> sums over the batch's real rows, to be added up over batches.
+) -> Callable[[dict[str, Any], Batch], tuple[dict[str, Any], tuple[Array, Array]]]:
+    """`step(variables, batch)` -> sums over the batch's real rows, to be added up over batches, and each row's answer.
 
     Args:
       network: the network.
@@ -80,7 +95,7 @@ def make_eval_step(
     """
     network = shard_channels(network, mesh)
 
-    def step(variables: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def step(variables: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], tuple[Array, Array]]:
         x = prepare_images(batch.images, inputs)
         mask = batch.mask
 
@@ -128,8 +143,8 @@ def make_eval_step(
                     height, width, channels = batch.images.shape[-3:]
                     links = synapses(network, (height, width, channels))
                 operations = synops(links, simulation.spike_counts)
-                sums["synops"] = sum((total(v) for v in operations.values()), jnp.zeros(()))
-        return sums
+                sums["synops"] = {name: total(v) for name, v in operations.items()}
+        return sums, (jnp.argmax(logits, -1), jnp.max(jax.nn.softmax(logits), -1))
 
     whole = replicated(mesh)
     # With an axis "model" the variables come as `state_sharding` lays them.
@@ -137,7 +152,7 @@ def make_eval_step(
     return jax.jit(step, in_shardings=(given, batch_sharding(mesh)), out_shardings=whole)
 
 
-def make_evaluator(
+def make_examiner(
     network: Any,
     inputs: Inputs,
     *,
@@ -146,8 +161,8 @@ def make_evaluator(
     bptt: BPTT | None = None,
     batch_size: int = 256,
     mesh: jax.sharding.Mesh | None = None,
-) -> Callable[[dict[str, Any], Split], Evaluation]:
-    """`evaluator(variables, split) -> Evaluation`, compiled once however often it is called.
+) -> Callable[[dict[str, Any], Split], Examination]:
+    """`examiner(variables, split) -> Examination`, compiled once however often it is called.
 
     Args:
       network: the network.
@@ -161,25 +176,38 @@ def make_evaluator(
     mesh = data_mesh(batch_size) if mesh is None else mesh
     step = make_eval_step(network, inputs, neuron=neuron, forward=forward, bptt=bptt, mesh=mesh)
 
-    def evaluator(variables: dict[str, Any], split: Split) -> Evaluation:
+    def examiner(variables: dict[str, Any], split: Split) -> Examination:
         variables = reshard(variables, state_sharding(variables, mesh))
         sums: Any = None
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
         for batch in eval_batches(split, batch_size, batch_sharding(mesh)):
-            part = jax.device_get(step(variables, batch))
+            part, answered = jax.device_get(step(variables, batch))
             sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
+            rows.append(answered)
         mean = jax.tree.map(lambda s: float(s) / float(sums["count"]), sums)
-        return Evaluation(
+        evaluation = Evaluation(
             accuracy=mean["correct"],
             accuracy_spikes=mean.get("correct_spikes"),
             loss=mean["loss"],
             residual=mean["residual"],
             firing_rates=mean["firing_rates"],
-            synops=mean.get("synops"),
+            synops=sum(mean["synops"].values()) if "synops" in mean else None,
             num_steps=mean["steps"],
             num_examples=int(sums["count"]),
         )
+        # The last batch is filled up with rows that are no examples.
+        answers, confidence = (np.concatenate(part)[: len(split.labels)] for part in zip(*rows, strict=True))
+        return Examination(evaluation, answers, confidence, mean.get("synops", {}))
 
-    return evaluator
+    return examiner
+
+
+def make_evaluator(
+    network: Any, inputs: Inputs, **settings: Any
+) -> Callable[[dict[str, Any], Split], Evaluation]:
+    """`evaluator(variables, split) -> Evaluation`: the means of `make_examiner`, which says what the arguments are."""
+    examiner = make_examiner(network, inputs, **settings)
+    return lambda variables, split: examiner(variables, split).evaluation
 
 
 def as_json(score: Any) -> dict[str, Any]:
@@ -209,79 +237,3 @@ def readout_name(bptt: Any) -> str:
         return "equivalent path"
     seen = "firing rates" if bptt.readout == "rate" else "mean membrane potentials"
     return f"readout it was trained with, {seen}"
-
-
-def show(console: Console, title: str, result: Mapping[str, Any], readout: str = "equivalent path") -> None:
-    """Prints one evaluation: accuracy and loss, the residual of each stream, the firing rate of each layer.
-
-    Args:
-        console: Where to.
-        title: What was evaluated.
-        result: What `as_json` gave.
-        readout: What `accuracy` and `loss` are by; see `readout_name`.
-    """
-    console.print(title, style="italic", highlight=False, markup=False)
-    main = Table(show_header=False)
-    main.add_column("", style="bold")
-    main.add_column("", justify="right")
-    main.add_row(f"accuracy, {readout}", percent(result["accuracy"]))
-    if result["accuracy_spikes"] is not None:
-        main.add_row(
-            f"accuracy, spikes alone, T = {result['num_steps']:g}", percent(result["accuracy_spikes"])
-        )
-    main.add_row(f"loss, {readout}", number(result["loss"]))
-    if result["synops"] is not None:
-        main.add_row("synaptic operations a sample", f"{result['synops']:,.0f}")
-    for stream, residual in result["residual"].items():
-        main.add_row(f"residual, {stream}", number(residual))
-    console.print(main)
-    rates = Table()
-    rates.add_column("layer", style="bold")
-    rates.add_column("mean firing rate (spikes per neuron and time step)", justify="right")
-    for layer, rate in result["firing_rates"].items():
-        rates.add_row(layer, number(rate))
-    console.print(rates)
-
-
-def show_steps(
-    console: Console, results: Sequence[Mapping[str, Any]], readout: str = "equivalent path"
-) -> None:
-    """Prints accuracy, residual, firing rate and synaptic operations against the number of time steps T.
-
-    Args:
-        console: Where to.
-        results: What `as_json` gave, one for each T.
-        readout: What `accuracy` is by; see `readout_name`.
-    """
-    table = Table()
-    for name in (
-        "T",
-        readout,
-        "spikes alone",
-        "largest residual",
-        "firing rate, mean of layers",
-        "SynOps a sample",
-    ):
-        table.add_column(name, justify="right")
-    for result in results:
-        residuals = [value for value in result["residual"].values() if value is not None]
-        rates = [value for value in result["firing_rates"].values() if value is not None]
-        table.add_row(
-            f"{result['num_steps']:g}",
-            percent(result["accuracy"]),
-            percent(result["accuracy_spikes"]),
-            number(max(residuals)) if residuals else "-",
-            number(sum(rates) / len(rates)) if rates else "-",
-            f"{result['synops']:,.0f}" if result["synops"] is not None else "-",
-        )
-    console.print(table)
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent."""
-    return "not finite" if share is None else f"{100 * share:.2f}%"
-
-
-def number(value: float | None) -> str:
-    """A number with four digits."""
-    return "not finite" if value is None else f"{value:.4g}"

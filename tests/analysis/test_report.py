@@ -48,6 +48,7 @@ def subject_of(config, net, variables, dataset):
         through_time=None,
         batch_size=config.train.batch_size,
         settings=configuration.to_plain(config),
+        classes=tuple("0123456789"),
     )
 
 

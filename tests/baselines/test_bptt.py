@@ -13,6 +13,7 @@ from mpisjax import configuration, data, nn
 from mpisjax.baselines import bptt
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.baselines.surrogates import SURROGATES, spike
+from mpisjax.cli import tables
 from mpisjax.training import evaluation
 
 pytestmark = pytest.mark.unoptimized
@@ -246,7 +247,7 @@ def test_accuracy_is_named_by_the_readout_it_is_of(method, readout, said):
     result = {"accuracy": 0.5, "accuracy_spikes": 0.25, "loss": 1.0, "synops": None, "num_steps": 4}
     result |= {"residual": {}, "firing_rates": {}}
     console = Console(record=True, width=140, file=io.StringIO())
-    evaluation.show(console, "a run", result, evaluation.readout_name(configuration.make_bptt(config)))
-    evaluation.show_steps(console, [result], evaluation.readout_name(configuration.make_bptt(config)))
+    tables.show(console, "a run", result, evaluation.readout_name(configuration.make_bptt(config)))
+    tables.show_steps(console, [result], evaluation.readout_name(configuration.make_bptt(config)))
     shown = console.export_text()
     assert shown.count(said) >= 2 and (method == "implicit") == ("equivalent path" in shown)

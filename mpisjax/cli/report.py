@@ -1,0 +1,91 @@
+"""Writes an HTML page about a run: curves, confusion, firing rates, convergence, spikes, energy, misclassified examples.
+
+    mpisjax report --workdir runs/digits --out report.html
+    mpisjax report --pretrained digits --out report.html
+
+The page needs no other file. It is measured on the split's first 1,000 examples. The config is the run's own;
+--config.data.dir=DIR and the like override it where files lie elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mpisjax.cli import evaluate
+from mpisjax.cli.arguments import Parser, path, whole_numbers
+
+
+def make_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser("mpisjax report", __doc__, with_config=True)
+    parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
+    parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
+    parser.add_argument(
+        "--num_steps", type=whole_numbers(1), default=[], help="numbers of time steps to compare"
+    )
+    parser.add_argument("--out", type=path, required=True, help="HTML file to write")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command."""
+    from mpisjax import cli
+
+    cli.run(_main, make_parser(), evaluate.config_of_run, arguments)
+
+
+def _main(given: Any, config: Any) -> None:
+    from pathlib import Path
+
+    from mpisjax.configuration import prepare_cores
+    from mpisjax.errors import UserError
+    from mpisjax.training import devices
+
+    if not Path(given.out).absolute().parent.is_dir():
+        raise UserError(f"--out {given.out} lies in no folder; make the folder or name another file")
+    prepare_cores(config)
+    devices.compilation_cache()
+    origin, parts, state, _ = evaluate.restored(given, config)
+    split = evaluate.split_of(given, parts)
+    report(config, parts, state, split, origin, given.out, given.num_steps)
+    print(f"written: {given.out}")
+
+
+def report(
+    config: Any, parts: Any, state: Any, split: Any, origin: str, out: str, num_steps: Sequence[int]
+) -> None:
+    """Writes the page.
+
+    Args:
+        config: All settings.
+        parts: What they stand for.
+        state: The state to measure.
+        split: Examples and labels.
+        origin: The run's folder, for its metrics.
+        out: The file.
+        num_steps: Numbers of time steps to compare; none: the report's own.
+    """
+    import jax
+
+    from mpisjax import configuration
+    from mpisjax.analysis.report import STEPS, Subject, write_report
+    from mpisjax.pretrained.save import inputs_of
+    from mpisjax.training.run import variables_of
+
+    subject = Subject(
+        name=config.name,
+        method=config.train.method,
+        net=parts.net,
+        variables=jax.device_get(variables_of(state)),
+        neuron=configuration.make_neuron(config),
+        num_steps=config.forward.num_steps,
+        solver=configuration.make_evaluation_solver(config),
+        evaluations=config.forward.max_steps,
+        through_time=configuration.make_bptt(config),
+        batch_size=config.train.batch_size,
+        settings=configuration.to_plain(config),
+        classes=inputs_of(parts.dataset).classes,
+    )
+    write_report(subject, parts.dataset, split, origin, out, steps=num_steps or STEPS)

@@ -1,0 +1,139 @@
+"""Measurements as tables for the eye."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mpisjax.analysis.anytime import EarlyExit
+from mpisjax.analysis.classes import ByClass
+
+MOST_CLASSES = 20  # that are shown one by one
+
+
+def show(console: Console, title: str, result: Mapping[str, Any], readout: str = "equivalent path") -> None:
+    """Prints one evaluation: accuracy and loss, the residual of each stream, the firing rate of each layer.
+
+    Args:
+        console: Where to.
+        title: What was evaluated.
+        result: What `as_json` gave.
+        readout: What `accuracy` and `loss` are by; see `readout_name`.
+    """
+    console.print(title, style="italic", highlight=False, markup=False)
+    main = Table(show_header=False)
+    main.add_column("", style="bold")
+    main.add_column("", justify="right")
+    main.add_row(f"accuracy, {readout}", percent(result["accuracy"]))
+    if result["accuracy_spikes"] is not None:
+        main.add_row(
+            f"accuracy, spikes alone, T = {result['num_steps']:g}", percent(result["accuracy_spikes"])
+        )
+    main.add_row(f"loss, {readout}", number(result["loss"]))
+    if result["synops"] is not None:
+        main.add_row("synaptic operations a sample", f"{result['synops']:,.0f}")
+    for stream, residual in result["residual"].items():
+        main.add_row(f"residual, {stream}", number(residual))
+    console.print(main)
+    rates = Table()
+    rates.add_column("layer", style="bold")
+    rates.add_column("mean firing rate (spikes per neuron and time step)", justify="right")
+    for layer, rate in result["firing_rates"].items():
+        rates.add_row(layer, number(rate))
+    console.print(rates)
+
+
+def show_steps(
+    console: Console, results: Sequence[Mapping[str, Any]], readout: str = "equivalent path"
+) -> None:
+    """Prints accuracy, residual, firing rate and synaptic operations against the number of time steps T.
+
+    Args:
+        console: Where to.
+        results: What `as_json` gave, one for each T.
+        readout: What `accuracy` is by; see `readout_name`.
+    """
+    table = Table()
+    for name in (
+        "T",
+        readout,
+        "spikes alone",
+        "largest residual",
+        "firing rate, mean of layers",
+        "SynOps a sample",
+    ):
+        table.add_column(name, justify="right")
+    for result in results:
+        residuals = [value for value in result["residual"].values() if value is not None]
+        rates = [value for value in result["firing_rates"].values() if value is not None]
+        table.add_row(
+            f"{result['num_steps']:g}",
+            percent(result["accuracy"]),
+            percent(result["accuracy_spikes"]),
+            number(max(residuals)) if residuals else "-",
+            number(sum(rates) / len(rates)) if rates else "-",
+            f"{result['synops']:,.0f}" if result["synops"] is not None else "-",
+        )
+    console.print(table)
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent."""
+    return "not finite" if share is None else f"{100 * share:.2f}%"
+
+
+def number(value: float | None) -> str:
+    """A number with four digits."""
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def show_classes(console: Console, found: ByClass) -> None:
+    """Prints a row a class; nothing where there are many.
+
+    Args:
+        console: Where to.
+        found: What is known of the classes.
+    """
+    if len(found.figures) > MOST_CLASSES:
+        return
+    table = Table()
+    table.add_column("class", style="bold")
+    for name in ("examples", "right", "precision"):
+        table.add_column(name, justify="right")
+    table.add_column("most often taken for")
+    for one in found.figures:
+        shares = ["-" if share is None else percent(share) for share in (one.recall, one.precision)]
+        table.add_row(one.name, f"{one.examples:,}", *shares, one.mistaken_for)
+    console.print(table)
+
+
+def show_early_exit(console: Console, found: EarlyExit, held_out: int) -> None:
+    """Prints what it gives to stop at the first sure answer.
+
+    Args:
+        console: Where to.
+        found: Of the split.
+        held_out: How many examples the threshold was chosen on.
+    """
+    if found.threshold > 1:
+        console.print(
+            f"No answer before the last step is as good as the last one, on {held_out:,} validation examples.",
+            highlight=False,
+        )
+        return
+    console.print(
+        f"early exit at a confidence of {found.threshold:.2f}, chosen on {held_out:,} validation examples",
+        style="italic",
+        highlight=False,
+    )
+    table = Table()
+    table.add_column("", style="bold")
+    for name in ("all steps", "early exit"):
+        table.add_column(name, justify="right")
+    table.add_row("accuracy, spikes alone", percent(found.full_accuracy), percent(found.accuracy))
+    table.add_row("time steps, mean", f"{found.max_steps}", f"{found.mean_steps:.2f}")
+    table.add_row("synaptic operations a sample", f"{found.full_synops:,.0f}", f"{found.synops:,.0f}")
+    console.print(table)

@@ -1,0 +1,72 @@
+"""`mpisjax evaluate` and `mpisjax report`: tables for the eye, JSON and CSV when they are asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+import mpisjax
+from mpisjax.cli import evaluate, report
+
+pytestmark = pytest.mark.unoptimized
+
+
+def run(command, *arguments: object) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main([*map(str, arguments)])
+    assert ended.value.code in (0, None)
+
+
+def test_tables_are_printed_and_files_written_when_asked(tmp_path, capsys):
+    out, folder = tmp_path / "out.json", tmp_path / "tables"
+    run(evaluate, "--pretrained=digits", f"--json={out}", f"--csv={folder}", "--num_steps=2")
+    said = capsys.readouterr().out
+    card = mpisjax.load_pretrained("digits").card
+    assert "accuracy, equivalent path" in said and "{" not in said
+    assert "early exit at a confidence of 0." in said and "most often taken for" in said
+    found = json.loads(out.read_text())
+    assert found["pretrained"] == "digits" and found["num_examples"] == 360
+    assert found["accuracy"] == pytest.approx(card["test"]["accuracy"], abs=1.5 / 360)
+    wrong = found["misclassified"]
+    assert len(wrong) == round(360 * (1 - found["accuracy"]))
+    assert sum(map(sum, found["confusion"])) == 360
+    assert sum(row[n] for n, row in enumerate(found["confusion"])) == 360 - len(wrong)
+    exit_ = found["early_exit"]
+    assert exit_["mean_steps"] < 8 and exit_["synops"] < exit_["full_synops"] / 2
+    assert exit_["accuracy"] >= exit_["full_accuracy"] - 0.01 and found["by_steps"][0]["num_steps"] == 2
+    assert {path.name for path in folder.iterdir()} == {"classes.csv", "confusion.csv", "misclassified.csv"}
+    with open(folder / "misclassified.csv", newline="") as file:
+        assert [int(row["example"]) for row in csv.DictReader(file)] == [one["example"] for one in wrong]
+
+
+def test_json_on_standard_output_comes_alone(capsys):
+    run(evaluate, "--pretrained=digits", "--json=-", "--no_early_exit", "--split=validation")
+    found = json.loads(capsys.readouterr().out)
+    assert found["split"] == "validation" and found["num_examples"] == 180 and "early_exit" not in found
+
+
+def test_a_report_shows_what_is_wrong(tmp_path, capsys):
+    run(report, "--pretrained=digits", f"--out={tmp_path / 'page.html'}", "--num_steps=2")
+    page = (tmp_path / "page.html").read_text()
+    assert "<h2>Misclassified examples</h2>" in page and 'alt="misclassified examples"' in page
+    assert f"written: {tmp_path / 'page.html'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "sentence"),
+    [
+        (evaluate, ["--pretrained=digits", "--json=none/a.json"], 1, "--json none/a.json lies in no folder"),
+        (evaluate, ["--pretrained=digits", "--config=digits"], 1, "evaluate takes the config from --workdir"),
+        (evaluate, ["--workdir=runs/none"], 1, "runs/none holds no checkpoint"),
+        (report, ["--pretrained=digits"], 2, "the following arguments are required: --out"),
+        (report, ["--pretrained=digits", "--out=none/a.html"], 1, "--out none/a.html lies in no folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence(command, arguments, code, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    said = capsys.readouterr()
+    assert ended.value.code == code and said.err.startswith(f"error: {sentence}") and not said.out
