@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mpisjax import cli
+from mpisjax.cli import named
 from mpisjax.cli.arguments import Parser, path, whole_numbers
 from mpisjax.errors import UserError
 
@@ -58,23 +59,7 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command."""
-    cli.run(_main, make_parser(), config_of_run, arguments)
-
-
-def config_of_run(given, config_file: str | None):
-    """The config that the run was trained with."""
-    if config_file is not None:
-        raise UserError(
-            "evaluate takes the config from --workdir or --pretrained; leave --config out, or override single settings"
-        )
-    if given.pretrained is not None:
-        import mpisjax
-
-        return mpisjax.load_pretrained(given.pretrained).config
-    from mpisjax.training.run import saved_config
-    from mpisjax.training.run_folder import path_of
-
-    return saved_config(path_of(given.workdir))
+    cli.run(_main, make_parser(), named.config_of_run, arguments)
 
 
 def _main(given, config) -> None:
@@ -103,8 +88,8 @@ def _evaluate(given, config, first: bool) -> None:
     for name, file in (("--json", given.json), ("--report", given.report)):
         if file not in (None, "-") and not Path(file).parent.is_dir():
             raise UserError(f"{name} {file} lies in no folder; make the folder or name another file")
-    origin, parts, state, step = restored(given, config)
-    split = split_of(given, parts)
+    origin, parts, state, step = named.restored(given, config)
+    split = named.split_of(given, parts)
     console = Console(quiet=not first or given.json == "-")
     readout = evaluation.readout_name(configuration.make_bptt(config))
     examined = configuration.make_examiner(config, parts.net, parts.dataset)(variables_of(state), split)
@@ -141,34 +126,6 @@ def _evaluate(given, config, first: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in classes.as_csv().items():
             write_atomically(folder / name, table.encode())
-
-
-def restored(given, config):
-    """What --workdir or --pretrained names: a name for it, the parts, the state, and the step it was saved at."""
-    from mpisjax.training.run import restore_best
-    from mpisjax.training.run_folder import path_of
-
-    if given.pretrained is None:
-        return given.workdir, *restore_best(path_of(given.workdir), config)
-    from mpisjax.pretrained import restore
-
-    return f"pretrained {given.pretrained}", *restore(given.pretrained, config)
-
-
-def split_of(given, parts):
-    """The split that --split names.
-
-    Raises:
-        UserError: It is empty, or frames leave no choice of --num_steps.
-    """
-    split = getattr(parts.dataset, given.split)
-    if not len(split.labels):
-        raise UserError(f"the run holds out no {given.split} examples; choose --split test")
-    if given.num_steps and parts.dataset.temporal:
-        raise UserError(
-            "--num_steps needs a constant input; an event set takes as many steps as data.num_frames"
-        )
-    return split
 
 
 def _early_exit(config, parts, state, split):

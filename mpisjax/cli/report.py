@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mpisjax.cli import evaluate
+from mpisjax.cli import named
 from mpisjax.cli.arguments import Parser, path, whole_numbers
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command."""
     from mpisjax import cli
 
-    cli.run(_main, make_parser(), evaluate.config_of_run, arguments)
+    cli.run(_main, make_parser(), named.config_of_run, arguments)
 
 
 def _main(given: Any, config: Any) -> None:
@@ -47,8 +47,8 @@ def _main(given: Any, config: Any) -> None:
         raise UserError(f"--out {given.out} lies in no folder; make the folder or name another file")
     prepare_cores(config)
     devices.compilation_cache()
-    origin, parts, state, _ = evaluate.restored(given, config)
-    split = evaluate.split_of(given, parts)
+    origin, parts, state, _ = named.restored(given, config)
+    split = named.split_of(given, parts)
     report(config, parts, state, split, origin, given.out, given.num_steps)
     print(f"written: {given.out}")
 

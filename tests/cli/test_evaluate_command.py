@@ -58,7 +58,12 @@ def test_a_report_shows_what_is_wrong(tmp_path, capsys):
     ("command", "arguments", "code", "sentence"),
     [
         (evaluate, ["--pretrained=digits", "--json=none/a.json"], 1, "--json none/a.json lies in no folder"),
-        (evaluate, ["--pretrained=digits", "--config=digits"], 1, "evaluate takes the config from --workdir"),
+        (
+            evaluate,
+            ["--pretrained=digits", "--config=digits"],
+            1,
+            "this command takes the config from --workdir",
+        ),
         (evaluate, ["--workdir=runs/none"], 1, "runs/none holds no checkpoint"),
         (report, ["--pretrained=digits"], 2, "the following arguments are required: --out"),
         (report, ["--pretrained=digits", "--out=none/a.html"], 1, "--out none/a.html lies in no folder"),
