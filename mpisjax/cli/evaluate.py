@@ -82,8 +82,9 @@ def _evaluate(given, config, first: bool) -> None:
     from mpisjax.cli import tables
     from mpisjax.pretrained.save import inputs_of
     from mpisjax.training import evaluation
-    from mpisjax.training.run import evaluate_at, variables_of
+    from mpisjax.training.run import evaluate_at
     from mpisjax.training.run_folder import write_atomically
+    from mpisjax.training.state import evaluated_variables
 
     for name, file in (("--json", given.json), ("--report", given.report)):
         if file not in (None, "-") and not Path(file).parent.is_dir():
@@ -92,7 +93,9 @@ def _evaluate(given, config, first: bool) -> None:
     split = named.split_of(given, parts)
     console = Console(quiet=not first or given.json == "-")
     readout = evaluation.readout_name(configuration.make_bptt(config))
-    examined = configuration.make_examiner(config, parts.net, parts.dataset)(variables_of(state), split)
+    examined = configuration.make_examiner(config, parts.net, parts.dataset)(
+        evaluated_variables(state), split
+    )
     results = evaluation.as_json(examined.evaluation)
     classes = by_class(split.labels, examined.answers, examined.confidence, inputs_of(parts.dataset).classes)
     epoch = step // parts.feed.steps_per_epoch
@@ -137,7 +140,7 @@ def _early_exit(config, parts, state, split):
     from mpisjax.analysis.measure import first_examples
     from mpisjax.nn.mpis import MPIS
     from mpisjax.training import processes
-    from mpisjax.training.run import variables_of
+    from mpisjax.training.state import evaluated_variables
 
     bptt = configuration.make_bptt(config)
     if (
@@ -148,7 +151,7 @@ def _early_exit(config, parts, state, split):
     ):
         return None
 
-    variables = jax.device_get(variables_of(state))
+    variables = jax.device_get(evaluated_variables(state))
 
     def record(part):
         return anytime.record(

@@ -72,13 +72,13 @@ def report(
     from mpisjax import configuration
     from mpisjax.analysis.report import STEPS, Subject, write_report
     from mpisjax.pretrained.save import inputs_of
-    from mpisjax.training.run import variables_of
+    from mpisjax.training.state import evaluated_variables
 
     subject = Subject(
         name=config.name,
         method=config.train.method,
         net=parts.net,
-        variables=jax.device_get(variables_of(state)),
+        variables=jax.device_get(evaluated_variables(state)),
         neuron=configuration.make_neuron(config),
         num_steps=config.forward.num_steps,
         solver=configuration.make_evaluation_solver(config),
