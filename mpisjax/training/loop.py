@@ -101,6 +101,11 @@ class TrainingRun:
         self.total = self.settings.epochs * self.steps_per_epoch
         if self.step:
             _log.info("going on from the checkpoint of step %d of %d", self.step, self.total)
+        if self._out_of_patience:
+            _log.warning(
+                "training has ended, since %d epochs brought nothing better: raise train.patience to go on",
+                (self.progress.validated_step - self.progress.best_step) // self.steps_per_epoch,
+            )
         self.began = time.monotonic() - self.progress.seconds
         self.stepped = self.told = False
         self.rows = SharedLog(self.workdir, self.progress.metrics_length, self.step)

@@ -370,13 +370,14 @@ def scored(scores):
     return lambda state: tiny.Evaluation(scores[int(state.step)], 1.0, {})
 
 
-def test_training_ends_when_patience_does_and_goes_on_with_more(tmp_path):
+def test_training_ends_when_patience_does_and_goes_on_with_more(tmp_path, log):
     config, eval_fn = tiny.get_config(), scored({6: 0.5, 12: 0.6, 18: 0.6, 24: 0.5, 30: 0.7, 36: 0.1})
     config.train.epochs, config.train.patience = 6, 2
     first = tiny.fit(tmp_path, config, eval_fn=eval_fn)
     assert (first.step, first.best_step, first.stopped) == (24, 12, False) and first.test is not None
     again = tiny.fit(tmp_path, config, eval_fn=eval_fn, test_fn=lambda state: pytest.fail("measured"))
     assert again.step == 24 and again.test == first.test
+    assert "2 epochs brought nothing better: raise train.patience to go on" in log.text
     config.train.patience = 3  # is no part of what a run is made of
     longer = tiny.fit(tmp_path, config, eval_fn=eval_fn)
     assert (longer.step, longer.best_step) == (36, 30)
