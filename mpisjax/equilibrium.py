@@ -65,7 +65,7 @@ class _Layouts(NamedTuple):
 def adjoint_probe(batch_size: int | None = None) -> AdjointStats:
     """Zeros to pass as `probe`: their "gradient" is what the adjoint solve reports.
 
-    A backward pass has no other way out for a value. Example::
+    A backward pass has no other way out for a value. Example:
 
         def loss(params, probe):
             return head(mpisjax.equilibrium_forward(f, params, x, init, probe=probe).rates)
@@ -291,7 +291,7 @@ def equilibrium_forward(
     The network is one pure function, read twice: `transition(params, rates, x, fire) -> rates`, in which every
     neuron population is a call `fire(name, current, neuron=None) -> activity`. As spikes, `fire` steps the neurons and
     the transition is simulated (Eq. 2, 11); as rates, `fire` is the neuron's rate, DBReLU for LIF neurons, and the
-    transition is the equivalent map f (Eq. 10). Both have the same fixed point. A network of two layers, complete::
+    transition is the equivalent map f (Eq. 10). Both have the same fixed point. A network of two layers, complete:
 
         lambda p, z, x, fire: fire("out", fire("hidden", x @ p["in"] + z @ p["back"]) @ p["out"])
 

@@ -1,6 +1,6 @@
 """What MkDocs does to the pages beside Markdown: generated references, MathJax's file, tables that fit a phone.
 
-mkdocs.yml names this file as a hook. In a page, `<!-- settings -->` stands for the tables of all settings,
+mkdocs.yml names this file as a hook. In a page, `<!-- settings -->` stands for the tables of all settings, `<!-- commands -->` for what `mpisjax` can do,
 `<!-- help: PROGRAM -->` for what a program's --help says, `<!-- api: MODULE -->` for the public names of a module, and
 `<!-- code: FILE NAME ... -->` for functions and classes of a file.
 """
@@ -8,11 +8,13 @@ mkdocs.yml names this file as a hook. In a page, `<!-- settings -->` stands for 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import re
-import subprocess
+import runpy
 import sys
 from html import unescape
 from pathlib import Path
@@ -65,16 +67,30 @@ def settings_tables() -> str:
 
 
 def program_help(program: str) -> str:
-    """What a program says to --help, as a block of code; without the settings, which have a page."""
-    said = subprocess.run(
-        [sys.executable, *program.split()[1:], "--help"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "88", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return f"```text\n{said.partition('settings, with their defaults')[0].rstrip()}\n```"
+    """What `python -m MODULE ...` says to --help, as a block of code; without the settings, which have a page."""
+    module, *rest = program.removeprefix("python -m ").split()
+    said, before = io.StringIO(), sys.argv
+    # Programs start anew for large pages where this is not set, which would end MkDocs.
+    os.environ.update(COLUMNS="88", GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
+    sys.path.insert(0, str(ROOT))
+    sys.argv = [module, *rest, "--help"]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
+    finally:
+        sys.argv = before
+    return f"```text\n{said.getvalue().partition('settings, with their defaults')[0].rstrip()}\n```"
+
+
+def command_help() -> str:
+    """A section for every command of the program `mpisjax`."""
+    sys.path.insert(0, str(ROOT))
+    from mpisjax.cli.main import COMMANDS
+
+    return "\n\n".join(
+        f"## mpisjax {name}\n\n{what[:1].upper()}{what[1:]}.\n\n{program_help(f'python -m mpisjax {name}')}"
+        for name, (_, what) in COMMANDS.items()
+    )
 
 
 def public_names(module: str) -> str:
@@ -133,8 +149,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts generated text where a page asks for it."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Puts generated text where a page asks for it. Laboratory notes are not searched."""
+    if page.file.src_uri.startswith(("notes/", "results/")):
+        page.meta["search"] = {"exclude": True}
+    markdown = markdown.replace("<!-- commands -->", command_help())
     markdown = re.sub(
         r"^( *)<!-- code: (\S+) ([^>]+?) -->",
         lambda m: source_of(m[2], m[3].split(), m[1]),

@@ -29,7 +29,7 @@ def stream_name(i: int) -> str:
 class MPIS(nn.Module):
     """N parallel implicit streams with a stem before and a classifier after them.
 
-    Stream i works at 1/2^(i-1) of the stem's resolution. With `c_i^k` the current into the neurons of layer k::
+    Stream i works at 1/2^(i-1) of the stem's resolution. With `c_i^k` the current into the neurons of layer k:
 
         c_i^1 = Trans_i(rates_i) + [i = 1] * Inject(x)
         c_i^k = Conv_i^k(a_i^(k-1))

@@ -126,7 +126,7 @@ def test_what_is_not_run_has_a_reason():
 
 def test_every_public_name_has_an_entry_in_the_reference():
     text = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
-    named = set(re.findall(r"^::: mpisjax\.(\w+)$", text, re.M)) | set(
+    named = set(re.findall(r"^::: mpisjax\.(?:\w+\.)*(\w+)$", text, re.M)) | set(
         re.findall(r"<!-- api: mpisjax\.(\w+) -->", text)
     )
     assert set(mpisjax.__all__) <= named, set(mpisjax.__all__) - named
