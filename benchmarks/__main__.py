@@ -5,8 +5,10 @@
     python -m benchmarks --only steps,memory --out DIR
     python -m benchmarks --peer torch                     # also beside PyTorch (pip install torch)
 
-Sections: peaks, steps, memory, adjoint, scaling, solvers, profile, loader. --quick takes fewer points of each
-and leaves scaling and profile to --only. Times are medians; processor seconds count every thread. Run it on
+    python -m benchmarks --only accuracy --data_dir DIR   # Fashion-MNIST from nothing, minutes
+
+Sections: peaks, steps, memory, adjoint, scaling, solvers, profile, loader, startup, inference, and by --only alone
+accuracy. --quick takes fewer points of each and leaves scaling, profile, startup and inference to --only. Times are medians; processor seconds count every thread. Run it on
 an idle machine.
 """
 
@@ -22,7 +24,18 @@ from typing import Any
 import mpisjax_launch
 from mpisjax.cli.arguments import Parser, local_path, names, path, whole_number
 
-SECTIONS = ("peaks", "steps", "memory", "adjoint", "scaling", "solvers", "profile", "loader")
+SECTIONS = (
+    "peaks",
+    "steps",
+    "memory",
+    "adjoint",
+    "scaling",
+    "solvers",
+    "profile",
+    "loader",
+    "startup",
+    "inference",
+)
 QUICK = ("peaks", "steps", "memory", "adjoint", "solvers", "loader")
 
 
@@ -30,11 +43,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; `sections` is what it asks for."""
     parser = Parser("python -m benchmarks", __doc__)
     parser.add_argument(
-        "--only", type=names((*SECTIONS, "peer")), help="sections, separated by commas; all by default"
+        "--only",
+        type=names((*SECTIONS, "accuracy", "peer")),
+        help="sections, separated by commas; all by default",
     )
     parser.add_argument("--out", default="runs/benchmarks", type=local_path, help="folder for the results")
     parser.add_argument(
-        "--data_dir", type=path, default="", help="of the loader section: data sets' files or folders"
+        "--data_dir", type=path, default="", help="of loader and accuracy: data sets' files or folders"
     )
     parser.add_argument("--quick", action="store_true", help="fewer sections, points and repeats")
     parser.add_argument("--peer", choices=["torch"], help="also measure the PyTorch peer")
@@ -68,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     cores.prepare(all_cores=not flags.one_core)
 
-    from benchmarks import loader, report, scaling, sections
+    from benchmarks import loader, report, scaling, sections, user
     from benchmarks.machine import machine
 
     scope = sections.Scope(
@@ -96,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "solvers": lambda: sections.measure_solvers(scope),
         "profile": lambda: sections.measure_profile(scope),
         "loader": lambda: loader.measure(flags.data_dir, quick=flags.quick),
+        "startup": user.measure_startup,
+        "inference": lambda: user.measure_inference(quick=flags.quick, repeats=scope.repeats),
+        "accuracy": lambda: user.measure_accuracy(flags.data_dir),
     }
     for name, measure in measured.items():
         if name in flags.sections or (name == "peaks" and "steps" in flags.sections):

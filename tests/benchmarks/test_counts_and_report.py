@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+import mpisjax
 from benchmarks import __main__ as command
-from benchmarks import nets, report, sections
+from benchmarks import nets, report, sections, user
 from benchmarks.machine import machine
 from mpisjax.cpu import winograd
+from mpisjax.data.augment import normalize
 from mpisjax.nn import convolution, flops
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -126,7 +128,7 @@ def test_targets_are_judged_from_what_was_measured():
 
 
 def test_quick_leaves_out_what_takes_minutes_unless_it_is_named():
-    assert not {"scaling", "profile"} & set(command.arguments(["--quick"]).sections)
+    assert not {"scaling", "profile", "startup", "inference"} & set(command.arguments(["--quick"]).sections)
     assert command.arguments(["--quick", "--only", "scaling"]).sections == ("scaling",)
     assert command.arguments([]).sections == command.SECTIONS
 
@@ -136,3 +138,28 @@ def test_an_unknown_section_is_refused(capsys):
         command.arguments(["--only", "steps,speed"])
     assert left.value.code == 2
     assert "speed" in capsys.readouterr().err
+
+
+def test_answers_of_a_packaged_network_are_timed_and_are_its_own(monkeypatch):
+    (digits,) = [n for n in user.available() if n == "digits"]
+    rows = user.measure_inference([digits], quick=True, repeats=2)
+    assert [(r["T or rates"], r["images"]) for r in rows] == [
+        (m, n) for m in (1, 4, "rates") for n in (1, 100)
+    ]
+    assert all(r["images/s"] == pytest.approx(1000 * r["images"] / r["ms"]) for r in rows)
+    # The program that is timed gives the network's answers.
+    trained = mpisjax.load_pretrained("digits")
+    pixels = jax.random.randint(jax.random.key(1), (20, *trained.inputs.shape), 0, 256).astype(jnp.uint8)
+    mean, std = trained.inputs.mean, trained.inputs.std
+    found = user._answer(trained, "rates")(normalize(pixels, mean, std))
+    assert found.shape == (20,) and set(found.tolist()) <= set(range(10))
+    told = trained.predict(pixels, num_steps=200).classes
+    assert sum(trained.classes[k] == t for k, t in zip(found.tolist(), told, strict=True)) >= 19
+
+
+def test_validations_are_read_from_what_a_run_has_written_so_far(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert user.validations(path) == []
+    rows = [{"kind": "train", "accuracy": 0.1}, {"kind": "validation", "accuracy": 0.9}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "valid')
+    assert user.validations(path) == [0.9]
