@@ -63,6 +63,11 @@ def prepare(trained: Trained, options: Options, dtype: Any = np.float32) -> Expo
         raise UserError(
             f"{trained.name} is a network of your own, which has no export to NIR yet: export it to StableHLO."
         )
+    if inputs.steps_per_frame > 1:
+        raise UserError(
+            f"{trained.name} takes each frame for {inputs.steps_per_frame} steps (data.steps_per_frame), which a NIR graph does"
+            " not say: export it to StableHLO."
+        )
     form = folded.Form(
         trained.net, trained.neuron, (inputs.shape[-3], inputs.shape[-2]), options.stem, options.head
     )

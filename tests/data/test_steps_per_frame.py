@@ -1,6 +1,7 @@
 """`data.steps_per_frame`: each frame is the input for several steps of a simulation."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from data_helpers import settings, write_nmnist
 
-from mpisjax import configuration, data
+from mpisjax import configuration, data, nn
 from mpisjax.data.augment import over_time
 from mpisjax.errors import UserError
+from mpisjax.export import job
 from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.simulate import SpikeForward, simulate
@@ -88,3 +90,9 @@ def test_the_setting_reaches_the_data_set(tmp_path):
     config.steps_per_frame = 0
     with pytest.raises(UserError, match="at least 1"):
         data.load(config)
+
+
+def test_nir_which_cannot_say_it_refuses_it(dataset):
+    trained = SimpleNamespace(name="mine", net=nn.MPIS(3, temporal=True), inputs=dataset)
+    with pytest.raises(UserError, match="each frame for 3 steps"):
+        job.prepare(trained, job.Options())
