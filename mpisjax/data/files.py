@@ -175,7 +175,9 @@ class _Scan:
             self._note(path, "it is a folder within a class")
         elif path.suffix.lower() not in self._endings:
             self._note(path, f"it is none of {', '.join(self._endings)}")
-        elif path.exists() and not path.stat().st_size:
+        elif not path.is_file():
+            self._note(path, "it is a broken link or no regular file")
+        elif not path.stat().st_size:
             self._note(path, "it is empty")
         else:
             return True

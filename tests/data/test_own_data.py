@@ -197,6 +197,12 @@ def test_a_file_that_cannot_be_used_is_named_or_left_out(folder, rng, name, cont
     assert f"left out ({name}: " in dataset.source
 
 
+def test_a_broken_link_is_named(folder, rng):
+    write_images(folder, rng)
+    (folder / "dog" / "link.png").symlink_to(folder / "absent.png")
+    assert "dog/link.png" in refused("broken link", data.from_folder, folder)
+
+
 def test_a_truncated_image_is_named(folder, rng):
     write_images(folder, rng, ending="jpg", size=(60, 60))
     content = (folder / "dog/3.jpg").read_bytes()
