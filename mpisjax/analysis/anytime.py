@@ -17,6 +17,7 @@ import numpy as np
 from mpisjax.data import Split, eval_batches, prepare_images
 from mpisjax.neurons import Neuron
 from mpisjax.nn import model
+from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import synapses, synops
 from mpisjax.simulate import Step, accumulate, firing_rate, over_time, wide_zeros
 
@@ -29,7 +30,8 @@ class Answers(NamedTuple):
     Attributes:
         logits: float [T, batch, classes]: the classifier on the rates so far.
         spikes: int32 [T, batch]: spikes so far, of all populations.
-        synops: float32 [T, batch]: synaptic operations so far, of the layers that spikes drive.
+        synops: float32 [T, batch]: synaptic operations so far, of the layers that spikes drive; 0 of a
+            network that is no MPIS.
     """
 
     logits: Any
@@ -86,9 +88,11 @@ def answers_over_time(
         num_steps: T; temporal input has as many steps as frames.
     """
     temporal = net.temporal
-    height, width, channels = images.shape[-3:]
-    with jax.ensure_compile_time_eval():  # the numbers of synapses are no part of the program
-        links = synapses(net, (height, width, channels))
+    links = []
+    if isinstance(net, MPIS):  # the synapses of other networks are not known
+        height, width, channels = images.shape[-3:]
+        with jax.ensure_compile_time_eval():  # their numbers are no part of the program
+            links = synapses(net, (height, width, channels))
     init = net.initial_rates(images)
     batch = jax.tree.leaves(init)[0].shape[0]
     leak = neuron.leak

@@ -106,7 +106,11 @@ def _main(given: argparse.Namespace) -> None:
     named = [row for row in rows if row.name]
     strange = sum(row.note == UNLIKE for row in named)
     parts = [f"{len(named)} of {len(rows)} files have a class"]
-    parts += [f"{strange} of them are unlike the training data of {trained.name}"] if strange else []
+    parts += (
+        [f"{strange} of them {'is' if strange == 1 else 'are'} unlike the training data of {trained.name}"]
+        if strange
+        else []
+    )
     parts += [f"see {given.out}"] if given.out is not None else []
     print("; ".join(parts), file=sys.stderr)
     if not named:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
 
 
@@ -33,6 +34,21 @@ class Inputs(NamedTuple):
     std: tuple[float, ...]
     temporal: bool
     steps_per_frame: int = 1
+
+
+def without_examples(inputs: Inputs) -> DataSet:
+    """A data set like the one that a network was trained on, but for the examples."""
+    empty = Split(np.zeros((0, *inputs.shape), np.uint8), np.zeros(0, np.int32))
+    about = (inputs.mean, inputs.std, inputs.temporal)
+    return DataSet(
+        inputs.name,
+        inputs.num_classes,
+        *(empty, empty, empty),
+        *about,
+        source="",
+        checksum="",
+        steps_per_frame=inputs.steps_per_frame,
+    )
 
 
 def as_pixels(images: Any, inputs: Inputs, value_range: tuple[float, float] | None = None) -> jax.Array:

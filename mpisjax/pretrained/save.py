@@ -9,15 +9,14 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from mpisjax import configuration, weights
-from mpisjax.data import DataSet, Split, load
+from mpisjax.data import DataSet, load
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
 from mpisjax.pretrained.familiar import measure
 from mpisjax.pretrained.files import write
-from mpisjax.pretrained.inputs import Inputs
+from mpisjax.pretrained.inputs import Inputs, without_examples
 from mpisjax.pretrained.trained import Trained, from_variables
 from mpisjax.training import checkpoints, init_from, record
 from mpisjax.training.run_folder import path_of
@@ -101,21 +100,6 @@ def from_run(
         "familiar": about["familiar"],
     }
     return from_variables(path.name, config, inputs, variables, card)
-
-
-def without_examples(inputs: Inputs) -> DataSet:
-    """A data set like the one that a network was trained on, but for the examples."""
-    empty = Split(np.zeros((0, *inputs.shape), np.uint8), np.zeros(0, np.int32))
-    about = (inputs.mean, inputs.std, inputs.temporal)
-    return DataSet(
-        inputs.name,
-        inputs.num_classes,
-        *(empty, empty, empty),
-        *about,
-        source="",
-        checksum="",
-        steps_per_frame=inputs.steps_per_frame,
-    )
 
 
 def _known(path: Path, checksum: str) -> dict[str, Any] | None:

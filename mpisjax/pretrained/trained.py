@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mpisjax.errors import UserError
-from mpisjax.pretrained.inputs import Inputs, as_pixels
+from mpisjax.pretrained.inputs import Inputs, as_pixels, without_examples
 
 if TYPE_CHECKING:
     import ml_collections
@@ -150,8 +150,8 @@ def from_variables(
     from mpisjax.data import prepare_images
     from mpisjax.nn import model
 
-    readable: Any = inputs  # stands in for the data set it describes
-    net, neuron = configuration.make_network(config, readable), configuration.make_neuron(config)
+    net = configuration.make_network(config, without_examples(inputs))
+    neuron = configuration.make_neuron(config)
     forward = configuration.make_spike_forward(config, inputs.temporal)
 
     def apply(

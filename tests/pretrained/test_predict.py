@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 import mpisjax
@@ -16,6 +18,34 @@ from mpisjax.errors import UserError
 from mpisjax.training.run import run
 
 pytestmark = pytest.mark.unoptimized
+
+
+class OneLayer(nn.Module):
+    """A network of one's own, which is no MPIS."""
+
+    classes: int
+
+    def setup(self):
+        self.inject, self.head = nn.Dense(24), nn.Dense(self.classes)
+        self.back = nn.Dense(24, kernel_init=nn.initializers.normal(0.05))
+
+    def initial_rates(self, images):
+        return {"only": jnp.zeros((len(images), 24))}
+
+    def encode(self, images, train):
+        return self.inject(images.reshape(len(images), -1))
+
+    def transition(self, rates, x, fire, train):
+        return {"only": fire("hidden", x + self.back(rates["only"]))}
+
+    def classify(self, rates, train):
+        return self.head(rates["only"])
+
+
+def one_layer(dataset, config):
+    """For `model.name`; it may look at what examples are like."""
+    assert dataset.train.images.shape[1:] == (8, 8, 1)
+    return OneLayer(dataset.num_classes)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +185,19 @@ def test_a_run_is_loaded_saved_and_loaded_again(small_run, tmp_path, monkeypatch
     with pytest.raises(UserError, match="no data here"):
         mpisjax.load(folder)
     kept.unlink()
+
+
+def test_a_run_with_a_network_of_ones_own_is_used_like_any(tmp_path):
+    config = config_files.load_config("digits")
+    config.model.name, config.forward.mode, config.train.warmup_epochs = f"{__name__}:one_layer", "rates", 0.0
+    config.train.epochs, config.forward.num_steps, config.devices.all_cores = 2, 8, False
+    result = run(config, tmp_path / "run")
+    trained, test = mpisjax.load(tmp_path / "run"), data.load(config.data).test
+    found = trained.predict(test.images)
+    assert np.mean(found.labels == test.labels) == pytest.approx(result.test["accuracy"], abs=1.5 / 360)
+    assert (found.novelty < 1).mean() > 0.9 and (found.steps == 8).all()
+    early = trained.predict(test.images, confidence=0.2)
+    assert early.steps.min() < 8 and (early.confidence[early.steps < 8] >= 0.2).all()
 
 
 def test_what_is_no_run_is_told(tmp_path, monkeypatch):
