@@ -20,6 +20,7 @@ import pytest
 
 import mpisjax
 from mpisjax.settings import SETTINGS
+from tools import streams
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -114,6 +115,10 @@ def test_the_blocks_of_a_page_run(page, slow, checkout):
     for block in blocks(page):
         if not block.skipped and (slow or not block.slow):
             run(block, page, names)
+
+
+def test_the_picture_of_the_streams_is_the_one_that_the_network_gives():
+    assert streams.PICTURE.read_text() == streams.picture(), "run python -m tools.streams"
 
 
 def test_what_is_not_run_has_a_reason():
