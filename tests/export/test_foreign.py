@@ -1,0 +1,39 @@
+"""The packaged digits network from image to class in nirtorch, with snnTorch's neurons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mpisjax
+from mpisjax.export import job, nir_host
+
+nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
+for tool in ("nirtorch", "snntorch"):
+    pytest.importorskip(tool, reason=f"{tool} is not installed: pip install 'mpisjax[export-test]'")
+
+
+@pytest.mark.parametrize("images", [60, pytest.param(360, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({}, 1e-4),  # single precision: a current within rounding of the threshold may fire on one side alone
+        ({"unrolled": 3}, 1e-4),
+        ({"weights": "int8"}, 0),  # whole numbers have no rounding
+    ],
+)
+def test_digits_from_image_to_class(tmp_path, options, share, images):
+    from with_nirtorch import run
+
+    trained = mpisjax.load_pretrained("digits")
+    chosen = job.Options(neurons="lif", num_steps=16, **options)
+    nir.write(tmp_path / "digits.nir", job.graph_of(job.prepare(trained, chosen), chosen))
+    pixels = np.asarray(job.dataset_of(trained).test.images[:images])
+    ours = nir_host.run(nir.read(tmp_path / "digits.nir"), pixels, 16)
+    graph = nir.read(tmp_path / "digits.nir")
+    scores, spikes = run(graph, nir_host.encode(graph, pixels), 16)
+    np.testing.assert_array_equal(scores.argmax(1), ours.scores.argmax(1))
+    assert set(spikes) == set(ours.spikes)
+    for name, count in spikes.items():
+        differ = np.abs(count - ours.spikes[name]).sum()
+        assert differ <= share * ours.spikes[name].sum(), name
