@@ -70,9 +70,10 @@ def training_command(config: Any, root: Path | None = None) -> str:
     from mpisjax.configuration import to_plain
     from mpisjax.pretrained.files import without_folders
 
-    file = (Path.cwd() if root is None else root) / "configs" / f"{config.data.name}.py"
-    if not file.is_file():
-        return f"train.py with the settings of this card (there is no {file})"
+    known = config_files.packaged_configs()
+    file = known.get(config.data.name) if root is None else root / "configs" / f"{config.data.name}.py"
+    if file is None or not file.is_file():
+        return "train.py with the settings of this card"
     ours = flatten_dict(without_folders(to_plain(config)), sep=".")
     candidates = []
     for variant in ("", *runpy.run_path(str(file)).get("VARIANTS", {})):
