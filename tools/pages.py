@@ -166,5 +166,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Labels the cells of tables."""
-    return labelled(html)
+    """Labels the cells of tables, and keeps a flag's dashes beside its name."""
+
+    def flags(code: re.Match[str]) -> str:
+        return re.sub(r"--\w+", r'<span class="flag">\g<0></span>', code[0])
+
+    return re.sub(r"<code>[^<]*</code>", flags, labelled(html))
