@@ -171,7 +171,7 @@ def test_a_second_stage_starts_from_the_first_ones_best_epoch(tmp_path, capsys):
 
 
 # What needs another program, a cloud or much space is no part of requirements.txt.
-APART = {"aedat4", "benchmark-peer", "docs"}
+APART = {"aedat4", "benchmark-peer", "docs", "export-test"}
 
 
 def test_requirements_txt_has_everything_in_the_ranges_of_pyproject():
