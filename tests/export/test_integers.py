@@ -19,10 +19,10 @@ nir = pytest.importorskip("nir", reason="the nir package is not installed: pip i
 MEAN, STD, STEPS = np.array([0.4, 0.5]), np.array([0.2, 0.3]), 8
 
 
-def small(stem="spikes", head="spikes", neuron=None, side=8, **settings):
+def small(stem_part="spikes", head_part="spikes", neuron=None, side=8, **settings):
     """A random network, its pixels and what it reads of them in integers."""
     net = nn.MPIS(3, **{"stem": (3,), "layers": (4, 5), **settings})
-    form = folded.Form(net, neuron or mpisjax.IF(0.8), (side, side), stem, head)
+    form = folded.Form(net, neuron or mpisjax.IF(0.8), (side, side), stem_part, head_part)
     pixels = np.random.default_rng(0).integers(0, 256, (4, side, side, 2), np.uint8)
     images = (pixels / 255 - MEAN) / STD
     network = folded.fold_network(form, random_variables(net, jnp.asarray(images), 0))
