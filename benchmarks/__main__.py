@@ -8,8 +8,8 @@
     python -m benchmarks --only accuracy --data_dir DIR   # Fashion-MNIST from nothing, minutes
 
 Sections: peaks, steps, memory, adjoint, scaling, solvers, profile, loader, startup, inference, and by --only alone
-accuracy. --quick takes fewer points of each and leaves scaling, profile, startup and inference to --only. Times are medians; processor seconds count every thread. Run it on
-an idle machine.
+accuracy. --quick takes fewer points of each and leaves scaling, profile, startup and inference to --only. Times are
+medians; processor seconds count every thread. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -48,17 +48,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="sections, separated by commas; all by default",
     )
     parser.add_argument("--out", default="runs/benchmarks", type=local_path, help="folder for the results")
-    parser.add_argument(
-        "--data_dir", type=path, default="", help="of loader and accuracy: data sets' files or folders"
-    )
+    parser.add_argument("--data_dir", type=path, default="", help="of loader and accuracy: data sets' files or folders")
     parser.add_argument("--quick", action="store_true", help="fewer sections, points and repeats")
     parser.add_argument("--peer", choices=["torch"], help="also measure the PyTorch peer")
-    parser.add_argument(
-        "--repeats", type=whole_number(1), help="most timed calls of a point; 10, with --quick 3"
-    )
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of currents and rates"
-    )
+    parser.add_argument("--repeats", type=whole_number(1), help="most timed calls of a point; 10, with --quick 3")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of currents and rates")
     parser.add_argument("--one_core", action="store_true", help="on a CPU, keep to one core")
     flags = parser.parse_args(argv)
     flags.sections = flags.only or (QUICK if flags.quick else SECTIONS)

@@ -41,17 +41,13 @@ def find_data(config: ml_collections.ConfigDict, data_dir: str) -> ml_collection
 def config_of(name: str, data_dir: str = "") -> ml_collections.ConfigDict:
     """The settings of `configs/NAME.py[:VARIANT]`, with its data in `data_dir`."""
     file, _, variant = name.partition(":")
-    config = config_files.load_config(
-        str(ROOT / "configs" / f"{file}.py") + (f":{variant}" if variant else "")
-    )
+    config = config_files.load_config(str(ROOT / "configs" / f"{file}.py") + (f":{variant}" if variant else ""))
     return find_data(config, data_dir)
 
 
 def training_rate(config: ml_collections.ConfigDict, parts: Parts, repeats: int) -> float:
     """Images per second of the training step alone, on a batch that is loaded already."""
-    step = configuration.make_train_step(
-        config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh
-    )
+    step = configuration.make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
     batch = parts.feed.batch(0)
     state = jax.tree.map(jnp.copy, parts.state)  # donated
 
@@ -77,9 +73,7 @@ def measure(data_dir: str = "", *, quick: bool = False) -> list[dict[str, Any]]:
         config = config_of(name, data_dir)
         parts = assemble(config)
         batch_size = config.train.batch_size
-        augment = jax.jit(
-            lambda key, images, settings=config.data.augment: data.augment(key, images, settings)
-        )
+        augment = jax.jit(lambda key, images, settings=config.data.augment: data.augment(key, images, settings))
 
         def augmented(step: int, feed: data.Feed = parts.feed, augment: Any = augment) -> jax.Array:
             return augment(jax.random.key(step), feed.batch(step).images)

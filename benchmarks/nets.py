@@ -59,9 +59,7 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     """
     config = configuration.base()
     if name == "f64c5":
-        config.model.update(
-            num_streams=1, stem=(), stem_strides=(), layers=(64,), fusion_layer=1, stride_layer=0
-        )
+        config.model.update(num_streams=1, stem=(), stem_strides=(), layers=(64,), fusion_layer=1, stride_layer=0)
         config.model.update(kernel_size=5, head="smallest")
         config.neuron.leak = 0.95
         config.train.batch_size = 64
@@ -132,9 +130,7 @@ class Subject:
         self.batch = jax.device_put(host_batch(batch_size), batch_sharding(self.mesh))
         zeros = jnp.zeros((2, SIDE, SIDE, 1))
         variables = model.init_variables(c.net, jax.random.key(0), zeros, configuration.make_neuron(c.config))
-        state = jax.device_put(
-            configuration.init_state(c.config, variables, STEPS_PER_EPOCH), replicated(self.mesh)
-        )
+        state = jax.device_put(configuration.init_state(c.config, variables, STEPS_PER_EPOCH), replicated(self.mesh))
         step = self.train_step("rates")
         for _ in range(warmup):
             state, metrics = step(state, self.batch)
@@ -144,9 +140,7 @@ class Subject:
     def train_step(self, mode: int | str, **settings: Any) -> Any:
         """The `jit`-compiled training step, which donates its state."""
         c = with_forward(self.case, mode, **settings)
-        return configuration.make_train_step(
-            c.config, c.net, cast(Any, c.dataset), STEPS_PER_EPOCH, self.mesh
-        )
+        return configuration.make_train_step(c.config, c.net, cast(Any, c.dataset), STEPS_PER_EPOCH, self.mesh)
 
     def step_arguments(self) -> tuple[TrainState, Batch]:
         """A copy of the state, to be donated, and the batch."""

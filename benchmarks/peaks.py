@@ -55,9 +55,7 @@ def measure_peaks(mesh: jax.sharding.Mesh, dtype: Any = jnp.float32, repeats: in
         x = jax.random.normal(keys[0], (samples * mesh.size, side, side, channels), dtype)
         w = jax.random.normal(keys[1], (kernel, kernel, channels, channels), dtype)
         peaks.append(rate(title, convolve, x, w))
-        if cpu.enabled() and compiled.serves(
-            dtype, [channels]
-        ):  # without saving multiplications, as XLA does it
+        if cpu.enabled() and compiled.serves(dtype, [channels]):  # without saving multiplications, as XLA does it
             peaks.append(rate(f"{title}, compiled here", compiled_here, x, w))
     a = jax.random.normal(keys[0], (MATRICES * mesh.size, MATRICES), dtype)
     b = jax.random.normal(keys[1], (MATRICES, MATRICES), dtype)

@@ -59,14 +59,10 @@ def agreement(num_steps: Iterable[int], samples: int = 8) -> list[dict[str, Any]
                 ).equilibrium.rates["stream1"]
                 theirs = peer.solve(theirs_x, 30)
             else:
-                spikes = model.spikes(
-                    subject.case.net, variables, x, neuron=neuron, forward=SpikeForward(steps)
-                )
+                spikes = model.spikes(subject.case.net, variables, x, neuron=neuron, forward=SpikeForward(steps))
                 ours, theirs = spikes.rates["stream1"], peer.simulate(theirs_x, steps)
             difference = np.abs(np.asarray(ours) - theirs.permute(0, 2, 3, 1).numpy()).max()
-            found.append(
-                {"mode": steps, "largest difference": float(difference), "mean rate": float(theirs.mean())}
-            )
+            found.append({"mode": steps, "largest difference": float(difference), "mean rate": float(theirs.mean())})
     return found
 
 

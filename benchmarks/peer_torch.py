@@ -107,9 +107,7 @@ class F64C5(nn.Module):
 
     def feedback(self) -> Tensor:
         """The kernel of the feedback, normalised."""
-        return self._normalised(self.trans_kernel, self.trans_gain).contiguous(
-            memory_format=torch.channels_last
-        )
+        return self._normalised(self.trans_kernel, self.trans_gain).contiguous(memory_format=torch.channels_last)
 
     def simulate(self, x: Tensor, num_steps: int) -> Tensor:
         """Leak-weighted firing rates of LIF neurons after `num_steps`; no gradient."""

@@ -45,10 +45,7 @@ INPUTS = {
 
 def shape_bytes(text: str) -> int:
     """Bytes of all array shapes in a piece of HLO text."""
-    return sum(
-        BYTES[dtype] * math.prod(int(n) for n in sizes.split(",") if n)
-        for dtype, sizes in SHAPE.findall(text)
-    )
+    return sum(BYTES[dtype] * math.prod(int(n) for n in sizes.split(",") if n) for dtype, sizes in SHAPE.findall(text))
 
 
 def computations(hlo: str) -> dict[str, list[str]]:
@@ -68,10 +65,7 @@ def in_loops(bodies: dict[str, list[str]]) -> set[str]:
     """Computations that run inside a loop, at whatever depth."""
     inside: set[str] = set()
     waiting = [
-        n
-        for lines in bodies.values()
-        for line in lines
-        for n in re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
+        n for lines in bodies.values() for line in lines for n in re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
     ]
     while waiting:
         name = waiting.pop()
@@ -138,9 +132,7 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
     batch = Batch(*shapes)
     step: Any = configuration.make_train_step(config, net, dataset, 100, mesh)
     # Every solve taken to its limit: forward, then adjoint.
-    trips = [float(config.forward.max_steps)] * (config.forward.mode == "rates") + [
-        float(config.adjoint.max_steps)
-    ]
+    trips = [float(config.forward.max_steps)] * (config.forward.mode == "rates") + [float(config.adjoint.max_steps)]
     operations = count(configuration.make_train_step(config, net, dataset, 100), state, batch, trips=trips)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return step.lower(state, batch).compile(), parameters, operations
@@ -155,12 +147,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--model_parallel", type=whole_number(1), default=1, help="devices that share each layer's channels"
     )
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of currents and rates"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="compile with few optimisations: quicker, more memory"
-    )
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of currents and rates")
+    parser.add_argument("--quick", action="store_true", help="compile with few optimisations: quicker, more memory")
     flags = parser.parse_args(argv)
 
     import jax
@@ -187,9 +175,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "MiB of temporaries, each device": round(memory.temp_size_in_bytes / 2**20, 1),
         "MiB of results in the arguments' buffers, each device": round(memory.alias_size_in_bytes / 2**20, 1),
         "collectives": collectives(executable.as_text()),
-        "TFLOP of convolutions and matrix products, whole batch, solves to their limits": round(
-            operations / 1e12, 3
-        ),
+        "TFLOP of convolutions and matrix products, whole batch, solves to their limits": round(operations / 1e12, 3),
     }
     print(json.dumps(result, indent=1))
     return result

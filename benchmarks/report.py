@@ -127,9 +127,7 @@ def _plot_memory(rows: list[dict[str, Any]]) -> Figure:
     axis = figure.subplots()
     for net in dict.fromkeys(r["net"] for r in rows):
         over_time = _with_steps(rows, net=net)
-        axis.semilogx(
-            [r["forward"] for r in over_time], [r["temporary_MiB"] for r in over_time], "o-", label=net
-        )
+        axis.semilogx([r["forward"] for r in over_time], [r["temporary_MiB"] for r in over_time], "o-", label=net)
     axis.set(xlabel="time steps T", ylabel="temporary memory of a training step, MiB", ylim=(0, None))
     axis.legend()
     return figure

@@ -79,9 +79,7 @@ def measure_cores(scope: Scope) -> Rows:
             if use == USES_OF_CORES[2]:
                 environment["XLA_FLAGS"] = f"{flags} {_FORCE}={os.cpu_count()}"
             command = [sys.executable, "-m", "benchmarks.scaling", name, use, json.dumps(scope._asdict())]
-            ran = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, text=True, timeout=600, check=True
-            )
+            ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
             rows.append(json.loads(ran.stdout.splitlines()[-1]))
     return rows
 

@@ -1,7 +1,7 @@
 """What a user feels: seconds until something happens, until a network is good, and until it answers; peak memory.
 
-Start-up and training run in processes of their own, as a command line does. Peak memory is the process's largest resident
-size, everything included.
+Start-up and training run in processes of their own, as a command line does. Peak memory is the process's largest
+resident size, everything included.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ def measure_startup() -> Rows:
         command, environment = _command("-c", "import mpisjax", cache=folder)
         for name in ("jax", "mpisjax"):
             command[-1] = f"import {name}"
-            timing = measure(
-                lambda c=command: subprocess.run(c, cwd=ROOT, env=environment, check=True), repeats=5
-            )
+            timing = measure(lambda c=command: subprocess.run(c, cwd=ROOT, env=environment, check=True), repeats=5)
             rows.append({"what": f"import {name}", "seconds": timing.seconds})
     return rows
 
@@ -116,9 +114,7 @@ def measure_accuracy(data_dir: str, epochs: int | None = None) -> Rows:
         while True:
             ended, status, usage = os.wait4(process.pid, os.WNOHANG)
             for accuracy in validations(workdir / "metrics.jsonl"):
-                reached |= {
-                    g: time.perf_counter() - began for g in GOALS if accuracy >= g and g not in reached
-                }
+                reached |= {g: time.perf_counter() - began for g in GOALS if accuracy >= g and g not in reached}
             if ended:
                 break
             time.sleep(0.5)
@@ -177,9 +173,7 @@ def _answer(trained: Any, mode: int | str) -> Any:
 
     def by_rates(images: jax.Array) -> jax.Array:
         solver = make_evaluation_solver(trained.config)
-        return jnp.argmax(
-            model.apply(trained.net, variables, images, neuron=neuron, forward=solver).logits, -1
-        )
+        return jnp.argmax(model.apply(trained.net, variables, images, neuron=neuron, forward=solver).logits, -1)
 
     def by_spikes(images: jax.Array) -> jax.Array:
         forward = trained.forward if mode == "frames" else SpikeForward(int(mode))

@@ -17,8 +17,8 @@ ide_t30    28,322,731   ?             spikes, T = 30          not run here
 laptop        731,882   no row        rates, 5+2 steps        not run here
 laptop_low    731,882   no row        spikes, T = 2, 4, 8     not run here
 
-Two streams, stem 3-128-128, layers 256-512-1024, fused at layer 1; the small network's layers are 192-320-640, chosen to meet
-the paper's count. LIF neurons of leak 0.99. `ide_t30` is the baseline of as many parameters: one stream, wider,
+Two streams, stem 3-128-128, layers 256-512-1024, fused at layer 1; the small network's layers are 192-320-640, chosen
+to meet the paper's count. LIF neurons of leak 0.99. `ide_t30` is the baseline of as many parameters: one stream, wider,
 its feedback bounded by its operator norm, a dense layer on its rates.
 
 `laptop` is a network for two cores, `laptop_low` its second stage for few time steps: add --then laptop_low.

@@ -17,22 +17,22 @@ ide_t30    29,732,389   ?             spikes, T = 30          not run here
 laptop        916,292   no row        rates, 5+2 steps        not run here
 laptop_low    916,292   no row        spikes, T = 2, 4, 8     not run here
 
-Two streams, stem 3-128-128, layers 256-512-1024, fused at layer 1; the small network's layers are 192-256-768, chosen to meet
-the paper's count. LIF neurons of leak 0.99. `ide_t30` is the baseline of as many parameters: one stream, wider,
+Two streams, stem 3-128-128, layers 256-512-1024, fused at layer 1; the small network's layers are 192-256-768, chosen
+to meet the paper's count. LIF neurons of leak 0.99. `ide_t30` is the baseline of as many parameters: one stream, wider,
 its feedback bounded by its operator norm, a dense layer on its rates.
 
 `laptop` is a network for two cores, `laptop_low` its second stage for few time steps: add --then laptop_low.
 
-That it learns was measured on 2026-11-25, on a 2-core Intel Xeon that other work kept busy at times, with a narrow network
-(541,540 parameters), seed 0, commit dc9e3bb, by
+That it learns was measured on 2026-11-25, on a 2-core Intel Xeon that other work kept busy at times, with a narrow
+network (541,540 parameters), seed 0, commit dc9e3bb, by
 
     python train.py --config configs/cifar100.py --config.data.dir=DIR --config.model.stem="(32,32)" \\
         --config.model.layers="(48,64,96)" --config.train.batch_size=64 --config.train.epochs=1 \\
         --config.train.warmup_epochs=0.1 --config.train.log_every=20
 
-The loss, of 20 steps each, fell from 4.69 to 4.03 in 200 steps, and the accuracy on the augmented batches rose from 2.0% to
-12.0%. After all 703 steps, one epoch: validation 22.58%, test 23.37% (spikes alone, T = 30: 23.34%). One epoch of a narrow
-network, not the paper's.
+The loss, of 20 steps each, fell from 4.69 to 4.03 in 200 steps, and the accuracy on the augmented batches rose from
+2.0% to 12.0%. After all 703 steps, one epoch: validation 22.58%, test 23.37% (spikes alone, T = 30: 23.34%). One epoch
+of a narrow network, not the paper's.
 """
 
 import ml_collections

@@ -3,9 +3,9 @@
     python train.py
 
 Test accuracy (360 digits; one is 0.28%), of the epoch chosen on 180 validation digits, 52,690 parameters, two cores,
-`python train.py --config.seed=SEED`, the test split read once a run. Another processor rounds differently, and after 80 epochs
-that is another network. The last three rows are of neurons that start at half the threshold, as they do now. The six before them are of
-neurons that start from rest (--config.neuron.initial_potential=0); their mean is 98.3%.
+`python train.py --config.seed=SEED`, the test split read once a run. Another processor rounds differently, and after 80
+epochs that is another network. The last three rows are of neurons that start at half the threshold, as they do now. The
+six before them are of neurons that start from rest (--config.neuron.initial_potential=0); their mean is 98.3%.
 
 commit    date         processor                seed   equivalent path   spikes alone, T = 16
 047dd37   2026-11-24   AMD EPYC, 85 to 92 s     0      98.06%            97.78%
@@ -18,11 +18,11 @@ commit    date         processor                seed   equivalent path   spikes 
 08a6fab   2026-11-28   AMD EPYC                 1      98.06%            97.78%
 08a6fab   2026-11-28   AMD EPYC                 2      98.33%            98.89%
 
-The recipe was chosen by validation alone: mean accuracy after the last epoch on 360 digits held out of the train split, in
-four splits with seeds 10 to 13: 98.9% as it was before (40 epochs, shifts alone), 98.8% with averaged weights, the same with
-dropout 0.1 too, 99.0% with mixup 0.2, 99.1% with weight decay 2e-3, 99.2% with 80 epochs, 99.1% with turns of 10 degrees and
-zoom 0.1, 99.6% as it is here. For comparison: a support vector machine with a Gaussian kernel, its C and gamma chosen by
-cross-validation, has 97.78% on the test split.
+The recipe was chosen by validation alone: mean accuracy after the last epoch on 360 digits held out of the train split,
+in four splits with seeds 10 to 13: 98.9% as it was before (40 epochs, shifts alone), 98.8% with averaged weights, the
+same with dropout 0.1 too, 99.0% with mixup 0.2, 99.1% with weight decay 2e-3, 99.2% with 80 epochs, 99.1% with turns of
+10 degrees and zoom 0.1, 99.6% as it is here. For comparison: a support vector machine with a Gaussian kernel, its C and
+gamma chosen by cross-validation, has 97.78% on the test split.
 """
 
 import ml_collections

@@ -1,12 +1,14 @@
-"""Images of one's own, in DIR/CLASS or in DIR/train/CLASS and DIR/test/CLASS: PNG, JPEG, BMP or WebP, a few dozen or more.
+"""Images of one's own, in DIR/CLASS or in DIR/train/CLASS and DIR/test/CLASS: PNG, JPEG, BMP or WebP, a few dozen or
+more.
 
     python train.py --config configs/folder.py --config.data.dir=DIR
 
 variant   parameters   the paper's   trained with             test accuracy
 -         53,227       no row        spikes, T = 8           yours
 
-Counted for 3 classes and colour. Images are brought to 32 x 32 pixels (`data.image_size`, `data.fit`); a fixed seed takes a fifth
-of each class for the test split where there is no folder `test`, and 15% of the rest for validation. docs/data.md has the rest.
+Counted for 3 classes and colour. Images are brought to 32 x 32 pixels (`data.image_size`, `data.fit`); a fixed seed
+takes a fifth of each class for the test split where there is no folder `test`, and 15% of the rest for validation.
+docs/data.md has the rest.
 """
 
 import ml_collections

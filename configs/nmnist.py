@@ -8,15 +8,15 @@ variant   parameters   the paper's     trained with            test accuracy
 -         203,594      213K            spikes, T = 30 frames   not run here
 subset    172,874      no row          spikes, T = 10 frames   96% of 100 (spikes alone: 82%)
 
-Two streams, stem 2-32, layers 32-64. The paper's 213K are met when one counts an injection into the second stream, which is
-not there, as that stream starts from zero. `subset` is for a small part of the set on a CPU: a stem of stride 2, fewer frames. Its figure
-was measured on a SUBSET, the first 1,000 train and the first 100 test recordings, and is not one of the benchmark: one
-recording is 1%. It was measured with
+Two streams, stem 2-32, layers 32-64. The paper's 213K are met when one counts an injection into the second stream,
+which is not there, as that stream starts from zero. `subset` is for a small part of the set on a CPU: a stem of stride
+2, fewer frames. Its figure was measured on a SUBSET, the first 1,000 train and the first 100 test recordings, and is
+not one of the benchmark: one recording is 1%. It was measured with
 
     python train.py --config configs/nmnist.py:subset --config.data.dir=DIR
 
-and seed 0: 2026-11-25, commit dc9e3bb, 2-core Intel Xeon, 111 s; the state of epoch 20 was chosen on 100 validation recordings
-(95%). It is the packaged `nmnist_subset`. On 2026-11-24, commit 50f4d4c, AMD EPYC: 93% (spikes alone: 76%).
+and seed 0: 2026-11-25, commit dc9e3bb, 2-core Intel Xeon, 111 s; the state of epoch 20 was chosen on 100 validation
+recordings (95%). It is the packaged `nmnist_subset`. On 2026-11-24, commit 50f4d4c, AMD EPYC: 93% (spikes alone: 76%).
 All these figures were measured with neurons that start from rest (--config.neuron.initial_potential=0).
 """
 

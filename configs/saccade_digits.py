@@ -5,10 +5,11 @@
 variant   parameters   the paper's     trained with            test accuracy
 -         56,674       no row          spikes, T = 10 frames   96.39% (spikes alone: 60.28%)
 
-Measured with the command above, seed 0: 2026-11-25, commit dc9e3bb, 2-core Intel Xeon, 103 s. The state of epoch 18 was chosen on
-180 validation digits (97.78%) and tested on the 360 of the test split, which earlier versions of the code had read too. On
-2026-11-24, AMD EPYC: commit 3c49d5a 96.39% (spikes alone: 54.72%), commit 50f4d4c 97.22% (52.50%). Ten frames are few for spikes alone.
-All these figures were measured with neurons that start from rest (--config.neuron.initial_potential=0).
+Measured with the command above, seed 0: 2026-11-25, commit dc9e3bb, 2-core Intel Xeon, 103 s. The state of epoch 18 was
+chosen on 180 validation digits (97.78%) and tested on the 360 of the test split, which earlier versions of the code had
+read too. On 2026-11-24, AMD EPYC: commit 3c49d5a 96.39% (spikes alone: 54.72%), commit 50f4d4c 97.22% (52.50%). Ten
+frames are few for spikes alone. All these figures were measured with neurons that start from rest
+(--config.neuron.initial_potential=0).
 """
 
 import ml_collections

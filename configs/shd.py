@@ -1,4 +1,5 @@
-"""Spiking Heidelberg Digits (Cramer et al., 2020), 8,156 / 2,264 spoken digits as spikes of 700 channels, in German and English.
+"""Spiking Heidelberg Digits (Cramer et al., 2020), 8,156 / 2,264 spoken digits as spikes of 700 channels, in German and
+English.
 
     python train.py --config configs/shd.py[:VARIANT] --config.data.dir=DIR
 
@@ -9,8 +10,8 @@ variant   parameters   the paper's   trained with             test accuracy
 -         142,740      no row        spikes, T = 50 frames    not run here
 ssc       144,675      no row        spikes, T = 50 frames    not run here
 
-A recording is frames [time, channels], an image of one pixel for the network: its convolutions of 1 x 1 are dense layers,
-700-128, then one stream of 128-128 whose feedback is recurrent.
+A recording is frames [time, channels], an image of one pixel for the network: its convolutions of 1 x 1 are dense
+layers, 700-128, then one stream of 128-128 whose feedback is recurrent.
 """
 
 import ml_collections

@@ -78,10 +78,7 @@ def main(steps=150):
     ):
         scores, eq = eqx.filter_jit(jax.vmap(lambda one, f=forward: logits(network, one, f)))(x[test])
         found[name] = float(jnp.mean(jnp.argmax(scores, -1) == y[test]))
-        print(
-            f"{name}: test accuracy {100 * found[name]:.1f}%, mean residual "
-            f"{float(jnp.mean(eq.residual)):.4f}"
-        )
+        print(f"{name}: test accuracy {100 * found[name]:.1f}%, mean residual {float(jnp.mean(eq.residual)):.4f}")
     return found
 
 

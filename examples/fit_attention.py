@@ -1,7 +1,8 @@
-"""`mpisjax.fit` with Flax (linen): two streams, one pooled, which attend to one another: `python -m examples.fit_attention`.
+"""`mpisjax.fit` with Flax (linen): two streams, one pooled, which attend to one another: `python -m
+examples.fit_attention`.
 
-Between neurons a transition is linear in the rates, so that its spikes and its solved rates have one equilibrium. So the
-attention weights come from the input, which does not change over time; what they weigh is the other stream's rates.
+Between neurons a transition is linear in the rates, so that its spikes and its solved rates have one equilibrium. So
+the attention weights come from the input, which does not change over time; what they weigh is the other stream's rates.
 """
 
 import flax.linen as nn
@@ -17,7 +18,9 @@ WIDTH, ROWS = 64, 8
 
 
 class Streams(nn.Module):
-    """A stream over the eight rows of a digit, and one over the four pairs of rows; a method is one part of the network."""
+    """A stream over the eight rows of a digit, and one over the four pairs of rows; a method is one part of the
+    network.
+    """
 
     def setup(self):
         self.embed = nn.Conv(WIDTH, (3, 8), padding=((1, 1), (0, 0)))  # three rows at a time

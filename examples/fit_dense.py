@@ -1,4 +1,5 @@
-"""`mpisjax.fit` with plain JAX: one implicit layer of 400 neurons, fully connected, as the first networks of IDE training.
+"""`mpisjax.fit` with plain JAX: one implicit layer of 400 neurons, fully connected, as the first networks of IDE
+training.
 
 M. Xiao et al., "Training Feedback Spiking Neural Networks by Implicit Differentiation on the Equilibrium State", 2021.
 
@@ -29,9 +30,7 @@ class Dense:
         pixels = images[0].size
         shapes = {"in": (pixels, HIDDEN), "back": (HIDDEN, HIDDEN), "out": (HIDDEN, self.classes)}
         keys = jax.random.split(key, len(shapes))
-        params = {
-            k: jax.random.normal(r, s) / s[0] ** 0.5 for r, (k, s) in zip(keys, shapes.items(), strict=True)
-        }
+        params = {k: jax.random.normal(r, s) / s[0] ** 0.5 for r, (k, s) in zip(keys, shapes.items(), strict=True)}
         return {"params": {**params, "back": 0.3 * params["back"], "bias": jnp.zeros(HIDDEN)}}
 
     def initial_rates(self, images):

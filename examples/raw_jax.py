@@ -65,10 +65,7 @@ def main(steps=150):
         scores, eq = jax.jit(logits, static_argnums=2)(p, x[test], forward)
         name = "rates" if isinstance(forward, mpisjax.RateForward) else f"{forward.num_steps} steps of spikes"
         found[name] = float(jnp.mean(jnp.argmax(scores, -1) == y[test]))
-        print(
-            f"{name}: test accuracy {100 * found[name]:.1f}%, mean residual "
-            f"{float(jnp.mean(eq.residual)):.4f}"
-        )
+        print(f"{name}: test accuracy {100 * found[name]:.1f}%, mean residual {float(jnp.mean(eq.residual)):.4f}")
     return found
 
 

@@ -35,9 +35,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "experiment", choices=(*EXPERIMENTS, "all", "docs"), help="which one, or all; docs writes docs/ anew"
     )
     parser.add_argument("--scale", choices=NAMES, default="smoke", help="size of the experiments")
-    parser.add_argument(
-        "--out", type=local_path, help="folder for everything; runs/experiments/SCALE by default"
-    )
+    parser.add_argument("--out", type=local_path, help="folder for everything; runs/experiments/SCALE by default")
     parser.add_argument(
         "--data_dir", type=path, default="", help="the data sets' files, or folders named after the sets"
     )
@@ -46,9 +44,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_steps", type=whole_numbers(1), help="of table1, only these T, such as 30")
     parser.add_argument("--no_timing", action="store_true", help="leave times of a step out")
     parser.add_argument("--dry_run", action="store_true", help="say what would be trained, and end")
-    parser.add_argument(
-        "--take", type=local_path, metavar="OUT", help="docs: first copy the results of this folder"
-    )
+    parser.add_argument("--take", type=local_path, metavar="OUT", help="docs: first copy the results of this folder")
     parser.add_argument("--check", action="store_true", help="docs: change nothing; fail if a table is stale")
     given = parser.parse_args(argv)
     if (given.take or given.check) and given.experiment != "docs":
@@ -84,9 +80,7 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
         from mpisjax.training.run_folder import write_atomically
 
         out = flags.out or Path("runs") / "experiments" / scale.name
-        study = Study(
-            scale, out, flags.data_dir, stopper, timing=not flags.no_timing, flags=shown_flags(flags)
-        )
+        study = Study(scale, out, flags.data_dir, stopper, timing=not flags.no_timing, flags=shown_flags(flags))
         for name in names:
             experiment = EXPERIMENTS[name]
             content = experiment.run(study)

@@ -84,9 +84,7 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
     if scale == "benchmarks":
         return benchmark(name, docs)
     if scale not in NAMES or name not in EXPERIMENTS:
-        raise UserError(
-            f"a page has the mark 'generated: {scale}/{name}', which names no scale and experiment."
-        )
+        raise UserError(f"a page has the mark 'generated: {scale}/{name}', which names no scale and experiment.")
     experiment = EXPERIMENTS[name]
     source = docs / "results" / scale / f"{name}.json"
     if not source.is_file():
@@ -159,8 +157,7 @@ def take(out: Path, docs: Path = DOCS) -> list[str]:
         taken.append("benchmarks")
     if not taken:
         raise UserError(
-            f"--take {out} holds no results.json, of an experiment or of benchmarks; run one with --out "
-            f"{out} first."
+            f"--take {out} holds no results.json, of an experiment or of benchmarks; run one with --out {out} first."
         )
     return taken
 

@@ -44,10 +44,7 @@ class Net(NamedTuple):
     def command(self, seed: int = 0) -> str:
         """What trains the same network by hand."""
         overrides = {**self.settings, **({"seed": seed} if seed else {})}
-        shown = [
-            f'--config.{k}="{v}"' if isinstance(v, tuple) else f"--config.{k}={v}"
-            for k, v in overrides.items()
-        ]
+        shown = [f'--config.{k}="{v}"' if isinstance(v, tuple) else f"--config.{k}={v}" for k, v in overrides.items()]
         return " ".join(["python train.py --config", self.config, *(s.replace(", ", ",") for s in shown)])
 
     def training_steps(self) -> int:

@@ -193,16 +193,10 @@ def small(epochs: int | None = None) -> Scale:
 def paper(epochs: int | None = None) -> Scale:
     """The paper's data sets, sizes and time steps, with the epochs of our config files; for accelerators."""
     common = {"train.epochs": epochs} if epochs else {}
-    fashion = _family(
-        "Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, ide=(33, 48), single=(31, 48)
-    )
+    fashion = _family("Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, ide=(33, 48), single=(31, 48))
     events = _family("N-MNIST", "configs/nmnist.py", 55_000, common, ide=(31, 62), single=(31, 61))
-    ten = _family(
-        "CIFAR-10", "configs/cifar10.py", 45_000, common, ide=(456, 920, 1832), single=(432, 864, 1728)
-    )
-    hundred = _family(
-        "CIFAR-100", "configs/cifar100.py", 45_000, common, ide=(392, 776, 1560), single=(368, 744, 1488)
-    )
+    ten = _family("CIFAR-10", "configs/cifar10.py", 45_000, common, ide=(456, 920, 1832), single=(432, 864, 1728))
+    hundred = _family("CIFAR-100", "configs/cifar100.py", 45_000, common, ide=(392, 776, 1560), single=(368, 744, 1488))
     large = fashion("mpis", 1, **{"model.stem": (64,), "model.layers": (128, 256)})
     latency = [large._replace(name="fashion_mnist_large_t1", title="MPIS, large")]
     for make, narrow in ((ten, (192, 320, 640)), (hundred, (192, 256, 768))):

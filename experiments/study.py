@@ -145,9 +145,7 @@ class Study:
         from mpisjax.training.evaluation import as_json
 
         result = self.finished(net, seed)
-        test = {
-            k: v for k, v in (result.test or {}).items() if k in ("accuracy", "accuracy_spikes", "residual")
-        }
+        test = {k: v for k, v in (result.test or {}).items() if k in ("accuracy", "accuracy_spikes", "residual")}
         found = as_json(_Fields(test))
         return {
             **found,

@@ -1,7 +1,7 @@
 """BiCGSTAB (H. A. van der Vorst, 1992) for one sample, which keeps its best iterate.
 
-Its residual does not fall step by step, and near a breakdown the iterate runs away. jaxopt's gives the last iterate, and
-its loop, which is JAX's, does not run inside `shard_map`.
+Its residual does not fall step by step, and near a breakdown the iterate runs away. jaxopt's gives the last iterate,
+and its loop, which is JAX's, does not run inside `shard_map`.
 """
 
 from __future__ import annotations

@@ -81,9 +81,7 @@ def sort_arguments(arguments: Sequence[str]) -> Arguments:
 def packaged_configs() -> dict[str, Path]:
     """The config files that come with the package, by name: in a wheel inside it, in a clone beside it."""
     package = Path(__file__).parent
-    folder = next(
-        (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package / "configs"
-    )
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package / "configs")
     return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 
 
@@ -108,17 +106,11 @@ def load_config(name: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == spec.origin
-        ]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
         where = f"line {lines[-1]} of {path!r}" if lines else f"config file {path!r}"
         raise UserError(f"{where} fails with {type(error).__name__}: {one_line(error)}; mend it") from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(
-            f"get_config() of {path!r} gives no ConfigDict; start from mpisjax.configuration.base()"
-        )
+        raise UserError(f"get_config() of {path!r} gives no ConfigDict; start from mpisjax.configuration.base()")
     return config
 
 

@@ -1,4 +1,5 @@
-"""Settings as a `ConfigDict`: the defaults, a config file's variants, the rules, and the objects that settings stand for.
+"""Settings as a `ConfigDict`: the defaults, a config file's variants, the rules, and the objects that settings stand
+for.
 
 `mpisjax.settings` has the table of all settings. Importing this module imports no JAX.
 """
@@ -126,9 +127,7 @@ def make_forward(config: ml_collections.ConfigDict, temporal: bool = False) -> A
     return make_spike_forward(config, temporal)
 
 
-def make_spike_forward(
-    config: ml_collections.ConfigDict, temporal: bool = False, num_steps: int | None = None
-) -> Any:
+def make_spike_forward(config: ml_collections.ConfigDict, temporal: bool = False, num_steps: int | None = None) -> Any:
     """The spiking forward, of evaluation always and of training where `forward.mode` says so.
 
     Input over time has as many steps as frames.
@@ -203,9 +202,7 @@ def function_named(key: str, value: str) -> Any:
         sys.path.remove(here)
     # Nothing but functions of that very module: a config may come from somebody else's checkpoint.
     if not inspect.isfunction(found) or found.__module__ != module:
-        raise UserError(
-            f"{key} is {value!r}, but {module} defines no function {name}: name one that it defines."
-        )
+        raise UserError(f"{key} is {value!r}, but {module} defines no function {name}: name one that it defines.")
     return found
 
 
@@ -301,9 +298,7 @@ def counted_loops(config: ml_collections.ConfigDict, temporal: bool = False) -> 
     )
 
 
-def make_examiner(
-    config: ml_collections.ConfigDict, network: Any, inputs: Inputs, num_steps: int | None = None
-) -> Any:
+def make_examiner(config: ml_collections.ConfigDict, network: Any, inputs: Inputs, num_steps: int | None = None) -> Any:
     """Measures the network's spikes after `num_steps` time steps, or as many as configured, and every answer."""
     from mpisjax.training import evaluation
 
@@ -351,9 +346,7 @@ def _check_numbers(config: ml_collections.ConfigDict, prefix: str = "") -> None:
             fraction = prefix + key == "train.milestones"
             kinds = (int, float) if fraction else (int,)
             if isinstance(value, tuple) and not (type(number) in kinds and number > 0):
-                wanted = (
-                    "numbers above 0, as (0.5, 0.75)" if fraction else "whole numbers above 0, as (16, 32)"
-                )
+                wanted = "numbers above 0, as (0.5, 0.75)" if fraction else "whole numbers above 0, as (16, 32)"
                 raise UserError(f"{prefix}{key} is {value!r}: give {wanted}.")
             if isinstance(number, int | float) and not abs(number) < 2**31:
                 raise UserError(f"{prefix}{key} is {value}: set it to a number below 2**31.")
@@ -378,7 +371,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{key} is {value!r}: choose {', '.join(known)} or package.module:function.")
     if train.batch_size % train.accumulate:
         raise UserError(
-            f"train.accumulate is {train.accumulate}: choose a divisor of train.batch_size, which is {train.batch_size}."
+            f"train.accumulate is {train.accumulate}: choose a divisor of train.batch_size, which is "
+            f"{train.batch_size}."
         )
     if train.method == "bptt" and (forward.mode != "spikes" or forward.settle_tol):
         raise UserError(

@@ -120,9 +120,7 @@ def _at_equilibrium_jvp(problem: _Problem, primals: Any, tangents: Any) -> Any:
     d_rates = _solve(problem, constants.rate_map, rates, d_rates, tangents[2])
     if jax.tree.leaves(extras):
         through_rates = jax.jvp(lambda r: problem.step(constants.step, r)[1], (found,), (d_rates,))[1]
-        d_extras = jax.tree.map(
-            lambda a, b: a if a.dtype == jax.dtypes.float0 else a + b, d_extras, through_rates
-        )
+        d_extras = jax.tree.map(lambda a, b: a if a.dtype == jax.dtypes.float0 else a + b, d_extras, through_rates)
     return (rates, extras), (d_rates, d_extras)
 
 
@@ -140,9 +138,7 @@ def _anchored_jvp(problem: _Problem, primals: Any, tangents: Any) -> Any:
     return found, _solve(problem, fixed, found, along, tangents[2])
 
 
-def _solve(
-    problem: _Problem, constants: list[Any], rates: Any, tangent: Any, probe: AdjointStats | None
-) -> Any:
+def _solve(problem: _Problem, constants: list[Any], rates: Any, tangent: Any, probe: AdjointStats | None) -> Any:
     """(I - J)^-1 `tangent`, with J = df/dr at `rates`. Its transpose is the adjoint solve (Eq. 8).
 
     A probe takes part as one more unknown that nothing else depends on. The transposed solve writes its report there.
@@ -207,9 +203,7 @@ def _check_fires(traced: firing.Traced, params: Any, init: Any, x: Any) -> None:
         raise UserError(
             "the transition never calls fire: every population of neurons is a call fire(name, current) in it."
         )
-    tags = [
-        tag for tag, tree in (("params", params), ("rates", init), ("x", x)) for _ in jax.tree.leaves(tree)
-    ]
+    tags = [tag for tag, tree in (("params", params), ("rates", init), ("x", x)) for _ in jax.tree.leaves(tree)]
     seen = firing.sources(traced, tags)
     paths = [jax.tree_util.keystr(path) or "rates" for path, _ in jax.tree_util.tree_leaves_with_path(init)]
     # Rates that are handed on from the step before (a delay) are activity as well.
@@ -220,7 +214,8 @@ def _check_fires(traced: firing.Traced, params: Any, init: Any, x: Any) -> None:
     ]
     if strange or not any("fire" in found for found in seen):
         raise UserError(
-            f"the transition returns {', '.join(strange or paths)} without calling fire on the way: return activity, what "
+            f"the transition returns {', '.join(strange or paths)} without calling fire on the way: return activity, "
+            "what "
             "fire(name, current) gives."
         )
 
@@ -246,7 +241,8 @@ def _check_batch(init: Any, batch_axis: int | None) -> None:
         sizes = sorted({leaf.shape[batch_axis] for leaf in leaves})
         if len(sizes) > 1:
             raise UserError(
-                f"init holds {sizes} samples on batch_axis {batch_axis} of its leaves: give all the same number, or set "
+                f"init holds {sizes} samples on batch_axis {batch_axis} of its leaves: give all the same number, or "
+                "set "
                 "batch_axis to None."
             )
 
@@ -264,9 +260,7 @@ def _without_static(params: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]
 
     def whole(arrays: list[Any]) -> Any:
         remaining = iter(arrays)
-        return jax.tree.unflatten(
-            structure, [next(remaining) if firing.is_array(leaf) else leaf for leaf in leaves]
-        )
+        return jax.tree.unflatten(structure, [next(remaining) if firing.is_array(leaf) else leaf for leaf in leaves])
 
     return arrays, whole
 
@@ -304,9 +298,9 @@ def equilibrium_forward(
     the number of time steps.
 
     Works under `jit`, `grad`, `jvp`, `vmap` (with `batch_axis=None`, or one more batch axis), `shard_map` and sharded
-    `jit`. Derivatives of any order are those of the equilibrium, by the implicit function theorem; each is as exact as the
-    forward and the adjoint solve are (a phantom gradient's derivative is cut off as the gradient is). Forward mode and
-    second derivatives need a transition that allows them: JAX refuses them where it calls a `custom_vjp` function.
+    `jit`. Derivatives of any order are those of the equilibrium, by the implicit function theorem; each is as exact as
+    the forward and the adjoint solve are (a phantom gradient's derivative is cut off as the gradient is). Forward mode
+    and second derivatives need a transition that allows them: JAX refuses them where it calls a `custom_vjp` function.
 
     Args:
       transition: the network, as above. It may close over arrays, traced ones included (they get gradients
@@ -325,8 +319,8 @@ def equilibrium_forward(
       step: the one differentiable step, if it differs from the transition: same arguments, returns
         `(rates, aux)`. Batch normalisation uses it to take batch statistics there and there only.
       returns: "equivalent" for r* = f(r_T), or "spikes" for r_T itself with r*'s gradient.
-      batch_axis: the samples' axis in every leaf of `init`: samples are solved, stopped and reported on one by one. None
-        if they have none, or if the transition couples its samples: then the batch is one problem.
+      batch_axis: the samples' axis in every leaf of `init`: samples are solved, stopped and reported on one by one.
+        None if they have none, or if the transition couples its samples: then the batch is one problem.
       probe: `adjoint_probe()`, to learn from its gradient how the adjoint solve went.
 
     Returns:
@@ -342,14 +336,13 @@ def equilibrium_forward(
         raise UserError(f"returns is {returns!r}: choose 'equivalent' or 'spikes'.")
     if not callable(transition) or hasattr(transition, "apply"):
         raise UserError(
-            f"the transition is {type(transition).__name__!r}: pass a function (params, rates, x, fire) -> rates; of a Flax "
+            f"the transition is {type(transition).__name__!r}: pass a function (params, rates, x, fire) -> rates; of a "
+            "Flax "
             "module that is a function that calls its .apply."
         )
     _check_instance("neuron", neuron, (Neuron,), "mpisjax.LIF(leak=0.9)")  # type: ignore[arg-type]
     if isinstance(neuron, type):
-        raise UserError(
-            f"neuron is the class {neuron.__name__}: pass an instance, such as mpisjax.LIF(leak=0.9)."
-        )
+        raise UserError(f"neuron is the class {neuron.__name__}: pass an instance, such as mpisjax.LIF(leak=0.9).")
     _check_instance("forward", forward, (SpikeForward, RateForward), "mpisjax.RateForward('picard')")
     _check_instance("adjoint", adjoint, (Adjoint,), "mpisjax.Adjoint('neumann')")
     init = jax.tree.map(jnp.asarray, init)
@@ -360,9 +353,7 @@ def equilibrium_forward(
     def of_arrays(fn: Transition) -> Transition:
         return lambda arrays, rates, x, fire: fn(whole(arrays), rates, x, fire)
 
-    def found(
-        arrays: list[Any], own: list[Any], x: Any, init: Any, probe: AdjointStats | None
-    ) -> Equilibrium[Rates]:
+    def found(arrays: list[Any], own: list[Any], x: Any, init: Any, probe: AdjointStats | None) -> Equilibrium[Rates]:
         return _found(
             of_arrays(transition),
             None if step is None else of_arrays(step),
@@ -395,9 +386,7 @@ def equilibrium_forward(
         layer_rates={name: layout(struct) for name, struct in out.populations.items()},
         aux=aux,
     )
-    return Equilibrium(
-        *in_automatic_mode(lambda *a: _Layouts(*found(*a)), layouts, arrays, own, x, init, probe)
-    )
+    return Equilibrium(*in_automatic_mode(lambda *a: _Layouts(*found(*a)), layouts, arrays, own, x, init, probe))
 
 
 def _found(

@@ -31,7 +31,8 @@ Fire = Callable[..., Array]
 Transition = Callable[[PyTree, Rates, PyTree, Fire], Rates]
 """`transition(params, rates, x, fire) -> rates`: a network, written once. It returns a pytree like `rates`."""
 EquivalentStep = Callable[[PyTree, Rates, PyTree, Fire], tuple[Rates, PyTree]]
-"""`step(params, rates, x, fire) -> (rates, aux)`: the one step that is differentiated, where it is not the transition."""
+"""`step(params, rates, x, fire) -> (rates, aux)`: the one step that is differentiated, where it is not the
+transition."""
 Rule = Callable[[str, Neuron | None, Array, Any], tuple[Array, Any]]
 """`rule(name, neuron, current, state) -> (activity, state)`: what a reading makes of a population."""
 
@@ -50,7 +51,8 @@ def _batched(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tup
 
 def _not_here(*args: Any, **params: Any) -> Any:
     raise UserError(
-        f"the population {params['name']!r} is differentiated inside the transition: take derivatives of the equilibrium, "
+        f"the population {params['name']!r} is differentiated inside the transition: take derivatives of the "
+        "equilibrium, "
         "outside it."
     )
 
@@ -79,7 +81,8 @@ def _taken_apart(neuron: Any, current: Array, name: str) -> tuple[list[Array], _
             same = jnp.broadcast_to(leaf, current.shape)
         except ValueError as error:
             raise UserError(
-                f"the population {name!r} has a current of shape {list(current.shape)} and a neuron with a parameter of "
+                f"the population {name!r} has a current of shape {list(current.shape)} and a neuron with a parameter "
+                "of "
                 f"shape {list(np.shape(leaf))}: make them fit, one value a channel, say."
             ) from error
         # A selection, which XLA drops, gives it the current's type on a mesh.
@@ -93,9 +96,7 @@ def _put_together(constants: _Constants, arrays: Sequence[Array]) -> Neuron | No
     return jax.tree.unflatten(constants.structure, leaves)
 
 
-def fire(
-    name: str, current: Float[Array, "*population"], neuron: Neuron | None = None
-) -> Float[Array, "*population"]:
+def fire(name: str, current: Float[Array, "*population"], neuron: Neuron | None = None) -> Float[Array, "*population"]:
     """A population of neurons, as the transition is traced with it.
 
     Args:
@@ -239,7 +240,8 @@ def check_rates(what: str, out: Any, init: Any) -> None:
     structures: list[Any] = [jax.tree.structure(out), jax.tree.structure(init)]
     if structures[0] != structures[1]:
         raise UserError(
-            f"the {what} returns rates of structure {structures[0]} but init is of structure {structures[1]}: give both the "
+            f"the {what} returns rates of structure {structures[0]} but init is of structure {structures[1]}: give "
+            "both the "
             "same structure, shapes and dtypes."
         )
     if _describe(out) != _describe(init):
@@ -265,7 +267,8 @@ def _populations(jaxpr: Jaxpr) -> Iterator[tuple[str, Population]]:
         elif _holds_fire(eqn):
             if eqn.primitive.name not in _NESTED:
                 raise UserError(
-                    f"fire() is called inside {eqn.primitive.name!r}, where a neuron's state cannot be followed: call it "
+                    f"fire() is called inside {eqn.primitive.name!r}, where a neuron's state cannot be followed: call "
+                    "it "
                     "outside, or inside jit, vmap, scan, cond or remat (a loop of fixed length is a jax.lax.scan)."
                 )
             for inner in jaxprs_in_params(eqn.params):
@@ -305,7 +308,8 @@ def _follow(
             activity, found[name] = rule(name, neuron, current, states.get(name))
             if activity.shape != current.shape or activity.dtype != current.dtype:
                 raise UserError(
-                    f"the neuron of the population {name!r} gives an activity of {activity.dtype}{list(activity.shape)} for "
+                    f"the neuron of the population {name!r} gives an activity of "
+                    f"{activity.dtype}{list(activity.shape)} for "
                     f"a current of {current.dtype}{list(current.shape)}: return the current's shape and dtype."
                 )
             out = [activity]

@@ -100,8 +100,6 @@ def detach(fn: Callable[..., Any], *args: Any) -> Any:
     """`fn(*args)` with no derivative, neither through `args` nor through what `fn` closes over."""
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     consts, leaves = jax.lax.stop_gradient((closed.consts, jax.tree.leaves(args)))
-    env: dict[Any, Any] = dict(
-        zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], [*consts, *leaves], strict=True)
-    )
+    env: dict[Any, Any] = dict(zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], [*consts, *leaves], strict=True))
     _run(closed.jaxpr.eqns, env)
     return jax.tree.unflatten(jax.tree.structure(out_shape), read(env, closed.jaxpr.outvars))

@@ -26,10 +26,7 @@ def _noise(key: PRNGKeyArray, like: PyTree) -> PyTree:
 
 def _squares(tree: PyTree[Float[Array, "batch ..."]]) -> Float[Array, " batch"]:
     """Squared norm by sample, over all leaves: [batch]."""
-    parts = [
-        jnp.sum(jnp.square(a.astype(jnp.float32)), axis=tuple(range(1, a.ndim)))
-        for a in jax.tree.leaves(tree)
-    ]
+    parts = [jnp.sum(jnp.square(a.astype(jnp.float32)), axis=tuple(range(1, a.ndim))) for a in jax.tree.leaves(tree)]
     return sum(parts[1:], parts[0])
 
 
@@ -66,9 +63,9 @@ def spectral_radius(
 ) -> SpectralRadius:
     """The spectral radius of J = d rate_map / d rates, by power iteration with J^T (same eigenvalues).
 
-    The estimate is the geometric mean growth over a window of steps. It settles for a complex pair of leading eigenvalues
-    too, where a quotient of successive norms would swing. Windows double in length, each starting where the last ended,
-    until two agree.
+    The estimate is the geometric mean growth over a window of steps. It settles for a complex pair of leading
+    eigenvalues too, where a quotient of successive norms would swing. Windows double in length, each starting where the
+    last ended, until two agree.
 
     Args:
       rate_map: f, samples independent of each other (batch normalisation with running statistics).

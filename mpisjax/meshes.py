@@ -57,9 +57,7 @@ def _typed(leaf: Any, aval: Any) -> Any:
 def explicit_axes() -> tuple[str, ...]:
     """The explicit axes of the mesh that is set."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tuple(
-        n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit
-    )
+    return tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
 
 
 def layout(aval: Any) -> PartitionSpec:

@@ -71,9 +71,7 @@ def bounded(u: Population, lower: float, upper: float) -> Population:
 
 
 @bounded.defjvp
-def _bounded_jvp(
-    lower: float, upper: float, primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
+def _bounded_jvp(lower: float, upper: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (u,), (du,) = primals, tangents
     return bounded(u, lower, upper), jnp.where((u >= lower) & (u <= upper), du, jnp.zeros_like(du))
 
@@ -91,9 +89,7 @@ def potential_dtype(current: Shape) -> jnp.dtype:
 def _like(threshold: ArrayLike, x: Shape) -> Array:
     """The threshold in x's dtype, and in its shape unless it is one number."""
     threshold = (
-        jnp.asarray(threshold).astype(x.dtype)
-        if hasattr(threshold, "dtype")
-        else jnp.asarray(threshold, x.dtype)
+        jnp.asarray(threshold).astype(x.dtype) if hasattr(threshold, "dtype") else jnp.asarray(threshold, x.dtype)
     )
     return jnp.broadcast_to(threshold, x.shape) if threshold.ndim else threshold
 
@@ -148,7 +144,8 @@ class LIF:
         for name in ("leak", "initial_potential"):
             if isinstance(getattr(self, name), jax.core.Tracer):
                 raise UserError(
-                    f"neuron.{name} is traced, but the equilibrium does not depend on it and gives it no gradient: pass "
+                    f"neuron.{name} is traced, but the equilibrium does not depend on it and gives it no gradient: "
+                    "pass "
                     "a number."
                 )
         if not 0 < self.leak <= 1:

@@ -1,8 +1,8 @@
 """Samples are separate problems: a solver written for one, run for each, over a map that takes the whole batch.
 
 `jax.vmap` runs a solver for one sample on all of them: each stops, mixes and chooses for itself. The map it iterates is
-known for the batch alone (a network's constants hold all samples), so what the solver calls is a stand-in, which becomes
-the map when `vmap` reaches it.
+known for the batch alone (a network's constants hold all samples), so what the solver calls is a stand-in, which
+becomes the map when `vmap` reaches it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,7 @@ def _transposed(
     cotangents: Sequence[Any], *operands: Any, fn: Map, structure: Any, num_constants: int, axis: int
 ) -> Any:
     avals = [o.aval if ad.is_undefined_primal(o) else jax.typeof(o) for o in operands[num_constants:]]
-    full = [
-        jnp.zeros(a.shape, a.dtype) if type(ct) is ad.Zero else ct
-        for ct, a in zip(cotangents, avals, strict=True)
-    ]
+    full = [jnp.zeros(a.shape, a.dtype) if type(ct) is ad.Zero else ct for ct, a in zip(cotangents, avals, strict=True)]
 
     def transpose(constants: list[Any], tree: Any) -> Any:
         return jax.linear_transpose(lambda v: fn(constants, v), tree)(tree)[0]

@@ -1,7 +1,7 @@
 """Every setting of a run, in one table: its default, its meaning, and the values that it can take.
 
-`mpisjax.configuration.base` makes the `ConfigDict` from it, `configuration.check` its rules, and `python train.py --help`
-its text. A setting's type is that of its default.
+`mpisjax.configuration.base` makes the `ConfigDict` from it, `configuration.check` its rules, and `python train.py
+--help` its text. A setting's type is that of its default.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SETTINGS: dict[str, Setting] = {
     "data.augment.shift": Setting(0, "move by up to so many pixels", least=0),
     "data.augment.cutout": Setting(0, "side of a blanked square in pixels", least=0),
     "data.augment.mixup": Setting(0.0, "parameter of the beta distribution that mixes two images; 0: none", least=0),
-    "model.name": Setting("mpis", "mpis, or package.module:function, called with (data set, settings): a network of your own"),
+    "model.name": Setting("mpis", "mpis, or package.module:function of (data set, settings): a network of your own"),
     "model.stem": Setting((16,), "channels of the stem's convolutions"),
     "model.stem_strides": Setting((1,), "their strides"),
     "model.layers": Setting((32, 48), "channels of each stream's layers"),
@@ -115,11 +115,11 @@ SETTINGS: dict[str, Setting] = {
     "train.init_from": Setting("", "a run's folder or a pretrained network's name: start from its weights"),
     "train.epochs": Setting(10, "passes over the train split", least=1),
     "train.batch_size": Setting(128, "examples a step, over all devices", least=1),
-    "train.accumulate": Setting(1, "passes a step, over parts of the batch; each has its own batch statistics", least=1),
+    "train.accumulate": Setting(1, "passes a step, over parts of the batch with statistics of their own", least=1),
     "train.optimizer": Setting(
-        "sgd", "sgd, adamw, lion, or package.module:function, called with the learning rate's schedule: an optax optimiser"
+        "sgd", "sgd, adamw, lion, or package.module:function of the schedule, which gives an optax optimiser"
     ),
-    "train.learning_rate": Setting(0.1, "highest learning rate; adamw and lion need a smaller one, such as 0.001", above=0),
+    "train.learning_rate": Setting(0.1, "highest learning rate; adamw and lion need less, such as 0.001", above=0),
     "train.momentum": Setting(0.9, "sgd: Nesterov momentum; 0: none", least=0, below=1),
     "train.weight_decay": Setting(5e-4, "of kernels; gains, scales and shifts have none", least=0),
     "train.feedback_decay": Setting(0.0, "weight decay of the gains that scale the feedback", least=0),
@@ -130,12 +130,12 @@ SETTINGS: dict[str, Setting] = {
     "train.milestones": Setting((0.5, 0.75), "schedule step: shares of the run after which the rate falls"),
     "train.decay": Setting(0.1, "schedule step: the factor by which it falls"),
     "train.label_smoothing": Setting(0.0, "share of the target spread over all classes", least=0, below=1),
-    "train.class_weights": Setting("", "factors of the classes in the loss, as 1,1,2; balanced: by their rarity; empty: 1"),
+    "train.class_weights": Setting("", "factors of the classes in the loss, as 1,1,2; balanced: by rarity; empty: 1"),
     "train.rate_penalty": Setting(0.0, "weight of the mean firing rate of all layers in the loss; 0: none", least=0),
     "train.gradient_clip": Setting(0.0, "largest global norm of the gradient; 0: no limit", least=0),
-    "train.jacobian_penalty": Setting(0.0, "weight of ||J||_F^2 / n of the equivalent map in the loss; 0: none", least=0),
+    "train.jacobian_penalty": Setting(0.0, "weight of ||J||_F^2 / n of the rate map in the loss; 0: none", least=0),
     "train.ema": Setting(0.0, "decay of the averaged weights that evaluation uses; 0: none", least=0, below=1),
-    "train.patience": Setting(0, "epochs without a better validation after which training ends; 0: it does not", least=0),
+    "train.patience": Setting(0, "epochs without a better validation after which training ends; 0: never", least=0),
     "train.test_at_end": Setting(True, "measure the test split when training is over"),
     "train.log_every": Setting(50, "steps from one row of metrics to the next", least=1),
     "train.checkpoint_every": Setting(0, "steps from one save to the next within an epoch; 0: none there", least=0),
@@ -146,7 +146,7 @@ SETTINGS: dict[str, Setting] = {
     "train.max_skipped": Setting(10, "steps in a row without a finite gradient after which training stops", least=1),
     "eval.batch_size": Setting(256, "examples at once in evaluation", least=1),
     "devices.all_cores": Setting(True, "CPU: the cores share a batch; false: one core"),
-    "devices.model_parallel": Setting(1, "devices that share each layer's channels; 1: only the batch is split", least=1),
+    "devices.model_parallel": Setting(1, "devices that share each layer's channels; 1: they split the batch", least=1),
 }  # fmt: skip
 
 

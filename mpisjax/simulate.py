@@ -47,9 +47,7 @@ class SpikeForward:
 
     def __post_init__(self) -> None:
         if self.num_steps is not None and self.num_steps < 1:
-            raise UserError(
-                f"forward.num_steps is {self.num_steps}: a simulation needs at least 1 time step."
-            )
+            raise UserError(f"forward.num_steps is {self.num_steps}: a simulation needs at least 1 time step.")
         if self.tol is not None and not self.tol > 0:
             raise UserError(f"forward.tol is {self.tol}: set it above 0, or to None to run every step.")
 
@@ -126,9 +124,7 @@ def timing(x: PyTree, num_steps: int | None, time_axis: int | None) -> Timing:
     """
     if time_axis is None:
         if num_steps is None:
-            raise UserError(
-                "forward.num_steps is None but x is constant in time: set the number of time steps."
-            )
+            raise UserError("forward.num_steps is None but x is constant in time: set the number of time steps.")
         return Timing(None, x, num_steps)
     frames = jax.tree.map(lambda a: jnp.moveaxis(a, time_axis, 0), as_currents(x))
     lengths = {a.shape[0] for a in jax.tree.leaves(frames)}
@@ -383,9 +379,7 @@ def simulate(
         rates=jax.tree.map(lambda r, i: r.astype(i.dtype), rates, init),
         layer_rates={
             # Without an early stop all weights are equal.
-            k: firing_rate(total, jnp.max(seen.weight))
-            if tol is None
-            else firing_rate(total, seen.weight, axis_of(k))
+            k: firing_rate(total, jnp.max(seen.weight)) if tol is None else firing_rate(total, seen.weight, axis_of(k))
             for k, (total, _) in seen.recorded.items()
         },
         spike_counts={k: count for k, (_, count) in seen.recorded.items()},

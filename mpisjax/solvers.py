@@ -1,8 +1,8 @@
 """Forward and adjoint solvers. The only module that imports jaxopt.
 
 Each is written for one sample and run for every one (`mpisjax.samples`): a sample that diverges, or is not a number,
-leaves the others as they are alone. GMRES and the normal equations' CG are jaxopt's: their residuals only fall, so their
-last iterate is their best. Picard, Neumann and Anderson are ours: jaxopt stops on absolute errors, where a rate
+leaves the others as they are alone. GMRES and the normal equations' CG are jaxopt's: their residuals only fall, so
+their last iterate is their best. Picard, Neumann and Anderson are ours: jaxopt stops on absolute errors, where a rate
 equilibrium wants a relative one by stream, and its Anderson mixes in JAX's default dtype.
 """
 
@@ -95,7 +95,8 @@ class Adjoint:
         _check("adjoint", self, _ADJOINT, 0 if self.solver == "phantom" else 1)
         if self.damping and self.solver in _KRYLOV:
             raise UserError(
-                f"adjoint.damping is {self.damping} but adjoint.solver is {self.solver!r}, which has none: set it to 0, or "
+                f"adjoint.damping is {self.damping} but adjoint.solver is {self.solver!r}, which has none: set it to "
+                "0, or "
                 "the solver to 'neumann', 'anderson' or 'phantom'."
             )
 

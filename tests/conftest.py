@@ -1,4 +1,6 @@
-"""For every test: the CPU, unless JAX_PLATFORMS asks for another platform, no deprecated calls of our own, no network."""
+"""For every test: the CPU, unless JAX_PLATFORMS asks for another platform, no deprecated calls of our own, no
+network.
+"""
 
 import importlib.metadata
 import os
@@ -41,9 +43,7 @@ sys.addaudithook(stay_at_home)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "optimized: compiled as users' programs are (the default)")
-    config.addinivalue_line(
-        "markers", "unoptimized: compiled quickly, since compiling is most of what it costs"
-    )
+    config.addinivalue_line("markers", "unoptimized: compiled quickly, since compiling is most of what it costs")
     config.addinivalue_line("filterwarnings", r"error::DeprecationWarning:mpisjax(\..*)?")
 
 
@@ -70,9 +70,7 @@ def x64():
 
 def _optimize_little(node: pytest.Item | pytest.Collector) -> None:
     """Sets how XLA compiles from the nearest of a test's, its class's and its module's markers."""
-    nearest = next(
-        (m.name for m in node.iter_markers() if m.name in ("optimized", "unoptimized")), "optimized"
-    )
+    nearest = next((m.name for m in node.iter_markers() if m.name in ("optimized", "unoptimized")), "optimized")
     jax.config.update("jax_disable_most_optimizations", nearest == "unoptimized")
 
 

@@ -3,12 +3,12 @@
     python tests/long_run.py [--steps 20000] [--every 250] [--workdir DIR] [--config FILE] [--config.KEY=VALUE]
 
 runs the default config for so many steps, as `train.py` would (validation and a checkpoint each epoch included),
-and takes a sample every 250 steps (--every). Every second is printed. The exit code is 1 if, over the last 90% of the steps,
-the median of memory over a tenth of the run moved by more than 1%, anything was compiled, or open files, threads or
-live arrays grew. What the allocator holds back of freed memory, hundreds of megabytes at times, is given back to the
-system before a sample is taken: it goes up and down by itself. So does what it cannot give back, the pages that are not quite
-empty, where every thread has an arena of its own; this script starts itself anew with one arena for all. Linux with glibc 2.33
-or later only: it reads /proc and asks malloc.
+and takes a sample every 250 steps (--every). Every second is printed. The exit code is 1 if, over the last 90% of the
+steps, the median of memory over a tenth of the run moved by more than 1%, anything was compiled, or open files, threads
+or live arrays grew. What the allocator holds back of freed memory, hundreds of megabytes at times, is given back to the
+system before a sample is taken: it goes up and down by itself. So does what it cannot give back, the pages that are not
+quite empty, where every thread has an arena of its own; this script starts itself anew with one arena for all. Linux
+with glibc 2.33 or later only: it reads /proc and asks malloc.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def arguments() -> Parser:
     """The program's flags."""
     parser = Parser("tests/long_run.py", __doc__, with_config=True)
     number = whole_number(1)
-    parser.add_argument(
-        "--steps", type=number, default=20_000, help="steps to take, at least; epochs are not cut"
-    )
+    parser.add_argument("--steps", type=number, default=20_000, help="steps to take, at least; epochs are not cut")
     parser.add_argument("--every", type=number, default=250, help="steps from one sample to the next")
     parser.add_argument("--workdir", type=path, help="folder of the run; a temporary one by default")
     return parser
@@ -56,8 +54,8 @@ class Sample(NamedTuple):
         anonymous: Resident memory of its own, swapped out or not, KiB: what it allocated, and not the files that
             the kernel maps in and drops as it likes.
         resident: All resident memory, KiB; for show.
-        allocated: What malloc has given out and not got back, KiB; for show. It tells what a program holds from what the
-            allocator and the kernel make of it.
+        allocated: What malloc has given out and not got back, KiB; for show. It tells what a program holds from what
+            the allocator and the kernel make of it.
         files: Open file descriptors.
         threads: Threads of the process.
         compiled: Programs compiled since the process began.
@@ -198,7 +196,9 @@ def main(given, config) -> int:
 
 
 def with_one_arena() -> None:
-    """Starts this program again as `mpisjax_launch.with_large_pages` does, and with one malloc arena for all threads."""
+    """Starts this program again as `mpisjax_launch.with_large_pages` does, and with one malloc arena for all
+    threads.
+    """
     before = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.arena_max" not in before:
         wanted = ("glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=1")

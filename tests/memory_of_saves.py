@@ -2,9 +2,9 @@
 
     python tests/memory_of_saves.py [--saves 60]
 
-For each way it starts a fresh process, saves a state of 140 arrays (2 MB) so many times with orbax's `CheckpointManager`, and
-prints how resident memory grew with each save, garbage collected: from the median of the second third of the saves to that of the
-last. Linux only: it reads /proc.
+For each way it starts a fresh process, saves a state of 140 arrays (2 MB) so many times with orbax's
+`CheckpointManager`, and prints how resident memory grew with each save, garbage collected: from the median of the
+second third of the saves to that of the last. Linux only: it reads /proc.
 """
 
 from __future__ import annotations

@@ -68,9 +68,7 @@ def test_a_digit_is_classified_and_drawn(digits, monkeypatch, capsys, tmp_path):
         1,
     )
     found = trace(trained, test.images[5], 6)
-    assert (
-        f"class: {test.labels[5]}, confidence {100 * found.scores[-1].max():.1f}% after 6 of 6 steps" in said
-    )
+    assert f"class: {test.labels[5]}, confidence {100 * found.scores[-1].max():.1f}% after 6 of 6 steps" in said
     assert f"best classes: {test.labels[5]} " in said
     assert f"spent: {found.num_spikes:,} spikes of 2,560 neurons, " in said
     assert "unlike the training data" not in said
@@ -78,9 +76,7 @@ def test_a_digit_is_classified_and_drawn(digits, monkeypatch, capsys, tmp_path):
     with Image.open(tmp_path / "out.png") as picture:
         picture.load()
         assert (
-            picture.format == "PNG"
-            and picture.width > 1000
-            and len(np.unique(np.asarray(picture.convert("L")))) > 50
+            picture.format == "PNG" and picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
         )
     with Image.open(tmp_path / "out.gif") as film:
         assert film.n_frames == 6 and film.info["loop"] == 0
@@ -101,9 +97,7 @@ def test_a_trace_is_what_evaluation_computes(digits):
     simulation = nn.spikes(trained.net, trained.variables, x, neuron=neuron, forward=forward)
     assert found.scores.shape == (16, 10)
     for name, spikes in simulation.spike_counts.items():
-        assert (
-            abs(found.spikes[name].sum() - spikes.sum()) <= 2
-        )  # two programs may round a current differently
+        assert abs(found.spikes[name].sum() - spikes.sum()) <= 2  # two programs may round a current differently
         assert found.rates[name][-1] == pytest.approx(float(simulation.layer_rates[name].mean()), abs=1e-3)
     logits = trained.apply(trained.variables, test.images[:1]).logits[0]
     wanted = np.exp(logits - np.max(logits))
@@ -333,8 +327,5 @@ def test_what_is_no_image_is_told(digits, tmp_path):
 
 def test_the_program_says_one_sentence_and_writes_nothing(python, tmp_path):
     done = python(ROOT / "demo.py", "absent.png", cwd=tmp_path)
-    assert (
-        done.returncode == 1
-        and done.stderr == "error: there is no image absent.png; name a PNG or JPEG file\n"
-    )
+    assert done.returncode == 1 and done.stderr == "error: there is no image absent.png; name a PNG or JPEG file\n"
     assert not done.stdout and not list(tmp_path.iterdir())

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-PROGRAM = "import mpisjax_launch, os, sys; mpisjax_launch.with_large_pages(); print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:])"
+PROGRAM = (
+    "import mpisjax_launch, os, sys; mpisjax_launch.with_large_pages(); "
+    "print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:])"
+)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="large pages are asked for on Linux alone")

@@ -75,9 +75,7 @@ def imported(module: str) -> set[str]:
 
 def place(module: str) -> tuple[int, str, str]:
     """The layer of a module, its box, and the most specific entry of LAYERS that it belongs to."""
-    entries = [
-        (entry, n, box) for n, layer in enumerate(LAYERS) for box, held in layer.items() for entry in held
-    ]
+    entries = [(entry, n, box) for n, layer in enumerate(LAYERS) for box, held in layer.items() for entry in held]
     entry, n, box = max(e for e in entries if f"{module}.".startswith(f"{e[0]}."))
     return n, box, entry
 
@@ -135,14 +133,14 @@ def picture() -> str:
         else:
             top, bend = y1 + height, (y2 - y1 - height) / 2
             line = f"M{x1:.0f} {top} C{x1:.0f} {top + bend:.0f} {x2:.0f} {y2 - bend:.0f} {x2:.0f} {y2 - 2}"
-        arrows.append(
-            f'<path d="{line}" marker-end="url(#tip)"><title>{escape(a)} imports {escape(b)}</title></path>'
-        )
+        arrows.append(f'<path d="{line}" marker-end="url(#tip)"><title>{escape(a)} imports {escape(b)}</title></path>')
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {12 + len(LAYERS) * step - 24}" font-family="sans-serif">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {12 + len(LAYERS) * step - 24}" '
+            'font-family="sans-serif">',
             "<style>rect{fill:#eef3fa;stroke:#47678f}text{text-anchor:middle;font-size:11px;fill:#333}"
-            ".name{font-size:14px;font-weight:bold}path{fill:none;stroke:#8a97a8;stroke-width:1.3}#tip path{fill:#8a97a8}</style>",
+            ".name{font-size:14px;font-weight:bold}path{fill:none;stroke:#8a97a8;stroke-width:1.3}#tip "
+            "path{fill:#8a97a8}</style>",
             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
             '<path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
             *arrows,

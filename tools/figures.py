@@ -63,9 +63,7 @@ def memory() -> Figure:
         (COLORS[1], "bptt", "through time (BPTT)"),
         (COLORS[0], "mpis", "by the equilibrium"),
     ):
-        found = [
-            row["result"] for name, row in rows.items() if name.startswith(f"fashion_mnist_{kind} memory")
-        ]
+        found = [row["result"] for name, row in rows.items() if name.startswith(f"fashion_mnist_{kind} memory")]
         points = sorted((r["steps"], r["temporary"] / 2**20) for r in found)
         axis.plot(*zip(*points, strict=True), "o-", color=color, label=label)
     axis.set_ylim(0)

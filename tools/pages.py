@@ -1,8 +1,8 @@
 """What MkDocs does to the pages beside Markdown: generated references, MathJax's file, tables that fit a phone.
 
-mkdocs.yml names this file as a hook. In a page, `<!-- settings -->` stands for the tables of all settings, `<!-- commands -->` for what `mpisjax` can do,
-`<!-- help: PROGRAM -->` for what a program's --help says, `<!-- api: MODULE -->` for the public names of a module, and
-`<!-- code: FILE NAME ... -->` for functions and classes of a file.
+mkdocs.yml names this file as a hook. In a page, `<!-- settings -->` stands for the tables of all settings, `<!--
+commands -->` for what `mpisjax` can do, `<!-- help: PROGRAM -->` for what a program's --help says, `<!-- api: MODULE
+-->` for the public names of a module, and `<!-- code: FILE NAME ... -->` for functions and classes of a file.
 """
 
 from __future__ import annotations
@@ -97,18 +97,14 @@ def public_names(module: str) -> str:
     """A mkdocstrings mark for every public name of a module."""
     sys.path.insert(0, str(ROOT))
     names = importlib.import_module(module).__all__
-    found = [
-        name for name in names if not isinstance(getattr(importlib.import_module(module), name), type(sys))
-    ]
+    found = [name for name in names if not isinstance(getattr(importlib.import_module(module), name), type(sys))]
     return "\n\n".join(f"::: {module}.{name}" for name in found)
 
 
 def source_of(file: str, names: list[str], indent: str) -> str:
     """Functions and classes of a file, as a block of code."""
     text = (ROOT / file).read_text()
-    found = {
-        node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
+    found = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     code = "\n\n\n".join(str(ast.get_source_segment(text, found[name])) for name in names)
     return "\n".join(f"{indent}{line}".rstrip() for line in ["```python", *code.splitlines(), "```"])
 
@@ -124,9 +120,7 @@ def labelled(html: str) -> str:
             titles = iter(heads)
 
             def cell(opening: re.Match[str]) -> str:
-                title = (
-                    unescape(next(titles, "")).replace('"', "'").replace("&", "&amp;").replace("<", "&lt;")
-                )
+                title = unescape(next(titles, "")).replace('"', "'").replace("&", "&amp;").replace("<", "&lt;")
                 return f'<td data-label="{title}"{opening[1]}>'
 
             return re.sub(r"<td([^>]*)>", cell, found[0])

@@ -75,9 +75,7 @@ def picture() -> str:
     depth, streams = len(net.layers), net.num_streams
     middle = 44 + (streams - 1) * ROW / 2
     place = {
-        f"stream{i + 1}/layer{k + 1}": (LEFT + k * COLUMN, 44 + i * ROW)
-        for i in range(streams)
-        for k in range(depth)
+        f"stream{i + 1}/layer{k + 1}": (LEFT + k * COLUMN, 44 + i * ROW) for i in range(streams) for k in range(depth)
     }
     place |= {"input": (14, 44.0), "classes": (LEFT + depth * COLUMN, middle)}
     boxes, arrows = [], []
@@ -85,7 +83,8 @@ def picture() -> str:
     def box(name: str, lines: list[str], plain: bool = False) -> None:
         x, y = place[name]
         texts = "".join(
-            f'<text x="{x + WIDTH / 2:g}" y="{y + 26 + 20 * n:g}"{" class=" + chr(34) + "small" + chr(34) if n else ""}>{line}</text>'
+            f'<text x="{x + WIDTH / 2:g}" y="{y + 26 + 20 * n:g}"'
+            f"{' class=' + chr(34) + 'small' + chr(34) if n else ''}>{line}</text>"
             for n, line in enumerate(lines)
         )
         rect = f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="7"/>'
@@ -99,9 +98,7 @@ def picture() -> str:
             line += f"H{x2 + WIDTH / 2 + 8:g} Q{x2 + WIDTH / 2:g} {up:g} {x2 + WIDTH / 2:g} {up + 8:g} V{y2 - 3:g}"
         else:
             line = f"M{x1 + WIDTH:g} {y1 + HEIGHT / 2:g} L{x2 - 3:g} {y2 + HEIGHT / 2:g}"
-        arrows.append(
-            f'<path class="{kind}" d="{line}" marker-end="url(#tip)"><title>{a} to {b}</title></path>'
-        )
+        arrows.append(f'<path class="{kind}" d="{line}" marker-end="url(#tip)"><title>{a} to {b}</title></path>')
 
     box("input", ["image", f"{shape[0]} x {shape[1]}, stem {net.stem[-1]}"], plain=True)
     for name, (height, width, channels) in shapes.items():
@@ -126,14 +123,17 @@ def picture() -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" role="img">',
-            "<title>Two streams of spiking layers: the image enters the first, they are fused, and each feeds back</title>",
+            "<title>Two streams of spiking layers: the image enters the first, they are fused, and each feeds "
+            "back</title>",
             f"<style>{STYLE}</style>",
             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
             '<path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
             *arrows,
             *boxes,
-            f'<path class="back" d="M{LEFT} {key} h34"/><text class="label" x="{LEFT + 104}" y="{key + 4}">feedback, next step</text>',
-            f'<path class="fuse" d="M{LEFT + 216} {key} h34"/><text class="label" x="{LEFT + 276}" y="{key + 4}">fusion</text>',
+            f'<path class="back" d="M{LEFT} {key} h34"/>'
+            f'<text class="label" x="{LEFT + 104}" y="{key + 4}">feedback, next step</text>',
+            f'<path class="fuse" d="M{LEFT + 216} {key} h34"/>'
+            f'<text class="label" x="{LEFT + 276}" y="{key + 4}">fusion</text>',
             "</svg>",
             "",
         ]

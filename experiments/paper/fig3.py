@@ -27,9 +27,7 @@ def run(study: Study) -> dict[str, Any]:
     rows = study.rows("fig3", nets=[described(net) for net in scale.convergence])
     for net in scale.convergence:
         for seed in scale.seeds:
-            settings = study.settings(
-                net, seed, what="convergence", steps=scale.follow_steps, samples=scale.followed
-            )
+            settings = study.settings(net, seed, what="convergence", steps=scale.follow_steps, samples=scale.followed)
             rows.row(f"{net.name} seed {seed}", settings, partial(follow, study, net, seed))
     return rows.finish()
 
@@ -89,22 +87,15 @@ def render(content: dict[str, Any]) -> str:
             ):
                 cells = [f"{curve[t - 1]:.3g}" if t <= len(curve) else "-" for t in SHOWN]
                 lines.append([name, stream, what, *cells])
-        whole = {
-            k: np.sqrt(sum(v[-1] ** 2 for v in c.values()))
-            for k, c in (("residual", residual), ("norm", norm))
-        }
+        whole = {k: np.sqrt(sum(v[-1] ** 2 for v in c.values())) for k, c in (("residual", residual), ("norm", norm))}
         whole["change"] = np.sqrt(sum(v[-1] ** 2 for v in change.values()))
         final[net["title"]] = whole
-        radii.append(
-            f"{net['title']} {runs[0]['radius']['median']:.2f} ({runs[0]['radius']['largest']:.2f} at most)"
-        )
+        radii.append(f"{net['title']} {runs[0]['radius']['median']:.2f} ({runs[0]['radius']['largest']:.2f} at most)")
         warnings += [r["radius"]["warning"] for r in runs if r["radius"]["warning"]]
     parts = [table(["network", "stream", "norm", *(f"t = {t}" for t in SHOWN)], lines, 3)]
     if len(final) == 2:
         parts.append(_words(final))
-        parts.append(
-            f"Spectral radius of the Jacobian at the equilibrium, median over samples: {'; '.join(radii)}."
-        )
+        parts.append(f"Spectral radius of the Jacobian at the equilibrium, median over samples: {'; '.join(radii)}.")
     parts += [f"Warning: {w}." for w in warnings]
     parts.append(
         "Change: ||r(t) - r(t-1)||; residual: ||f(r(t)) - r(t)||, means over samples; relative: over "

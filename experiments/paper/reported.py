@@ -46,8 +46,5 @@ def beside(net: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
         parameters(net["data"], net["title"]),
         f"{runs[0]['parameters']:,}" if runs else tables.MISSING,
         accuracy(net["data"], net["title"], net["steps"]),
-        *(
-            tables.across_seeds([r[kind] for r in runs], factor=100)
-            for kind in ("accuracy", "accuracy_spikes")
-        ),
+        *(tables.across_seeds([r[kind] for r in runs], factor=100) for kind in ("accuracy", "accuracy_spikes")),
     ]

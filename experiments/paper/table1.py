@@ -27,17 +27,13 @@ def nets(scale: Scale) -> list[Net]:
 def run(study: Study) -> dict[str, Any]:
     """Trains, times a step and compiles for several T; gives the rows."""
     pairs, at = study.scale.through_time, study.scale.memory_steps
-    rows = study.rows(
-        "table1", pairs=[[described(net) for net in pair] for pair in pairs], memory_steps=list(at)
-    )
+    rows = study.rows("table1", pairs=[[described(net) for net in pair] for pair in pairs], memory_steps=list(at))
     for net in nets(study.scale):
         study.train_rows(rows, net)
         if study.timing:
             rows.row(f"{net.name} time", study.settings(net, what="time"), partial(timing, study, net))
     # Last, so that whoever interrupts has the accuracies.
-    for net, steps in [(net, net.steps) for net in nets(study.scale)] + [
-        (net, t) for net in pairs[0] for t in at
-    ]:
+    for net, steps in [(net, net.steps) for net in nets(study.scale)] + [(net, t) for net in pairs[0] for t in at]:
         settings = {**study.settings(net), "forward.num_steps": steps, "what": "memory"}
         rows.row(_memory_key(net.name, steps), settings, partial(memory, study, net, steps))
     return rows.finish()
@@ -55,9 +51,7 @@ def _step(study: Study, net: Net, num_steps: int) -> tuple[Any, Any]:
     config = study.config(net, 0)
     config.forward.num_steps = num_steps
     parts = assemble(config)
-    step = configuration.make_train_step(
-        config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh
-    )
+    step = configuration.make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
     return step, (parts.state, parts.feed.batch(0))
 
 

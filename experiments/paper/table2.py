@@ -64,10 +64,7 @@ def render(content: dict[str, Any]) -> str:
     unknown = reported.NO_ROW if all(net["data"] == "digits" for net, _ in runs) else reported.UNKNOWN
     lines = []
     for layer in layers:
-        values = [
-            across_seeds([r["firing_rates"][layer] for r in found], 4) if found else MISSING
-            for _, found in runs
-        ]
+        values = [across_seeds([r["firing_rates"][layer] for r in found], 4) if found else MISSING for _, found in runs]
         lines.append([layer, unknown, *values])
     for what, key, factor, digits in (
         ("million SynOps a sample", "synops", 1e-6, 3),
@@ -75,9 +72,7 @@ def render(content: dict[str, Any]) -> str:
         ("estimated energy of arithmetic, µJ", "compute_uj", 1.0, 1),
         ("estimated energy of memory traffic, µJ", "memory_uj", 1.0, 0),
     ):
-        values = [
-            across_seeds([r[key] for r in found], digits, factor) if found else MISSING for _, found in runs
-        ]
+        values = [across_seeds([r[key] for r in found], digits, factor) if found else MISSING for _, found in runs]
         lines.append([what, reported.NO_ROW, *values])
     counted = sorted({r["num_examples"] for _, found in runs for r in found})
     number = ", ".join(f"{n:,}" for n in counted) or "no"
@@ -103,8 +98,6 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
     for net in content["nets"]:
         found = of_seeds(content, net["name"])
         if found:
-            rates = {
-                k: sum(r["firing_rates"][k] for r in found) / len(found) for k in found[0]["firing_rates"]
-            }
+            rates = {k: sum(r["firing_rates"][k] for r in found) / len(found) for k in found[0]["firing_rates"]}
             figures[f"firing_rates_t{net['steps']}"] = firing_rates(rates)
     return figures

@@ -20,9 +20,7 @@ def nets(scale: Scale) -> list[Net]:
 
 def run(study: Study) -> dict[str, Any]:
     """Trains both; gives the rows."""
-    rows = study.rows(
-        "table3", pairs=[[described(net) for net in pair] for pair in study.scale.single_stream]
-    )
+    rows = study.rows("table3", pairs=[[described(net) for net in pair] for pair in study.scale.single_stream])
     for net in nets(study.scale):
         study.train_rows(rows, net)
     return rows.finish()
@@ -45,9 +43,7 @@ def render(content: dict[str, Any]) -> str:
             )
             accuracies.append([r["accuracy"] for r in runs])
         if all(accuracies):
-            sentences.append(
-                verdict(content, pair[0]["data"], ("MPIS", "IDE-Net"), "size, T and epochs", accuracies)
-            )
+            sentences.append(verdict(content, pair[0]["data"], ("MPIS", "IDE-Net"), "size, T and epochs", accuracies))
     header = [
         "data",
         "network",

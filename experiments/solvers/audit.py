@@ -25,9 +25,7 @@ def run(study: Study) -> dict[str, Any]:
     net, scale = study.scale.audited, study.scale
     rows = study.rows("audit", nets=[described(net)])
     for seed in scale.seeds:
-        settings = study.settings(
-            net, seed, what="audit", samples=scale.followed, surrogates=scale.surrogates
-        )
+        settings = study.settings(net, seed, what="audit", samples=scale.followed, surrogates=scale.surrogates)
         rows.row(f"{net.name} seed {seed}", settings, partial(compare, study, net, seed))
     return rows.finish()
 
@@ -77,9 +75,7 @@ def render(content: dict[str, Any]) -> str:
         return "-" if cosine is None or ratio is None else f"{cosine:.3f} ({ratio:.2f})"
 
     layers = list(next(iter(first["agreements"].values())))
-    lines = [
-        [method, *(cell(by_layer[k]) for k in layers)] for method, by_layer in first["agreements"].items()
-    ]
+    lines = [[method, *(cell(by_layer[k]) for k in layers)] for method, by_layer in first["agreements"].items()]
     about = (
         f"{net['data']}, {net['title']}, T = {net['steps']}: cosine with the reference gradient and, in "
         "brackets, the "

@@ -41,9 +41,7 @@ def run(study: Study) -> dict[str, Any]:
 def measure(study: Study, net: Net, seed: int) -> dict[str, Any]:
     """Trains one network; gives means over its second half of training and the best validation accuracy."""
     result = study.finished(net, seed)
-    lines = [
-        json.loads(line) for line in (study.workdir(net, seed) / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in (study.workdir(net, seed) / "metrics.jsonl").read_text().splitlines()]
     train = [row for row in lines if row["kind"] == "train"]
     late = train[len(train) // 2 :]
     names = ("forward_steps", "forward_residual", "adjoint_steps", "adjoint_residual")
@@ -122,9 +120,7 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
         strict=False,
     ):
         for color, limit in zip(COLORS, limits, strict=False):
-            chosen = sorted(
-                (t, factor * mean([r[name] for r in runs])) for t, m, runs in points if m == limit
-            )
+            chosen = sorted((t, factor * mean([r[name] for r in runs])) for t, m, runs in points if m == limit)
             axis.plot(*zip(*chosen, strict=True), "o-", color=color, label=f"at most {limit} steps")
         axis.set_xscale("log")
         tolerances = sorted({t for t, _, _ in points})

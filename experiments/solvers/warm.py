@@ -64,13 +64,8 @@ def follow(study: Study, net: Net, seed: int) -> dict[str, Any]:
     zeros = network.initial_rates(followed)
     equilibrium, _ = solve(trained.variables, others, zeros)
     mean = jax.tree.map(lambda r: jnp.broadcast_to(jnp.mean(r, 0), r.shape), equilibrium)
-    curves = {
-        name: solve(trained.variables, followed, start)[1]
-        for name, start in (("zeros", zeros), ("mean", mean))
-    }
-    return {
-        "curves": {name: [float(f"{v:.5g}") for v in np.asarray(curve)] for name, curve in curves.items()}
-    }
+    curves = {name: solve(trained.variables, followed, start)[1] for name, start in (("zeros", zeros), ("mean", mean))}
+    return {"curves": {name: [float(f"{v:.5g}") for v in np.asarray(curve)] for name, curve in curves.items()}}
 
 
 def needed(curve: list[float], tolerance: float) -> float | None:

@@ -1,8 +1,8 @@
 """Anytime answers: what the spikes say after each time step, and when to stop listening.
 
-A network that spikes can be asked at any time: after each step the classifier looks at the firing rates of the steps so far.
-Easy examples are clear early. So a simulation that stops at the first sure answer takes fewer steps and spikes than one
-of fixed length, at the same accuracy. How sure is sure enough is chosen on held-out examples.
+A network that spikes can be asked at any time: after each step the classifier looks at the firing rates of the steps so
+far. Easy examples are clear early. So a simulation that stops at the first sure answer takes fewer steps and spikes
+than one of fixed length, at the same accuracy. How sure is sure enough is chosen on held-out examples.
 """
 
 from __future__ import annotations

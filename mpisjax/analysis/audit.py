@@ -75,9 +75,7 @@ def gradient_audit(
     spikes = SpikeForward(None if net.temporal else num_steps)
 
     def unrolled(params: Any) -> Array:
-        rates = jax.lax.fori_loop(
-            0, unrolled_steps, lambda _, r: problem.f(params, r), net.initial_rates(images)
-        )
+        rates = jax.lax.fori_loop(0, unrolled_steps, lambda _, r: problem.f(params, r), net.initial_rates(images))
         return problem.loss_of(params, rates)
 
     def through_time(surrogate: str) -> Callable[[Any], Array]:
@@ -97,16 +95,12 @@ def gradient_audit(
     phantom = Adjoint("phantom", phantom_steps)
     gradients = {
         f"implicit, {adjoint.solver}, at the fixed point": problem.implicit(TIGHT, adjoint)[0],
-        f"implicit, {adjoint.solver}, after {num_steps} steps of spikes": problem.implicit(spikes, adjoint)[
-            0
-        ],
+        f"implicit, {adjoint.solver}, after {num_steps} steps of spikes": problem.implicit(spikes, adjoint)[0],
         f"phantom, {phantom_steps} Neumann steps": problem.implicit(TIGHT, phantom)[0],
         f"rate map unrolled {unrolled_steps} times": jax.jit(jax.grad(unrolled))(problem.params),
     }
     for surrogate in surrogates:
-        gradients[f"BPTT, {surrogate}, {num_steps} steps"] = jax.jit(jax.grad(through_time(surrogate)))(
-            problem.params
-        )
+        gradients[f"BPTT, {surrogate}, {num_steps} steps"] = jax.jit(jax.grad(through_time(surrogate)))(problem.params)
     return Audit(name, {method: compare(gradient, reference) for method, gradient in gradients.items()})
 
 

@@ -79,9 +79,7 @@ class ByClass(NamedTuple):
         }
 
 
-def by_class(
-    labels: np.ndarray, answers: np.ndarray, confidence: np.ndarray, names: Sequence[str]
-) -> ByClass:
+def by_class(labels: np.ndarray, answers: np.ndarray, confidence: np.ndarray, names: Sequence[str]) -> ByClass:
     """Compares answers with labels.
 
     Args:

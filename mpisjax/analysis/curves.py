@@ -45,9 +45,7 @@ def training_curves(rows: Rows, title: str, steps_per_epoch: int) -> Figure:
     panel.draw(accuracy, "Accuracy", "% correct", [(k, "accuracy", c) for k, c in kinds], scale=100.0)
     panel.draw(rate, "Learning rate", "learning rate", [("train", "learning_rate", TRAIN)])
     residuals = [("train", "forward_residual", TRAIN), ("train", "adjoint_residual", VALIDATION)]
-    panel.draw(
-        residual, "Residual of the fixed point and of its adjoint", "relative residual", residuals, log=True
-    )
+    panel.draw(residual, "Residual of the fixed point and of its adjoint", "relative residual", residuals, log=True)
     solves = [("train", "forward_steps", TRAIN), ("train", "adjoint_steps", VALIDATION)]
     panel.draw(steps, "Solver steps", "steps", solves)
     panel.draw(gradient, "Gradient norm", "norm", [("train", "grad_norm", TRAIN)], log=True)

@@ -59,9 +59,7 @@ def confusion(matrix: np.ndarray) -> Figure:
             for column in range(classes):
                 if matrix[row, column]:
                     color = "white" if share[row, column] > 0.55 else "#222222"
-                    axis.text(
-                        column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=color
-                    )
+                    axis.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=color)
         axis.set_xticks(range(classes))
         axis.set_yticks(range(classes))
     axis.set_xlabel("answer")

@@ -58,9 +58,7 @@ def _dense_gradient(loss_of: Any, f: Any, params: Any, rates: Any) -> Any:
 class Problem:
     """The cross-entropy of one batch, with running statistics and no dropout, and its gradients."""
 
-    def __init__(
-        self, net: MPIS, variables: dict[str, Any], images: Array, labels: Array, neuron: LIF
-    ) -> None:
+    def __init__(self, net: MPIS, variables: dict[str, Any], images: Array, labels: Array, neuron: LIF) -> None:
         self._net, self._stats, self._images, self._labels = net, variables["batch_stats"], images, labels
         self._neuron, self._transition = neuron, model.transition_of(net)
         self.params = variables["params"]
@@ -125,9 +123,7 @@ def compare(gradient: Any, reference: Any) -> dict[str, Agreement]:
     """By layer, and "all" for the whole gradient."""
 
     def agree(a: Any, b: Any) -> Agreement:
-        a, b = (
-            np.concatenate([np.ravel(np.asarray(t, np.float64)) for t in jax.tree.leaves(x)]) for x in (a, b)
-        )
+        a, b = (np.concatenate([np.ravel(np.asarray(t, np.float64)) for t in jax.tree.leaves(x)]) for x in (a, b))
         norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         cosine = float(a @ b) / (norms[0] * norms[1]) if min(norms) > 0 else float("nan")
         return Agreement(cosine, norms[0] / norms[1] if norms[1] > 0 else float("nan"))

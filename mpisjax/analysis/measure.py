@@ -81,16 +81,12 @@ def measure(
     """
     # Every step is run: the operations of settled samples would be unknown otherwise.
     forward = SpikeForward(None if dataset.temporal else num_steps)
-    examiner = make_examiner(
-        net, dataset, neuron=neuron, forward=forward, bptt=through_time, batch_size=batch_size
-    )
+    examiner = make_examiner(net, dataset, neuron=neuron, forward=forward, bptt=through_time, batch_size=batch_size)
     found = examiner(variables, split)
     score = found.evaluation
     height, width, channels = split.images.shape[-3:]
     images = prepare_images(jnp.zeros((1, *split.images.shape[1:]), jnp.uint8), dataset)
-    simulation = jax.eval_shape(
-        lambda v, x: model.spikes(net, v, x, neuron=neuron, forward=forward), variables, images
-    )
+    simulation = jax.eval_shape(lambda v, x: model.spikes(net, v, x, neuron=neuron, forward=forward), variables, images)
     populations = {name: count.shape[1:] for name, count in simulation.spike_counts.items()}
     return Measurement(
         num_steps=round(score.num_steps),

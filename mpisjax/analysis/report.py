@@ -156,9 +156,7 @@ def _mistakes(subject: Subject, part: Split, usual: Measurement) -> str | None:
     if not found:
         return None
     images = np.asarray(part.images[np.array([one.example for one in found])])
-    titles = [
-        f"{one.example}: {one.label}\ntaken for {one.answer}, {100 * one.confidence:.0f}%" for one in found
-    ]
+    titles = [f"{one.example}: {one.label}\ntaken for {one.answer}, {100 * one.confidence:.0f}%" for one in found]
     return figures.as_uri(figures.contact_sheet(images, titles))
 
 
@@ -195,7 +193,8 @@ def _facts(
         ("relative residual", ", ".join(f"{k} {v:.3g}" for k, v in usual.residual.items())),
         (
             "spectral radius of the Jacobian",
-            f"{np.median(radius.value):.3f} in the median, {radius.value.max():.3f} at most, of {len(radius.value)} examples; "
+            f"{np.median(radius.value):.3f} in the median, {radius.value.max():.3f} at most, of {len(radius.value)} "
+            "examples; "
             f"estimated to within {100 * np.max(radius.error):.1g}%",
         ),
         (

@@ -1,8 +1,8 @@
 """Low latency: one simulation, differentiated with surrogate gradients, read after several numbers of steps.
 
-A network that is trained on rates answers well once its rates have settled. To answer after one to eight steps, train it on
-what it shows then. The spikes of t steps are the first t steps of a longer simulation. So one simulation gives the rates
-after every t, and the mean of the losses on them trains one network for all t.
+A network that is trained on rates answers well once its rates have settled. To answer after one to eight steps, train
+it on what it shows then. The spikes of t steps are the first t steps of a longer simulation. So one simulation gives
+the rates after every t, and the mean of the losses on them trains one network for all t.
 
 The gradient is that of the simulation itself (`mpisjax.baselines.surrogates`). At t = 1 from half the threshold, the
 rectangular surrogate gives the derivative of the clipped ReLU: a rounding, passed straight through (Bu et al., "Optimal
@@ -104,8 +104,8 @@ def apply(
 ) -> model.Output:
     """Classifies a training batch by the spikes' own rates after each of several numbers of steps.
 
-    Batch normalisation is as in evaluation, affine with the running statistics, which stay as they were: the network that is
-    trained is the network that is used. Gains, scales and shifts learn.
+    Batch normalisation is as in evaluation, affine with the running statistics, which stay as they were: the network
+    that is trained is the network that is used. Gains, scales and shifts learn.
 
     Args:
       net: the network, of static input.

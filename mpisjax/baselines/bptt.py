@@ -65,9 +65,7 @@ class BPTT:
         if self.times:
             anytime.check_times(self.times)
             if self.readout != "rate":
-                raise UserError(
-                    f"bptt.times reads rates, but bptt.readout is {self.readout!r}: set it to 'rate'."
-                )
+                raise UserError(f"bptt.times reads rates, but bptt.readout is {self.readout!r}: set it to 'rate'.")
         check_surrogate(self.surrogate)
         if self.readout not in READOUTS:
             raise UserError(f"bptt.readout is {self.readout!r}: choose 'rate' or 'membrane'.")
@@ -190,8 +188,8 @@ def apply(
       rng: key for dropout; needed where `train` and the network drops out.
 
     Returns:
-      A `model.Output`, in training with `bptt.times` its logits [len(times), batch, num_classes]; its equilibrium holds the simulation's rates and their residual, and has "converged"
-      as a simulation does.
+      A `model.Output`, in training with `bptt.times` its logits [len(times), batch, num_classes]; its equilibrium holds
+      the simulation's rates and their residual, and has "converged" as a simulation does.
     """
     if train and bptt.times:
         times, surrogate = bptt.times, bptt.surrogate

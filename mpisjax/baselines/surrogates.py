@@ -49,9 +49,7 @@ def spike(u: Array, threshold: float, surrogate: str) -> Array:
 
 
 @spike.defjvp
-def _spike_jvp(
-    threshold: float, surrogate: str, primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
+def _spike_jvp(threshold: float, surrogate: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (u,), (du,) = primals, tangents
     slope = SURROGATES[surrogate](u / threshold - 1) / threshold
     return spike(u, threshold, surrogate), slope.astype(du.dtype) * du
@@ -117,7 +115,8 @@ def with_surrogate(surrogate: str) -> Callable[[Neuron], Neuron]:
     def of(neuron: Neuron) -> Neuron:
         if not isinstance(neuron, LIF) or not isinstance(neuron.threshold, (int, float)):
             raise UserError(
-                f"backpropagation through time has no surrogate derivative for {neuron!r}: use LIF or IF neurons with a "
+                f"backpropagation through time has no surrogate derivative for {neuron!r}: use LIF or IF neurons with "
+                "a "
                 "number for a threshold."
             )
         return SurrogateLIF(neuron, surrogate)

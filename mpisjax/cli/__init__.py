@@ -2,8 +2,8 @@
 
 Their flags and config are parsed, and whatever a user can mend is said in one sentence.
 
-A mistake on the command line is exit code 2 (`mpisjax.cli.arguments`, `mpisjax.config_files`), anything else that a user can
-mend exit code 1.
+A mistake on the command line is exit code 2 (`mpisjax.cli.arguments`, `mpisjax.config_files`), anything else that a
+user can mend exit code 1.
 
 Importing this module imports no JAX: programs choose their devices between parsing the command line and importing it.
 """
@@ -150,9 +150,7 @@ def explain(error: BaseException) -> str | None:
         errno.EROFS,
         errno.EPERM,
     ):
-        return (
-            f"cannot write or read {error.filename or 'a file'} ({error.strerror}); mend that and run again"
-        )
+        return f"cannot write or read {error.filename or 'a file'} ({error.strerror}); mend that and run again"
     return None
 
 

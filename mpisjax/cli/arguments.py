@@ -63,12 +63,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong, and exits with 2."""
-        message = re.sub(
-            r"invalid (int|float) value: (.*)", lambda m: f"{m[2]} is not {_KINDS[m[1]]}", message
-        )
-        self.exit(
-            2, f"error: {' '.join(message.removeprefix('argument ').split())}; --help lists the flags\n"
-        )
+        message = re.sub(r"invalid (int|float) value: (.*)", lambda m: f"{m[2]} is not {_KINDS[m[1]]}", message)
+        self.exit(2, f"error: {' '.join(message.removeprefix('argument ').split())}; --help lists the flags\n")
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):

@@ -4,9 +4,10 @@
     mpisjax demo shirt.jpg --pretrained fashion_mnist --num_steps 30 --live
     mpisjax demo photo.png --workdir runs/mine
 
-Prints the three best classes, spikes and steps, says when the image is unlike the training data, and writes a picture (raster
-and settling rates) and the same animated: NAME_spikes.png and NAME_spikes.gif in the current folder, or --out's. The answer
-is that of the first time step that is sure enough (--confidence). The simulation is drawn to its end.
+Prints the three best classes, spikes and steps, says when the image is unlike the training data, and writes a picture
+(raster and settling rates) and the same animated: NAME_spikes.png and NAME_spikes.gif in the current folder, or
+--out's. The answer is that of the first time step that is sure enough (--confidence). The simulation is drawn to its
+end.
 """
 
 from __future__ import annotations
@@ -40,14 +41,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="answer at the first time step that is this sure; by default as held-out examples chose, or "
         f"{CONFIDENCE}; 1: after all steps",
     )
-    parser.add_argument(
-        "--out", type=path, help="where to write, less .png and .gif; ./NAME_spikes by default"
-    )
+    parser.add_argument("--out", type=path, help="where to write, less .png and .gif; ./NAME_spikes by default")
     parser.add_argument("--live", action="store_true", help="also play it in the terminal")
     parser.add_argument("--no_gif", dest="gif", action="store_false", help="write the picture alone")
-    parser.add_argument(
-        "--no_crop", dest="crop", action="store_false", help="scale the image without cropping it"
-    )
+    parser.add_argument("--no_crop", dest="crop", action="store_false", help="scale the image without cropping it")
     return parser.parse_args(arguments)
 
 
@@ -78,9 +75,7 @@ def demonstrate(given: argparse.Namespace) -> None:
         raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
     cores.prepare(all_cores=False)
     devices.compilation_cache()
-    trained = (
-        pretrained.load(given.workdir) if given.workdir else pretrained.load_pretrained(given.pretrained)
-    )
+    trained = pretrained.load(given.workdir) if given.workdir else pretrained.load_pretrained(given.pretrained)
     inputs = trained.inputs
     image, done = read_image(given.image, inputs, given.crop, trained.config.data.fit)
     found = trace(trained, image, given.num_steps)
@@ -98,13 +93,12 @@ def demonstrate(given: argparse.Namespace) -> None:
     novelty = float(trained.predict(image).novelty[0])
     if novelty > 1:
         console.print(
-            f"This image is unlike the training data of {trained.name}: {novelty:.1f} times as far from them as 99 of 100 "
+            f"This image is unlike the training data of {trained.name}: {novelty:.1f} times as far from them as 99 of "
+            "100 "
             "of their kind. Do not trust the answer.",
             style="bold yellow",
         )
-    title = (
-        f"{answer} after {at + 1} of {steps} steps, {found.spikes_until(at + 1):,} spikes ({trained.name})"
-    )
+    title = f"{answer} after {at + 1} of {steps} steps, {found.spikes_until(at + 1):,} spikes ({trained.name})"
     drawing = Drawing(image, found, inputs, title, at + 1)
     drawing.save_png(Path(f"{out}.png"))
     written = [f"{out}.png"]
@@ -129,7 +123,8 @@ def _sentences(trained: Any, found: Any, at: int) -> list[str]:
 
     number = int(found.scores[at].argmax())
     lines = [
-        f"class: {classes[number]}, confidence {100 * float(found.scores[at][number]):.1f}% after {at + 1} of {steps} steps",
+        f"class: {classes[number]}, confidence {100 * float(found.scores[at][number]):.1f}% after {at + 1} of {steps} "
+        "steps",
         f"best classes: {best(found.scores[at])}",
         f"spent: {spent(at + 1)}",
     ]

@@ -6,9 +6,11 @@
     mpisjax evaluate --pretrained digits
 
 Prints tables. `--json FILE` writes the same figures, with the confusion matrix and the misclassified examples, as JSON
-(`--json -`: to standard output, and no tables); `--csv FOLDER` writes classes.csv, confusion.csv and misclassified.csv. The
-early exit stops each example at its first sure answer; how sure is chosen on the validation split. The config is the run's own;
---config.data.dir=DIR and the like override it where files lie elsewhere. Several processes share the work as in training.
+(`--json -`: to standard output, and no tables); `--csv FOLDER` writes classes.csv, confusion.csv and misclassified.csv.
+The early exit stops each example at its first sure answer; how sure is chosen on the validation split. The config is
+the run's own;
+--config.data.dir=DIR and the like override it where files lie elsewhere. Several processes share the work as in
+training.
 """
 
 from __future__ import annotations
@@ -33,9 +35,7 @@ def make_parser() -> Parser:
     parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
     parser.add_argument("--json", type=path, help="file for the figures as JSON; - for standard output")
-    parser.add_argument(
-        "--csv", type=path, help="folder for the figures by class as CSV; made if it is missing"
-    )
+    parser.add_argument("--csv", type=path, help="folder for the figures by class as CSV; made if it is missing")
     parser.add_argument(
         "--no_early_exit",
         dest="early_exit",
@@ -93,9 +93,7 @@ def _evaluate(given, config, first: bool) -> None:
     split = named.split_of(given, parts)
     console = Console(quiet=not first or given.json == "-")
     readout = evaluation.readout_name(configuration.make_bptt(config))
-    examined = configuration.make_examiner(config, parts.net, parts.dataset)(
-        evaluated_variables(state), split
-    )
+    examined = configuration.make_examiner(config, parts.net, parts.dataset)(evaluated_variables(state), split)
     results = evaluation.as_json(examined.evaluation)
     classes = by_class(split.labels, examined.answers, examined.confidence, inputs_of(parts.dataset).classes)
     epoch = step // parts.feed.steps_per_epoch
@@ -117,9 +115,7 @@ def _evaluate(given, config, first: bool) -> None:
 
         report(config, parts, state, split, origin, given.report, given.num_steps)
     source = {"workdir": origin} if given.pretrained is None else {"pretrained": given.pretrained}
-    text = json.dumps(
-        {**source, "checkpoint_step": step, "split": given.split, **results, **classes.as_json()}
-    )
+    text = json.dumps({**source, "checkpoint_step": step, "split": given.split, **results, **classes.as_json()})
     if given.json == "-":
         print(text)
     elif given.json is not None:

@@ -9,7 +9,8 @@ def config_of_run(given, config_file: str | None):
     """The config that the run was trained with."""
     if config_file is not None:
         raise UserError(
-            "this command takes the config from --workdir or --pretrained; leave --config out, or override single settings"
+            "this command takes the config from --workdir or --pretrained; leave --config out, or override single "
+            "settings"
         )
     if given.pretrained is not None:
         import mpisjax
@@ -43,7 +44,5 @@ def split_of(given, parts):
     if not len(split.labels):
         raise UserError(f"the run holds out no {given.split} examples; choose --split test")
     if given.num_steps and parts.dataset.temporal:
-        raise UserError(
-            "--num_steps needs a constant input; an event set takes as many steps as data.num_frames"
-        )
+        raise UserError("--num_steps needs a constant input; an event set takes as many steps as data.num_frames")
     return split

@@ -4,9 +4,9 @@
     mpisjax predict a.png b.png --model digits
     mpisjax predict photos --model digits --confidence 0.9
 
-Writes a table with a row a file: its class, how sure that is, the time steps and spikes that were used, and how unlike the
-training data the file is (above 1: farther from them than 99 of 100 of their kind). A folder is searched for images, with the
-folders in it. A file that cannot be read or is blank has no class, and the table says why.
+Writes a table with a row a file: its class, how sure that is, the time steps and spikes that were used, and how unlike
+the training data the file is (above 1: farther from them than 99 of 100 of their kind). A folder is searched for
+images, with the folders in it. A file that cannot be read or is blank has no class, and the table says why.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class Row(NamedTuple):
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser("mpisjax predict", __doc__)
-    parser.add_argument(
-        "files", nargs="+", type=local_path, metavar="FILE", help="image files, or folders of them"
-    )
+    parser.add_argument("files", nargs="+", type=local_path, metavar="FILE", help="image files, or folders of them")
     parser.add_argument(
         "--model",
         required=True,
@@ -71,9 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=probability,
         help="stop at the first time step that is this sure; all steps by default",
     )
-    parser.add_argument(
-        "--data_dir", type=path, help="folder with a run's original files, if they have moved"
-    )
+    parser.add_argument("--data_dir", type=path, help="folder with a run's original files, if they have moved")
     return parser.parse_args(arguments)
 
 

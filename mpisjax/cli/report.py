@@ -1,4 +1,5 @@
-"""Writes an HTML page about a run: curves, confusion, firing rates, convergence, spikes, energy, misclassified examples.
+"""Writes an HTML page about a run: curves, confusion, firing rates, convergence, spikes, energy, misclassified
+examples.
 
     mpisjax report --workdir runs/digits --out report.html
     mpisjax report --pretrained digits --out report.html
@@ -22,9 +23,7 @@ def make_parser() -> Parser:
     parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
     parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
-    parser.add_argument(
-        "--num_steps", type=whole_numbers(1), default=[], help="numbers of time steps to compare"
-    )
+    parser.add_argument("--num_steps", type=whole_numbers(1), default=[], help="numbers of time steps to compare")
     parser.add_argument("--out", type=path, required=True, help="HTML file to write")
     return parser
 
@@ -53,9 +52,7 @@ def _main(given: Any, config: Any) -> None:
     print(f"written: {given.out}")
 
 
-def report(
-    config: Any, parts: Any, state: Any, split: Any, origin: str, out: str, num_steps: Sequence[int]
-) -> None:
+def report(config: Any, parts: Any, state: Any, split: Any, origin: str, out: str, num_steps: Sequence[int]) -> None:
     """Writes the page.
 
     Args:

@@ -29,9 +29,7 @@ def show(console: Console, title: str, result: Mapping[str, Any], readout: str =
     main.add_column("", justify="right")
     main.add_row(f"accuracy, {readout}", percent(result["accuracy"]))
     if result["accuracy_spikes"] is not None:
-        main.add_row(
-            f"accuracy, spikes alone, T = {result['num_steps']:g}", percent(result["accuracy_spikes"])
-        )
+        main.add_row(f"accuracy, spikes alone, T = {result['num_steps']:g}", percent(result["accuracy_spikes"]))
     main.add_row(f"loss, {readout}", number(result["loss"]))
     if result["synops"] is not None:
         main.add_row("synaptic operations a sample", f"{result['synops']:,.0f}")
@@ -46,9 +44,7 @@ def show(console: Console, title: str, result: Mapping[str, Any], readout: str =
     console.print(rates)
 
 
-def show_steps(
-    console: Console, results: Sequence[Mapping[str, Any]], readout: str = "equivalent path"
-) -> None:
+def show_steps(console: Console, results: Sequence[Mapping[str, Any]], readout: str = "equivalent path") -> None:
     """Prints accuracy, residual, firing rate and synaptic operations against the number of time steps T.
 
     Args:

@@ -5,10 +5,10 @@
     mpisjax train --seeds 0,1,2                               # three runs, their mean and deviation
     mpisjax train --config fashion_mnist --then low           # rates first, then spikes at low latency
 
-`--config` names a config that comes with the package (digits, mnist, fashion_mnist, ...), or a Python file. Any setting can
-be given as --config.KEY=VALUE. Results go to --workdir: checkpoints, metrics.jsonl, TensorBoard events, train.log, and at
-the end results.json and curves.png. Run the same command again to go on after an interruption; the outcome is bit for bit
-that of an uninterrupted run on the same devices. In a clone, `python train.py` is the same program.
+`--config` names a config that comes with the package (digits, mnist, fashion_mnist, ...), or a Python file. Any setting
+can be given as --config.KEY=VALUE. Results go to --workdir: checkpoints, metrics.jsonl, TensorBoard events, train.log,
+and at the end results.json and curves.png. Run the same command again to go on after an interruption; the outcome is
+bit for bit that of an uninterrupted run on the same devices. In a clone, `python train.py` is the same program.
 
 Several processes share a run: on Cloud TPU start the command on every host (docs/tpu.md); elsewhere add, on each,
 
@@ -49,8 +49,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--then",
         metavar="VARIANT",
-        help="then train on from the best epoch with another variant of the same config, in a folder below the first run's; "
-        "what the variant sets wins over --config.KEY=VALUE",
+        help="then train on from the best epoch with another variant of the same config, in a folder below the first "
+        "run's; what the variant sets wins over --config.KEY=VALUE",
     )
     parser.add_argument("--profile", action="store_true", help="trace a few steps into the folder of the run")
     cli.add_process_arguments(parser)
@@ -77,9 +77,7 @@ def _main(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
             _stages(given, config, given.workdir or f"runs/{config.name}", stopper)
 
 
-def _stages(
-    given: argparse.Namespace, config: ml_collections.ConfigDict, workdir: str, stopper: Stopper
-) -> Any:
+def _stages(given: argparse.Namespace, config: ml_collections.ConfigDict, workdir: str, stopper: Stopper) -> Any:
     """One run, or two with `--then`; gives what the last one gave."""
     second = changed_by(given.then, config, given.config_file) if given.then else None
     result = _train(config, workdir, stopper, given.profile)
@@ -120,9 +118,7 @@ def _sweep(given: argparse.Namespace, config: ml_collections.ConfigDict, stopper
     for sentence in describe(summary):
         _log.info("%s", sentence)
     if processes.is_primary():
-        text = json.dumps(
-            {"seeds": {str(seed): found for seed, found in results.items()}, **summary}, indent=1
-        )
+        text = json.dumps({"seeds": {str(seed): found for seed, found in results.items()}, **summary}, indent=1)
         write_atomically(path_of(workdir) / "seeds.json", f"{text}\n".encode())
 
 
@@ -154,9 +150,7 @@ def summarize(results: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str,
     values = {name: [one[name] for one in results.values()] for name in shared}
     return {
         "mean": {name: statistics.fmean(found) for name, found in values.items()},
-        "deviation": {
-            name: statistics.stdev(found) if len(found) > 1 else 0.0 for name, found in values.items()
-        },
+        "deviation": {name: statistics.stdev(found) if len(found) > 1 else 0.0 for name, found in values.items()},
     }
 
 

@@ -52,15 +52,11 @@ def prepare_transposed(
         return ()
     rows, columns = (_phases(k, stride, before) for k, before in zip(flipped.shape[:2], low, strict=True))
     return tuple(
-        lax.optimization_barrier(flipped[top::stride, left::stride])
-        for top, _, _ in rows
-        for left, _, _ in columns
+        lax.optimization_barrier(flipped[top::stride, left::stride]) for top, _, _ in rows for left, _, _ in columns
     )
 
 
-def transposed(
-    g: Array, flipped: Array, prepared: Sequence[Array], stride: int, size: Pair, low: Pair
-) -> Array | None:
+def transposed(g: Array, flipped: Array, prepared: Sequence[Array], stride: int, size: Pair, low: Pair) -> Array | None:
     """The input gradient: [batch, rows, columns, out] and flipped [k, k, out, in] to [batch, *size, in]."""
     reach = flipped.shape[0] - 1 - low[0], flipped.shape[1] - 1 - low[1]
     if stride == 1:
@@ -85,9 +81,7 @@ def kernel_gradient(x: Array, g: Array, kernel: Pair, stride: int, low: Pair) ->
         for n, m, k, before in zip(x.shape[1:3], g.shape[1:3], kernel, low, strict=True)
     ]
     x, g = lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))
-    found = lax.conv_general_dilated(
-        x, g, (1, 1), padding, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
-    )
+    found = lax.conv_general_dilated(x, g, (1, 1), padding, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT)
     return found.transpose(1, 2, 0, 3)
 
 
@@ -110,9 +104,7 @@ def _phases(k: int, stride: int, low: int) -> list[tuple[int, int, int]]:
     return found
 
 
-def _by_phases(
-    g: Array, kernel: Sequence[int], phases: Sequence[Array], stride: int, size: Pair, low: Pair
-) -> Array:
+def _by_phases(g: Array, kernel: Sequence[int], phases: Sequence[Array], stride: int, size: Pair, low: Pair) -> Array:
     pads = [
         [(reach, -(-n // stride) + taps - 1 - reach - m) for _, taps, reach in _phases(k, stride, before)]
         for n, m, k, before in zip(size, g.shape[1:3], kernel, low, strict=True)

@@ -68,9 +68,7 @@ def available() -> bool:
     """Compiles, loads and registers, once a process. Where that fails, the log says why."""
     if os.environ.get("MPISJAX_CPU", "1") == "0":
         return False
-    compiler = next(
-        filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None
-    )
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
     if compiler is None or platform.system() not in ("Linux", "Darwin"):
         _log.info("no C++ compiler (c++, g++ or clang++): convolutions are XLA's own, about twice as slow")
         return False
@@ -127,9 +125,7 @@ def _refuse_what_others_may_write(*paths: Path) -> None:
     for path in paths:
         found = path.stat()
         if found.st_uid not in (0, os.getuid()):
-            raise ValueError(
-                f"{path} belongs to another user: remove it or set XDG_CACHE_HOME to a folder of yours"
-            )
+            raise ValueError(f"{path} belongs to another user: remove it or set XDG_CACHE_HOME to a folder of yours")
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise ValueError(f"others may write {path}: run `chmod go-w {path}`")
 

@@ -69,9 +69,7 @@ def worthwhile(x: _Shaped, w: _Shaped, stride: int) -> bool:
     k = w.shape[0]
     if stride != 1 or w.shape[1] != k or k not in _POINTS or jnp.finfo(x.dtype).bits < 32:
         return False
-    if not all(
-        isinstance(n, int) for n in x.shape
-    ):  # an export for any batch: there is nothing to divide into chunks
+    if not all(isinstance(n, int) for n in x.shape):  # an export for any batch: there is nothing to divide into chunks
         return False
     height, width = x.shape[1:3]
     usual = height * width * k**2
@@ -126,9 +124,7 @@ def _in_chunks(fn: Callable[..., Array], out: Array | None, chunk: int, *arrays:
         return lax.fori_loop(0, count, lambda i, total: total + part(i), out)
     shape = jax.eval_shape(part, 0)
     stacked = jnp.zeros((chunk, count, *shape.shape[1:]), shape.dtype)
-    stacked = lax.fori_loop(
-        0, count, lambda i, all_: lax.dynamic_update_index_in_dim(all_, part(i), i, 1), stacked
-    )
+    stacked = lax.fori_loop(0, count, lambda i, all_: lax.dynamic_update_index_in_dim(all_, part(i), i, 1), stacked)
     return stacked.reshape(batch, *shape.shape[1:])
 
 
@@ -210,9 +206,7 @@ def kernel_gradient(x: Array, g: Array, kernel_size: int) -> Array:
         points = _input_points(x, kernel_size)
         _, _, batch, rows, columns, _ = points.shape
         padding = [(0, t * _OUTPUTS - m) for t, m in zip((rows, columns), g.shape[1:3], strict=True)]
-        tiles = jnp.pad(g, ((0, 0), *padding, (0, 0))).reshape(
-            batch, rows, _OUTPUTS, columns, _OUTPUTS, channels[1]
-        )
+        tiles = jnp.pad(g, ((0, 0), *padding, (0, 0))).reshape(batch, rows, _OUTPUTS, columns, _OUTPUTS, channels[1])
         by_row = _combine(a.T, [tiles[:, :, i] for i in range(_OUTPUTS)], 0)
         spread = _combine(a.T, [by_row[:, :, :, :, j] for j in range(_OUTPUTS)], 0)
         return lax.dot_general(

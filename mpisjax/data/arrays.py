@@ -54,9 +54,7 @@ def from_arrays(
         UserError: A shape, a dtype, a value or a label cannot be used.
     """
     if (x_test is None) != (y_test is None):
-        raise UserError(
-            "one of x_test and y_test is missing: give both, or neither for a split by a fixed seed"
-        )
+        raise UserError("one of x_test and y_test is missing: give both, or neither for a split by a fixed seed")
     examples = [(_bytes(x, value_range, "x"), _classes(y, "y"))]
     if x_test is not None:
         examples.append((_bytes(x_test, value_range, "x_test"), _classes(y_test, "y_test")))
@@ -66,9 +64,7 @@ def from_arrays(
                 f"x{which} has {len(images)} examples and y{which} {len(labels)} labels: give each one label"
             )
     if len({labels.dtype.kind for _, labels in examples}) > 1:
-        raise UserError(
-            "y and y_test are not both numbers or both strings: give the classes the same names in both"
-        )
+        raise UserError("y and y_test are not both numbers or both strings: give the classes the same names in both")
     names, codes = np.unique(np.concatenate([labels for _, labels in examples]), return_inverse=True)
     codes = codes.astype(np.int32)
     if x_test is None:
@@ -80,9 +76,7 @@ def from_arrays(
         splits = [(examples[0][0], codes[:size]), (examples[1][0], codes[size:])]
     shapes = [list(images.shape[1:]) for images, _ in splits]
     if shapes[0] != shapes[1]:
-        raise UserError(
-            f"an example of x has the shape {shapes[0]}, one of x_test {shapes[1]}: give both the same"
-        )
+        raise UserError(f"an example of x has the shape {shapes[0]}, one of x_test {shapes[1]}: give both the same")
     kept = in_both_splits(splits[0][1], splits[1][1], tuple(map(str, names)), invalid)
     loaded = Loaded(
         *(splits[0][0][kept.train], kept.number[splits[0][1][kept.train]]),
@@ -94,8 +88,8 @@ def from_arrays(
         "arrays",
         loaded,
         len(kept.classes),
-        source=f"{source}: {len(loaded.train_labels):,} train and {len(loaded.test_labels):,} test examples of {size_text}"
-        f"{how}; {listed(kept.classes)}{kept.note}",
+        source=f"{source}: {len(loaded.train_labels):,} train and {len(loaded.test_labels):,} test "
+        f"examples of {size_text}{how}; {listed(kept.classes)}{kept.note}",
         digest=checksum(loaded),
         validation=HoldOut(num_validation, validation_share, split_seed),
         classes=kept.classes,
@@ -112,7 +106,8 @@ def from_file(path: str | Path, **options: Any) -> DataSet:
     if not path.is_file():
         what = "a folder" if path.is_dir() else "not there"
         raise UserError(
-            f"data.dir is '{path}', which is {what}, but data.name is 'arrays': give an .npz file with {', '.join(KEYS)}"
+            f"data.dir is '{path}', which is {what}, but data.name is 'arrays': give an .npz file with "
+            f"{', '.join(KEYS)}"
         )
     try:
         with path.open("rb") as opened:
@@ -147,9 +142,7 @@ def parse_range(text: str) -> tuple[float, float] | None:
         if not -np.inf < low < high < np.inf:
             raise ValueError
     except ValueError:
-        raise UserError(
-            f"data.value_range is {text!r}: give the lowest and the highest number, such as 0,1"
-        ) from None
+        raise UserError(f"data.value_range is {text!r}: give the lowest and the highest number, such as 0,1") from None
     return low, high
 
 
@@ -182,18 +175,18 @@ def _bytes(x: Any, value_range: tuple[float, float] | None, name: str) -> np.nda
         raise UserError(f"{name} is no array of numbers (dtype {images.dtype}): give all examples one shape")
     if images.ndim not in (3, 4, 5) or not images.size:
         raise UserError(
-            f"{name} has the shape {list(images.shape)}: give images [N, H, W] or [N, H, W, C], or frames [N, T, H, W, C]"
+            f"{name} has the shape {list(images.shape)}: give images [N, H, W] or [N, H, W, C], or frames [N, T, H, W, "
+            "C]"
         )
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
-        raise UserError(
-            f"{name} has the shape {list(images.shape)}: put the channels last, x.transpose(0, 2, 3, 1)"
-        )
+        raise UserError(f"{name} has the shape {list(images.shape)}: put the channels last, x.transpose(0, 2, 3, 1)")
     images = images[..., None] if images.ndim == 3 else images
     if value_range is not None:
         return scaled(images, value_range, name)
     if images.dtype != np.uint8:
         raise UserError(
-            f"{name} is {images.dtype} from {float(images.min()):g} to {float(images.max()):g}: say which numbers it can hold with"
+            f"{name} is {images.dtype} from {float(images.min()):g} to {float(images.max()):g}: say which numbers it "
+            "can hold with"
             " data.value_range, such as 0,1, or give uint8"
         )
     return images
@@ -228,7 +221,8 @@ def split_test(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray
     count = round(share * len(labels))
     if not 0 < count < len(labels):
         raise UserError(
-            f"data.test_share is {share:g}, which makes {count} of {len(labels)} examples the test split: choose a share"
+            f"data.test_share is {share:g}, which makes {count} of {len(labels)} examples the test split: choose a "
+            "share"
             " that leaves some for both"
         )
     return hold_out(labels, count, SPLIT_SEED)
@@ -271,7 +265,8 @@ def in_both_splits(train: np.ndarray, test: np.ndarray, classes: Sequence[str], 
         split = "test" if alone[0] in train else "train"
         more = f" ({len(alone)} classes are in one split alone)" if len(alone) > 1 else ""
         raise UserError(
-            f"class {classes[alone[0]]!r} has no {split} example{more}: add one, remove the class, or set data.invalid to"
+            f"class {classes[alone[0]]!r} has no {split} example{more}: add one, remove the class, or set data.invalid "
+            "to"
             " skip to leave it out"
         )
     kept = tuple(name for name, kept in zip(classes, both, strict=True) if kept)

@@ -57,9 +57,7 @@ class NotWritten(Exception):
     """The cache could not be written."""
 
 
-def fetch(
-    folder: str | Path, name: str, key: dict[str, Any], build: Callable[[Allocate], dict[str, Any]]
-) -> Entry:
+def fetch(folder: str | Path, name: str, key: dict[str, Any], build: Callable[[Allocate], dict[str, Any]]) -> Entry:
     """Gives what is cached for a key, after building it if need be.
 
     Args:
@@ -119,9 +117,7 @@ def read(place: Path) -> Entry | None:
         return None
 
 
-def _fill(
-    folder: Path, place: Path, key: dict[str, Any], build: Callable[[Allocate], dict[str, Any]]
-) -> Entry:
+def _fill(folder: Path, place: Path, key: dict[str, Any], build: Callable[[Allocate], dict[str, Any]]) -> Entry:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
@@ -174,10 +170,7 @@ def _remove_stale(folder: Path) -> None:
     """Removes what runs that died while filling have left."""
     for path in folder.glob(".*-*"):
         with contextlib.suppress(FileNotFoundError):  # another run may be removing it
-            if (
-                path.name.startswith((".filling-", ".broken-"))
-                and time.time() - path.stat().st_mtime > STALE_SECONDS
-            ):
+            if path.name.startswith((".filling-", ".broken-")) and time.time() - path.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
 

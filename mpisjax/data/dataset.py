@@ -51,18 +51,14 @@ class Split:
         shape, dtype = getattr(self.images, "shape", None), getattr(self.images, "dtype", None)
         if shape is None or dtype != np.uint8 or len(shape) not in (4, 5):
             what = type(self.images).__name__ if shape is None else f"{dtype} {list(shape)}"
-            raise UserError(
-                f"the images of a split are {what}: give uint8 [N, H, W, C], or [N, T, H, W, C] for frames"
-            )
+            raise UserError(f"the images of a split are {what}: give uint8 [N, H, W, C], or [N, T, H, W, C] for frames")
         labels = np.asarray(self.labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UserError(
                 f"the labels of a split are {labels.dtype} {list(labels.shape)}: give int32 [N], one class an image"
             )
         if len(labels) != shape[0]:
-            raise UserError(
-                f"a split has {shape[0]} images and {len(labels)} labels: give one label for each image"
-            )
+            raise UserError(f"a split has {shape[0]} images and {len(labels)} labels: give one label for each image")
         if len(labels) and not 0 <= labels.min() <= labels.max() < 2**31:
             raise UserError(
                 f"the labels of a split go from {labels.min()} to {labels.max()}: number the classes from 0"
@@ -119,19 +115,22 @@ class DataSet:
             split: Split = getattr(self, name)
             if tuple(split.images.shape[1:]) != shape:
                 raise UserError(
-                    f"the {name} images of {self.name} have the shape {list(split.images.shape[1:])}, but those of train"
+                    f"the {name} images of {self.name} have the shape {list(split.images.shape[1:])}, but those of "
+                    "train"
                     f" {list(shape)}: give all splits the same"
                 )
             if len(split.labels) and split.labels.max() >= self.num_classes:
                 raise UserError(
-                    f"the {name} labels of {self.name} go up to {split.labels.max()}, but its {self.num_classes} classes"
+                    f"the {name} labels of {self.name} go up to {split.labels.max()}, but its {self.num_classes} "
+                    "classes"
                     f" are 0 to {self.num_classes - 1}: number the classes from 0, or raise num_classes"
                 )
         for name in ("mean", "std"):
             values = np.asarray(getattr(self, name), np.float64)
             if values.shape != shape[-1:] or not np.isfinite(values).all():
                 raise UserError(
-                    f"the {name} of {self.name} is {getattr(self, name)}: give {shape[-1]} finite numbers, one a channel"
+                    f"the {name} of {self.name} is {getattr(self, name)}: give {shape[-1]} finite numbers, one a "
+                    "channel"
                 )
         if min(self.std) <= 0:
             raise UserError(f"the std of {self.name} is {self.std}: give numbers above 0")
@@ -142,7 +141,8 @@ class DataSet:
             )
         if self.classes and len(self.classes) != self.num_classes:
             raise UserError(
-                f"{self.name} has {self.num_classes} classes and {len(self.classes)} names: give each class one, or none"
+                f"{self.name} has {self.num_classes} classes and {len(self.classes)} names: give each class one, or "
+                "none"
             )
 
 
@@ -218,16 +218,15 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     size = len(labels)
     if not 0 <= count < size:
         raise UserError(
-            f"data.num_validation is {count}, but must be 0 to {size - 1}, as the train split has {size}: set it lower, or to 0"
+            f"data.num_validation is {count}, but must be 0 to {size - 1}, as the train split has {size}: set it "
+            "lower, or to 0"
             " and data.validation_share to 0.15, say"
         )
     order = permutation(seed, 0, size)
     place = np.empty(size)
     for label in np.unique(labels):
         members = order[labels[order] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(
-            members
-        )  # evenly spread, so every prefix is balanced
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)  # evenly spread, so every prefix is balanced
     chosen = np.zeros(size, bool)
     chosen[order[np.argsort(place[order], kind="stable")][:count]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)

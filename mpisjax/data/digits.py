@@ -1,16 +1,17 @@
 """Scikit-learn's digits, as pictures and as an event camera would see them: both sets need no download.
 
-The 1,797 real handwritten digits of 8 x 8 pixels are the test part of the UCI "Optical Recognition of Handwritten Digits"
-set (E. Alpaydin and C. Kaynak, 1998): 32 x 32 bitmaps, summed over blocks of 4 x 4, so 17 grey levels. Scikit-learn's copy
-has no official split. One is made here: a fixed seed chooses 20% of each class for the test split, whatever the
+The 1,797 real handwritten digits of 8 x 8 pixels are the test part of the UCI "Optical Recognition of Handwritten
+Digits"
+set (E. Alpaydin and C. Kaynak, 1998): 32 x 32 bitmaps, summed over blocks of 4 x 4, so 17 grey levels. Scikit-learn's
+copy has no official split. One is made here: a fixed seed chooses 20% of each class for the test split, whatever the
 configuration says.
 
-The camera follows N-MNIST (G. Orchard, A. Jayawant, G. Cohen and N. Thakor, "Converting static image datasets to spiking
-neuromorphic datasets using saccades", 2015): three saccades of 105 ms each along a triangle, by (+3.5, +7), (+3.5, -7) and
-(-7, 0) pixels. Each pixel of its 34 x 34 sensor remembers a log-intensity. It gives an event whenever the intensity has
-changed by a threshold, which differs a little from pixel to pixel; noise adds events without a cause. Linear interpolation
-between pixel centres magnifies the digits three times, to 24 x 24 within a dark canvas. That leaves 5 pixels on each side
-for the motion of 3.5 to either side.
+The camera follows N-MNIST (G. Orchard, A. Jayawant, G. Cohen and N. Thakor, "Converting static image datasets to
+spiking neuromorphic datasets using saccades", 2015): three saccades of 105 ms each along a triangle, by (+3.5, +7),
+(+3.5, -7) and (-7, 0) pixels. Each pixel of its 34 x 34 sensor remembers a log-intensity. It gives an event whenever
+the intensity has changed by a threshold, which differs a little from pixel to pixel; noise adds events without a cause.
+Linear interpolation between pixel centres magnifies the digits three times, to 24 x 24 within a dark canvas. That
+leaves 5 pixels on each side for the motion of 3.5 to either side.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ THRESHOLD = 0.5  # of log-intensity; about 4,000 events a digit, as N-MNIST has
 MISMATCH = 0.03  # standard deviation of the thresholds
 NOISE_HZ = 0.5  # events of each pixel without any cause
 CHUNK = 200  # digits simulated at a time
-EVENT_SENTENCE = "saccade_digits, scikit-learn's digits seen by a simulated event camera, complete: 1,437 train and 360 test"
+EVENT_SENTENCE = (
+    "saccade_digits, scikit-learn's digits seen by a simulated event camera, complete: 1,437 train and 360 test"
+)
 
 
 def load() -> Loaded:
@@ -105,9 +108,7 @@ def events_of(images: np.ndarray, seed: int = 0, first: int = 0) -> Iterator[np.
     Yields:
         The events of each image, of type `EVENT`, in time order, about 0 to 315,000 us.
     """
-    mismatch = np.random.Generator(np.random.Philox(key=[seed, 0])).standard_normal(
-        (SENSOR_SIZE, SENSOR_SIZE)
-    )
+    mismatch = np.random.Generator(np.random.Philox(key=[seed, 0])).standard_normal((SENSOR_SIZE, SENSOR_SIZE))
     threshold = np.round(THRESHOLD * (1 + MISMATCH * mismatch), 6)
     for start in range(0, len(images), CHUNK):
         chunk = _simulate(images[start : start + CHUNK], threshold)

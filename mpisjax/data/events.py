@@ -1,6 +1,7 @@
 """Recordings of event cameras: how each format is read, and what makes a recording invalid.
 
-Every reader gives the same structured array, `EVENT`: column x, row y, time t in microseconds, polarity p (1: brighter).
+Every reader gives the same structured array, `EVENT`: column x, row y, time t in microseconds, polarity p (1:
+brighter).
 """
 
 from __future__ import annotations
@@ -83,13 +84,9 @@ def check(events: np.ndarray, width: int, height: int, sort: bool = False, chann
     outside = np.flatnonzero((x < 0) | (x >= width) | (y < 0) | (y >= height))
     if len(outside):
         first = outside[0]
-        raise Invalid(
-            f"event {first} lies at ({x[first]}, {y[first]}), outside of the {width} x {height} sensor"
-        )
+        raise Invalid(f"event {first} lies at ({x[first]}, {y[first]}), outside of the {width} x {height} sensor")
     if ((p < 0) | (p >= channels)).any():
-        known = (
-            "polarities other than 0 and 1" if channels == 2 else f"channels outside of 0 to {channels - 1}"
-        )
+        known = "polarities other than 0 and 1" if channels == 2 else f"channels outside of 0 to {channels - 1}"
         raise Invalid(f"it holds {known}")
     back = np.flatnonzero(np.diff(t) < 0)
     if len(back) and sort:
@@ -135,8 +132,8 @@ def parse_nmnist(content: bytes) -> np.ndarray:
 def parse_array(content: bytes) -> np.ndarray:
     """A `.npy`: one's own structured array, or DVS128 Gesture as tonic distributes it.
 
-    A structured array has the fields x, y, t (microseconds) and p; others are ignored. Tonic's has rows (x, y, polarity,
-    milliseconds).
+    A structured array has the fields x, y, t (microseconds) and p; others are ignored. Tonic's has rows (x, y,
+    polarity, milliseconds).
 
     Raises:
         Invalid: If it is no such array.
@@ -151,9 +148,7 @@ def parse_array(content: bytes) -> np.ndarray:
     elif isinstance(array, np.ndarray) and array.ndim == 2 and array.shape[1] == 4:
         columns, unit = list(array.T), 1000
     else:
-        raise Invalid(
-            "it is no array of N rows (x, y, polarity, milliseconds), and has no fields x, y, t and p"
-        )
+        raise Invalid("it is no array of N rows (x, y, polarity, milliseconds), and has no fields x, y, t and p")
     events = np.empty(len(array), EVENT)
     for name, column in zip("xypt", columns, strict=True):
         if column.dtype.kind not in "iufb" or column.ndim != 1:
@@ -208,8 +203,8 @@ def parse_aedat2(content: bytes) -> np.ndarray:
 def parse_aedat3(content: bytes) -> np.ndarray:
     """DVS128 Gesture as its authors distribute it: AEDAT 3.1, packets of events behind 28-byte headers.
 
-    Polarity events (type 1) are a 32-bit word - bit 0: valid, bit 1: polarity, bits 2..16: y, bits 17..31: x - and 32 bits
-    of microseconds, which a packet's overflow count extends. Packets of other types are skipped.
+    Polarity events (type 1) are a 32-bit word - bit 0: valid, bit 1: polarity, bits 2..16: y, bits 17..31: x - and 32
+    bits of microseconds, which a packet's overflow count extends. Packets of other types are skipped.
 
     Raises:
         Invalid: If the file is truncated, or a packet's sizes contradict each other.
@@ -231,9 +226,7 @@ def parse_aedat3(content: bytes) -> np.ndarray:
             if size != 8:
                 raise Invalid("it holds polarity events of another size than 8 bytes")
             pairs = np.frombuffer(content, "<u4", 2 * number, position).reshape(-1, 2).astype(np.int64)
-            packets.append(
-                np.column_stack([pairs[:, 0], pairs[:, 1] + (overflow << 31)])[(pairs[:, 0] & 1) == 1]
-            )
+            packets.append(np.column_stack([pairs[:, 0], pairs[:, 1] + (overflow << 31)])[(pairs[:, 0] & 1) == 1])
         position = end
     word, time = np.concatenate(packets).T if packets else np.empty((2, 0), np.int64)
     events = np.empty(len(word), EVENT)
@@ -253,9 +246,7 @@ def read_aedat4(path: Path) -> np.ndarray:
     try:
         import aedat
     except ImportError as error:
-        raise UserError(
-            f"{path.name} is in AEDAT 4, which needs one more package: pip install aedat"
-        ) from error
+        raise UserError(f"{path.name} is in AEDAT 4, which needs one more package: pip install aedat") from error
     del aedat
     try:
         events = tonic.io.read_aedat4(str(path))
@@ -307,12 +298,7 @@ def read_spike_train(path: Path, index: int) -> np.ndarray:
         )
     except Exception as error:
         raise Invalid(f"it cannot be read ({str(error)[:100]})") from error
-    if (
-        times.shape != units.shape
-        or times.ndim != 1
-        or not np.isfinite(times).all()
-        or (np.abs(times) > 1e6).any()
-    ):
+    if times.shape != units.shape or times.ndim != 1 or not np.isfinite(times).all() or (np.abs(times) > 1e6).any():
         raise Invalid("its times are no seconds, or not as many as its units")
     events = np.zeros(len(times), EVENT)
     events["t"], events["p"] = times * 1e6, units

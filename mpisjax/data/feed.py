@@ -19,9 +19,9 @@ DEVICE_SHARE = 4  # a split goes to the accelerator if it takes at most 1 / DEVI
 class Feed:
     """The training batches, each a function of (seed, step).
 
-    On an accelerator the whole split is kept on every device as uint8 if it takes at most a quarter of its memory, and a
-    batch is gathered there, so that only its indices travel. On a CPU, or if the split is larger, batches are gathered
-    (and event frames unpacked) on the host: a second copy in the same memory would gain nothing.
+    On an accelerator the whole split is kept on every device as uint8 if it takes at most a quarter of its memory, and
+    a batch is gathered there, so that only its indices travel. On a CPU, or if the split is larger, batches are
+    gathered (and event frames unpacked) on the host: a second copy in the same memory would gain nothing.
 
     Args:
         split: The train split.
@@ -50,9 +50,7 @@ class Feed:
         if self.on_device:
             whole = replicated(sharding)
             self._images, self._labels = put((np.asarray(split.images[:]), split.labels), whole)
-            self._gather = (
-                jax.jit(_gather, out_shardings=sharding) if sharding is not None else jax.jit(_gather)
-            )
+            self._gather = jax.jit(_gather, out_shardings=sharding) if sharding is not None else jax.jit(_gather)
         self._mask = put(np.ones(batch_size, np.float32), sharding)
 
     def batch(self, step: int) -> Batch:
@@ -73,9 +71,7 @@ class Feed:
         return Batch(images, labels, self._mask)
 
 
-def eval_batches(
-    split: Split, batch_size: int, sharding: jax.sharding.Sharding | None = None
-) -> Iterator[Batch]:
+def eval_batches(split: Split, batch_size: int, sharding: jax.sharding.Sharding | None = None) -> Iterator[Batch]:
     """The batches of an evaluation, in the split's order.
 
     Args:
@@ -148,9 +144,7 @@ def check_divides(batch_size: int, sharding: jax.sharding.Sharding | None) -> No
         shard = None if sharding is None else sharding.shard_shape((batch_size,))
     except ValueError as error:
         count = len(sharding.device_set) if sharding is not None else 1
-        raise UserError(
-            f"a batch size of {batch_size} cannot be shared by {count} devices: use a multiple"
-        ) from error
+        raise UserError(f"a batch size of {batch_size} cannot be shared by {count} devices: use a multiple") from error
     del shard
 
 
@@ -182,7 +176,8 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """
     if batch_size < 1 or batch_size > num_examples:
         raise UserError(
-            f"train.batch_size is {batch_size}, but must be 1 to {num_examples}: there are {num_examples} train examples"
+            f"train.batch_size is {batch_size}, but must be 1 to {num_examples}: there are {num_examples} train "
+            "examples"
         )
     return num_examples // batch_size
 

@@ -1,8 +1,8 @@
 """Fetches original files: checked downloads, and members of archives read without trust.
 
 `pooch` downloads. The checksums are not ours: TFDS records those of the image sets, tonic those of the event sets.
-CIFAR's archives are read by hand, within bounds, as no library refuses a member that climbs out, a link and a bomb without
-writing to disk first.
+CIFAR's archives are read by hand, within bounds, as no library refuses a member that climbs out, a link and a bomb
+without writing to disk first.
 """
 
 from __future__ import annotations
@@ -153,9 +153,7 @@ def _retrieve(name: str, files: list[tuple[str, str, str]], folder: Path) -> dic
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}): set data.cache_dir"
-        ) from error
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}): set data.cache_dir") from error
     if not all((folder / filename).exists() for _, filename, _ in files):
         for url in {urlsplit(url).netloc: url for url, _, _ in files}.values():
             probe(url)
@@ -275,9 +273,7 @@ def parse(raw: BinaryIO, name: str, wanted: Collection[str], limit: int = MAX_BY
         while bounded.read(1 << 20):  # to the end, so that gzip checks its checksum
             pass
     except TooLarge:
-        raise UserError(
-            f"{name} decompresses to more than {limit >> 20} MiB, which is no such data set"
-        ) from None
+        raise UserError(f"{name} decompresses to more than {limit >> 20} MiB, which is no such data set") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, struct.error, ValueError) as error:
         if isinstance(error, UserError):
             raise

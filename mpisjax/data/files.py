@@ -43,9 +43,7 @@ class Files(NamedTuple):
         for split, files in self.splits.items():
             for path, label in files:
                 stat = path.stat()
-                facts.append(
-                    [split, str(path.relative_to(self.folder)), label, stat.st_size, stat.st_mtime_ns]
-                )
+                facts.append([split, str(path.relative_to(self.folder)), label, stat.st_size, stat.st_mtime_ns])
         return hashlib.sha256(json.dumps([facts, self.classes, self.how]).encode()).hexdigest()
 
 
@@ -56,14 +54,16 @@ def find_files(folder: str | Path, endings: Sequence[str], test_share: float, in
         folder: Where `{train,test}/CLASS/*` or `CLASS/*` are.
         endings: The endings of the files that are wanted, in small letters.
         test_share: The share of the files that becomes the test split where there is none.
-        invalid: What happens to other files, and to a class that is in one split alone: "refuse" or "skip". Hidden files
-            are always left out.
+        invalid: What happens to other files, and to a class that is in one split alone: "refuse" or "skip". Hidden
+            files are always left out.
 
     Raises:
         UserError: There is no such folder or file, or one that is not to be skipped.
     """
     folder = Path(expand(folder))
-    layout = f"put files ({', '.join(endings)}) into {folder}/train/CLASS and {folder}/test/CLASS, or into {folder}/CLASS"
+    layout = (
+        f"put files ({', '.join(endings)}) into {folder}/train/CLASS and {folder}/test/CLASS, or into {folder}/CLASS"
+    )
     if not folder.is_dir():
         there = "is no folder" if folder.exists() else "does not exist"
         raise UserError(f"data.dir is '{folder}', which {there}: {layout}")
@@ -103,17 +103,13 @@ def _numbers(names: set[str]) -> bool:
 
 def of_common_classes(files: Files, invalid: str) -> Files:
     """Makes sure that each class is in train and test, or leaves it out where `invalid` is "skip"."""
-    labels = {
-        split: np.array([label for _, label in found], np.int32) for split, found in files.splits.items()
-    }
+    labels = {split: np.array([label for _, label in found], np.int32) for split, found in files.splits.items()}
     try:
         kept = in_both_splits(labels["train"], labels["test"], files.classes, invalid)
     except UserError as error:
         raise UserError(f"{files.folder}: {error}") from error
     splits = {
-        split: [
-            (path, int(kept.number[label])) for path, label in found if files.classes[label] in kept.classes
-        ]
+        split: [(path, int(kept.number[label])) for path, label in found if files.classes[label] in kept.classes]
         for split, found in files.splits.items()
     }
     return Files(files.folder, kept.classes, splits, [*files.how, *([kept.note[2:]] if kept.note else [])])
@@ -123,7 +119,10 @@ def refusal(folder: Path, unusable: Sequence[str], remedy: str) -> str:
     """One sentence on files that cannot be used."""
     more = f" (and {len(unusable) - 1} others)" if len(unusable) > 1 else ""
     named = "; ".join(unusable[:NAMED])
-    return f"{folder} has files that cannot be used{more}: {named}; {remedy}, or set data.invalid to skip to leave such files out"
+    return (
+        f"{folder} has files that cannot be used{more}: {named}; {remedy}, or set data.invalid to skip to leave such "
+        "files out"
+    )
 
 
 class _Scan:

@@ -43,8 +43,8 @@ def from_folder(
 ) -> DataSet:
     """Makes a data set of the images in `folder/{train,test}/CLASS`, or in `folder/CLASS`.
 
-    A folder `val`, `valid` or `validation` beside `train` and `test` becomes the validation split; without `test` it is the
-    test split. Without both, and for `folder/CLASS`, the test split is a share of each class, always the same one.
+    A folder `val`, `valid` or `validation` beside `train` and `test` becomes the validation split; without `test` it is
+    the test split. Without both, and for `folder/CLASS`, the test split is a share of each class, always the same one.
 
     Args:
         folder: The folder.
@@ -56,7 +56,8 @@ def from_folder(
         num_validation: Images of the train split that are held out for validation.
         validation_share: Or their share, where `num_validation` is 0.
         split_seed: Chooses the images that are held out.
-        invalid: What happens to a file that cannot be used, and to a class that is in one split alone: "refuse" or "skip".
+        invalid: What happens to a file that cannot be used, and to a class that is in one split alone: "refuse" or
+            "skip".
         cache_dir: Where decoded images are kept; empty: the user's cache folder.
 
     Returns:
@@ -103,8 +104,8 @@ def from_recordings(
 ) -> DataSet:
     """Makes a data set of the recordings in `folder/{train,test}/CLASS`, or in `folder/CLASS`, as frames.
 
-    The formats are N-MNIST's `.bin`, `.aedat` (2 and 3), `.aedat4`, and `.npy` with structured arrays of x, y, t (microseconds)
-    and p. Splits are made as by `from_folder`.
+    The formats are N-MNIST's `.bin`, `.aedat` (2 and 3), `.aedat4`, and `.npy` with structured arrays of x, y, t
+    (microseconds) and p. Splits are made as by `from_folder`.
 
     Args:
         folder: The folder.
@@ -126,13 +127,9 @@ def from_recordings(
     """
     binning = make_binning(*(sensor_size or (0, 0)), **framing)
     files = find_files(folder, RECORDINGS, test_share, invalid)
-    splits = {
-        split: [Recording(path, label) for path, label in found] for split, found in files.splits.items()
-    }
+    splits = {split: [Recording(path, label) for path, label in found] for split, found in files.splits.items()}
     recordings = Recordings(files.folder, **splits)
-    framed = load_recordings(
-        "recordings", recordings, binning, unsorted=unsorted, invalid=invalid, cache_dir=cache_dir
-    )
+    framed = load_recordings("recordings", recordings, binning, unsorted=unsorted, invalid=invalid, cache_dir=cache_dir)
     made = framed.binning
     sensor = f"sensor {made.width} x {made.height}{'' if sensor_size else ', found from the events'}"
     loaded = {"train": framed.loaded.train_labels, "test": framed.loaded.test_labels}
@@ -269,9 +266,7 @@ def _decode_all(files: Files, invalid: str, how: dict[str, Any]) -> tuple[Loaded
         left = of_common_classes(Files(files.folder, files.classes, rest, []), invalid)
         number = {name: n for n, name in enumerate(left.classes)}
         splits = {
-            split: [
-                d._replace(label=number[name]) for d in decoded if (name := files.classes[d.label]) in number
-            ]
+            split: [d._replace(label=number[name]) for d in decoded if (name := files.classes[d.label]) in number]
             for split, decoded in splits.items()
         }
         files, clauses = files._replace(classes=left.classes), [*clauses, *left.how]

@@ -119,9 +119,7 @@ def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tall
             raise Invalid("nothing of it is left by data.denoise_us")
     if binning.by == "time":
         if events["t"][-1] - events["t"][0] < binning.num_frames:
-            raise Invalid(
-                f"it lasts less than {binning.num_frames} us, too short for {binning.num_frames} frames"
-            )
+            raise Invalid(f"it lasts less than {binning.num_frames} us, too short for {binning.num_frames} frames")
         slicer = tonic.slicers.SliceByTimeBins(bin_count=binning.num_frames)
     else:
         if len(events) < binning.num_frames:
@@ -144,8 +142,8 @@ def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tall
 class Frames:
     """Frames of many recordings, unpacked as they are indexed.
 
-    Binary frames are kept as bits, so that all of N-MNIST at T = 30, 32 x 32, takes 0.5 GB; they, and counts, may be a map
-    of a file, of which the system keeps in memory what fits.
+    Binary frames are kept as bits, so that all of N-MNIST at T = 30, 32 x 32, takes 0.5 GB; they, and counts, may be a
+    map of a file, of which the system keeps in memory what fits.
 
     Args:
         stored: uint8 [N, bytes]: bits along the last axis, first bit highest, or one byte a value.

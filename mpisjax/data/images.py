@@ -8,7 +8,8 @@ of red, green and blue planes, rows first. Python: pickled dictionaries of the s
 
 A pickle is a program that may call whatever it can name. Ours names stand-ins for NumPy's arrays and nothing else. Its
 opcodes are listed before it is run, as three of them need a bound that `Unpickler` has no place for: a memo of any
-size that a file claims, texts that are copied without end, and tuples nested so deeply that their hash ends the process.
+size that a file claims, texts that are copied without end, and tuples nested so deeply that their hash ends the
+process.
 """
 
 from __future__ import annotations
@@ -59,9 +60,7 @@ def parse_idx(stream: BinaryIO, ndim: int, name: str) -> np.ndarray:
     if len(header) < 4 + 4 * ndim:
         raise UserError(f"{name} is truncated within its header: fetch the file again")
     if header[:4] != bytes([0, 0, 8, ndim]):
-        raise UserError(
-            f"{name} is no IDX file of bytes in {ndim} dimensions: it begins with {header[:4].hex()}"
-        )
+        raise UserError(f"{name} is no IDX file of bytes in {ndim} dimensions: it begins with {header[:4].hex()}")
     shape = tuple(int(n) for n in np.frombuffer(header, ">u4", ndim, 4))
     size = math.prod(shape)
     # NumPy has a limit of its own, also where a length of zero leaves nothing of huge others.
@@ -69,9 +68,7 @@ def parse_idx(stream: BinaryIO, ndim: int, name: str) -> np.ndarray:
         raise UserError(f"{name} declares {shape} elements, more than the {MAX_IDX_BYTES} that are accepted")
     body = stream.read(size)
     if len(body) < size:
-        raise UserError(
-            f"{name} is truncated: {len(body)} of {size} elements are there; fetch the file again"
-        )
+        raise UserError(f"{name} is truncated: {len(body)} of {size} elements are there; fetch the file again")
     if stream.read(1):
         raise UserError(f"{name} goes on after the {size} elements that it declares: fetch the file again")
     return np.frombuffer(body, np.uint8).reshape(shape)
@@ -140,15 +137,11 @@ def load_idx(paths: dict[str, Path]) -> Loaded:
         labels = read_idx(paths[f"{split}_labels"], 1)
         where = paths[f"{split}_images"]
         if images.shape[1:] != (IDX_SIZE, IDX_SIZE):
-            raise UserError(
-                f"{where} holds images of {images.shape[1:]}, but {IDX_SIZE} x {IDX_SIZE} is wanted"
-            )
+            raise UserError(f"{where} holds images of {images.shape[1:]}, but {IDX_SIZE} x {IDX_SIZE} is wanted")
         if not len(images):
             raise UserError(f"{where} holds no image: fetch the file again")
         if len(images) != len(labels):
-            raise UserError(
-                f"{where} holds {len(images)} images, but {paths[f'{split}_labels']} {len(labels)} labels"
-            )
+            raise UserError(f"{where} holds {len(images)} images, but {paths[f'{split}_labels']} {len(labels)} labels")
         if labels.max() >= IDX_CLASSES:
             raise UserError(f"{paths[f'{split}_labels']} holds a label {labels.max()}, but 0 to 9 are wanted")
         arrays[f"{split}_images"] = images[..., None]
@@ -235,9 +228,7 @@ def load_cifar(found: CifarFiles) -> Loaded:
     else:
         archive = found.paths[0]
         wanted = [f"{layout.folder}/{name}" for name in (*layout.train, layout.test)]
-        content = {
-            name.rpartition("/")[2]: data for name, data in fetch.read_members(archive, wanted).items()
-        }
+        content = {name.rpartition("/")[2]: data for name, data in fetch.read_members(archive, wanted).items()}
         where = {name: f"{archive}: {name}" for name in content}
         for name in (layout.train[0], layout.test):
             if name not in content:
@@ -284,27 +275,16 @@ def parse_cifar_python(content: bytes, name: str, layout: Layout) -> tuple[np.nd
     """
     batch = unpickle(content, name)
     pixels, labels = batch.get("data"), batch.get(layout.label_key)
-    if (
-        not isinstance(pixels, np.ndarray)
-        or pixels.ndim != 2
-        or pixels.shape[1] != CIFAR_PIXELS
-        or not len(pixels)
-    ):
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != CIFAR_PIXELS or not len(pixels):
         raise UserError(f"{name} has no 'data' of N x {CIFAR_PIXELS} bytes: fetch the file again")
     if not isinstance(labels, list) or not all(type(n) is int for n in labels) or len(labels) != len(pixels):
-        raise UserError(
-            f"{name} has no {layout.label_key!r} for its {len(pixels)} images: fetch the file again"
-        )
+        raise UserError(f"{name} has no {layout.label_key!r} for its {len(pixels)} images: fetch the file again")
     if not 0 <= min(labels) <= max(labels) < layout.num_classes:
-        raise UserError(
-            f"{name} holds a label outside of 0 to {layout.num_classes - 1}: fetch the file again"
-        )
+        raise UserError(f"{name} holds a label outside of 0 to {layout.num_classes - 1}: fetch the file again")
     return _checked(pixels, np.array(labels), name, layout)
 
 
-def _checked(
-    pixels: np.ndarray, labels: np.ndarray, name: str, layout: Layout
-) -> tuple[np.ndarray, np.ndarray]:
+def _checked(pixels: np.ndarray, labels: np.ndarray, name: str, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     if labels.max() >= layout.num_classes:
         raise UserError(f"{name} holds a label {labels.max()}, but 0 to {layout.num_classes - 1} are wanted")
     images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
@@ -312,9 +292,12 @@ def _checked(
 
 
 _OPCODES = (
-    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING "
-    "SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND "
-    "APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET "
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING "
+    "BINSTRING "
+    "SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST LIST "
+    "APPEND "
+    "APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE "
+    "GET BINGET "
     "LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
 )
 _MAX_TUPLES = 1000  # a file of CIFAR has six, for its array
@@ -341,11 +324,7 @@ class _Array:
         data = data.encode("latin-1") if isinstance(data, str) else data
         if not isinstance(dtype, _Dtype) or dtype.code not in ("u1", "|u1") or not isinstance(data, bytes):
             raise pickle.UnpicklingError("an array of something other than bytes")
-        if (
-            not isinstance(shape, tuple)
-            or not all(type(n) is int and n >= 0 for n in shape)
-            or len(shape) > 4
-        ):
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 4:
             raise pickle.UnpicklingError("an array of impossible shape")
         if math.prod(shape) != len(data):
             raise pickle.UnpicklingError("an array that is truncated")
@@ -411,14 +390,10 @@ def unpickle(content: bytes, name: str) -> dict[str, Any]:
             result = _Unpickler(content).load()
     except Exception as error:  # a damaged pickle makes Python raise whatever it likes
         why = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{name} is not a pickle of plain arrays and lists ({why}): fetch the file again"
-        ) from error
+        raise UserError(f"{name} is not a pickle of plain arrays and lists ({why}): fetch the file again") from error
     if not isinstance(result, dict) or not all(isinstance(key, str | bytes) for key in result):
         raise UserError(f"{name} is not a pickled dictionary with text as keys: fetch the file again")
     return {
-        key.decode("latin-1") if isinstance(key, bytes) else key: value.value
-        if isinstance(value, _Array)
-        else value
+        key.decode("latin-1") if isinstance(key, bytes) else key: value.value if isinstance(value, _Array) else value
         for key, value in result.items()
     }

@@ -96,9 +96,7 @@ def _read_split(
     for example in _examples(builder, split):
         image = example["image"]
         if row == count or image.shape != size or image.dtype != np.uint8:
-            raise UserError(
-                f"{place} holds other images than {count} of {size} bytes in {split}: prepare it again"
-            )
+            raise UserError(f"{place} holds other images than {count} of {size} bytes in {split}: prepare it again")
         images[row], labels[row] = image, example["label"]
         row += 1
     if row != count or not count:

@@ -81,9 +81,7 @@ def find_nmnist(folder: Path) -> Recordings | None:
         splits = []
         for split in ("Train", "Test"):
             found = [
-                Recording(path, label)
-                for label in range(10)
-                for path in _numbered(place / split / str(label), "*.bin")
+                Recording(path, label) for label in range(10) for path in _numbered(place / split / str(label), "*.bin")
             ]
             splits.append(sorted(found, key=lambda recording: recording.path.name))
         if all(splits):
@@ -116,11 +114,7 @@ def _gesture_trials(place: Path, split: str) -> list[Recording]:
     """The authors' files: `trials_to_<split>.txt` names recordings, and `<name>_labels.csv` cuts each into gestures."""
     recordings = []
     try:
-        names = [
-            line.strip()
-            for line in (place / f"trials_to_{split}.txt").read_text().splitlines()
-            if line.strip()
-        ]
+        names = [line.strip() for line in (place / f"trials_to_{split}.txt").read_text().splitlines() if line.strip()]
         for name in names:
             path = place / name
             if path.name != name or not path.is_file():
@@ -130,9 +124,7 @@ def _gesture_trials(place: Path, split: str) -> list[Recording]:
                     label = int(row["class"]) - 1
                     if not 0 <= label < 11:
                         raise ValueError(f"class {label + 1}")
-                    recordings.append(
-                        Recording(path, label, (int(row["startTime_usec"]), int(row["endTime_usec"])))
-                    )
+                    recordings.append(Recording(path, label, (int(row["startTime_usec"]), int(row["endTime_usec"]))))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
             f"the lists of recordings in {place} cannot be read ({error}): unpack the archive again"
@@ -143,7 +135,8 @@ def _gesture_trials(place: Path, split: str) -> list[Recording]:
 def find_cifar10_dvs(folder: Path) -> Recordings | None:
     """CIFAR10-DVS: `<class>/*.aedat4` (tonic's) or `<class>/*.aedat` (the authors').
 
-    It has no official split; as most do, the last tenth of each class, in the order of the file numbers, is the test split.
+    It has no official split; as most do, the last tenth of each class, in the order of the file numbers, is the test
+    split.
     """
     for place in (folder / "CIFAR10DVS", folder):
         for pattern in ("*.aedat4", "*.aedat"):
@@ -167,9 +160,7 @@ def find_spike_trains(name: str, num_classes: int, folder: Path) -> Recordings |
         splits = []
         for path in paths.values():
             labels = np.asarray(open_spike_trains(path)["labels"]) if path.is_file() else np.empty(0, int)
-            if labels.dtype.kind not in "iu" or (
-                len(labels) and not 0 <= labels.min() <= labels.max() < num_classes
-            ):
+            if labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < num_classes):
                 raise UserError(f"{path} holds a label outside of 0 to {num_classes - 1}: fetch it again")
             splits.append([Recording(path, int(label), number=number) for number, label in enumerate(labels)])
         if splits[0] and splits[1]:
@@ -266,7 +257,8 @@ def load_recordings(
             more = "; and others" if len(work.invalid) > NAMED else ""
             raise UserError(
                 f"{len(work.invalid)} of the {total} recordings in {found.folder} are invalid, so none was used:"
-                f" {'; '.join(work.invalid[:NAMED])}{more}; fetch them again or remove them, or set data.invalid to skip"
+                f" {'; '.join(work.invalid[:NAMED])}{more}; fetch them again or remove them, or set data.invalid to "
+                "skip"
             )
         return {
             "checksum": digest.hexdigest(),
@@ -343,9 +335,7 @@ class _Frames:
 
     def stream(self, recordings: Sequence[Recording]) -> Iterator[np.ndarray]:
         """Frames of each recording; empty ones for an invalid one, whose name and fault are noted."""
-        for recording in tqdm(
-            recordings, desc="events to frames", disable=None if len(recordings) > 500 else True
-        ):
+        for recording in tqdm(recordings, desc="events to frames", disable=None if len(recordings) > 500 else True):
             try:
                 try:
                     events = self._read(recording)
@@ -379,6 +369,4 @@ def report(name: str, facts: dict[str, Any]) -> None:
     ):
         if names := facts.get(choice):
             more = f", and {len(names) - LISTED} others" if len(names) > LISTED else ""
-            logging.warning(
-                "%s: %d recordings %s: %s%s", name, len(names), done, ", ".join(names[:LISTED]), more
-            )
+            logging.warning("%s: %d recordings %s: %s%s", name, len(names), done, ", ".join(names[:LISTED]), more)

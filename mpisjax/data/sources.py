@@ -231,9 +231,7 @@ Found = TypeVar("Found")
 
 def _first(place: Place, finders: dict[str, Callable[[Place], Found]]) -> Found:
     if place.source != "auto" and place.source not in finders:
-        raise UserError(
-            f"data.source is {place.source!r}, but for {place.name} must be auto, {', '.join(finders)}"
-        )
+        raise UserError(f"data.source is {place.source!r}, but for {place.name} must be auto, {', '.join(finders)}")
     if place.dir and place.source == "download":
         raise UserError(
             f"data.source is 'download', which does not read data.dir, {place.dir!r}: leave one of them out"
@@ -242,9 +240,7 @@ def _first(place: Place, finders: dict[str, Callable[[Place], Found]]) -> Found:
         there = "that is no folder" if Path(expand(place.dir)).exists() else "there is no such folder"
         raise UserError(f"data.dir is {place.dir!r}, but {there}: " + _OTHER_NAMES)
     reasons = []
-    kinds = [
-        kind for kind in finders if kind != "download" or not place.dir
-    ]  # a folder was named: no other will do
+    kinds = [kind for kind in finders if kind != "download" or not place.dir]  # a folder was named: no other will do
     for kind in kinds if place.source == "auto" else [place.source]:
         try:
             return finders[kind](place)

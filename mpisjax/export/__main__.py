@@ -33,9 +33,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=path, help="folder of a run; its best state is exported")
     source.add_argument("--pretrained", help="a network that comes with the package")
-    parser.add_argument(
-        "--data_dir", type=path, help="folder with the run's original files, if they have moved"
-    )
+    parser.add_argument("--data_dir", type=path, help="folder with the run's original files, if they have moved")
     parser.add_argument("--format", required=True, choices=("nir", "stablehlo"), help="what to write")
     parser.add_argument("--out", required=True, type=local_path, help="file to write")
     parser.add_argument(
@@ -43,9 +41,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=whole_number(1),
         help="time steps, of the program or of the check; as trained by default",
     )
-    parser.add_argument(
-        "--batch_size", type=whole_number(1), help="stablehlo: the one batch size; any by default"
-    )
+    parser.add_argument("--batch_size", type=whole_number(1), help="stablehlo: the one batch size; any by default")
     parser.add_argument(
         "--neurons",
         choices=("exact", "lif"),
@@ -67,9 +63,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--check", nargs="?", const=256, type=whole_number(1), metavar="IMAGES",
         help="nir: run the file from image to class in an independent simulator, on so many test images (256)",
     )  # fmt: skip
-    parser.add_argument(
-        "--cost", action="store_true", default=None, help="nir: estimate what it costs on Loihi 2"
-    )
+    parser.add_argument("--cost", action="store_true", default=None, help="nir: estimate what it costs on Loihi 2")
     given = parser.parse_args(argv)
     if given.format == "nir" and given.batch_size:
         parser.error("--batch_size is for --format stablehlo; a NIR graph is stepped by its host")
@@ -91,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--out {given.out} lies in no folder; make the folder or name another file")
         trained = _trained(given)
         if trained.inputs.temporal and given.num_steps:
-            raise UserError(
-                "--num_steps needs a constant input; an event set takes as many steps as it has frames"
-            )
+            raise UserError("--num_steps needs a constant input; an event set takes as many steps as it has frames")
         write = _write_nir if given.format == "nir" else _write_stablehlo
         print(write(trained, given, given.out))
 

@@ -60,9 +60,7 @@ def spike_for_spike(
     return Checked(len(images), spikes, classes, sum(p.same for p in parts))
 
 
-def _one_batch(
-    form: Form, network: Network, graph: Any, images: np.ndarray, x: Any, num_steps: int
-) -> Checked:
+def _one_batch(form: Form, network: Network, graph: Any, images: np.ndarray, x: Any, num_steps: int) -> Checked:
     temporal = form.net.temporal
     given = folded.encode(form, network, x)
     if "scale" in graph.metadata["input"]:
@@ -87,10 +85,7 @@ def _one_batch(
     last = len(form.net.layers)
     names = {f"stream{i}": f"stream{i}/layer{last}" for i in range(1, form.net.num_streams + 1)}
     names |= {"head": "head"} if form.head_spikes else {}
-    rates = {
-        key: jnp.asarray(np.tensordot(weights / weights.sum(), activity[name], 1))
-        for key, name in names.items()
-    }
+    rates = {key: jnp.asarray(np.tensordot(weights / weights.sum(), activity[name], 1)) for key, name in names.items()}
     classes = np.asarray(jnp.argmax(folded.classify(form, network, rates), -1))
     theirs = found.scores.argmax(-1)
     spikes = {name: int(s.sum()) for name, s in found.spikes.items()}

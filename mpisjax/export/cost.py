@@ -77,9 +77,7 @@ def projections(form: Form) -> list[Projection]:
             source, channels = f"stem/layer{number}", net.stem[number - 1]
         if source:
             add(source, channels, sizes["stream1/layer1"], k)
-    quarter = (
-        0.25 if net.stride_layer else 1.0
-    )  # a transposed convolution of stride 2 meets a quarter of its taps
+    quarter = 0.25 if net.stride_layer else 1.0  # a transposed convolution of stride 2 meets a quarter of its taps
     for i in range(net.num_streams):
         last, first = f"stream{i + 1}/layer{depth}", sizes[f"stream{i + 1}/layer1"]
         add(last, net.layers[-1], first, k, quarter)

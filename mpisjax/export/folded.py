@@ -161,10 +161,7 @@ def fold_network(form: Form, variables: dict[str, Any]) -> Network:
     if net.head == "fused":
         mix = conv(lambda m, x: m.mix(x, False), 1, net.layers[-1], 1)
         chains = [
-            [
-                conv(lambda m, x, i=i, h=h: m.head_down[i][h](x, False), 2, net.layers[-1])
-                for h in range(n - 1 - i)
-            ]
+            [conv(lambda m, x, i=i, h=h: m.head_down[i][h](x, False), 2, net.layers[-1]) for h in range(n - 1 - i)]
             for i in range(n - 1)
         ]
         head = (*((*chain[:-1], _mixed(chain[-1], mix)) for chain in chains), (mix,))
@@ -189,10 +186,7 @@ def fold_network(form: Form, variables: dict[str, Any]) -> Network:
         ),
         down=tuple(
             tuple(
-                tuple(
-                    conv(lambda m, x, i=i, d=d, h=h: m.down[i][d][h](x, False), 2, width)
-                    for h in range(i - d)
-                )
+                tuple(conv(lambda m, x, i=i, d=d, h=h: m.down[i][d][h](x, False), 2, width) for h in range(i - d))
                 for d in range(i)
             )
             for i in range(n)

@@ -65,12 +65,11 @@ def prepare(trained: Trained, options: Options, dtype: Any = np.float32) -> Expo
         )
     if inputs.steps_per_frame > 1:
         raise UserError(
-            f"{trained.name} takes each frame for {inputs.steps_per_frame} steps (data.steps_per_frame), which a NIR graph does"
+            f"{trained.name} takes each frame for {inputs.steps_per_frame} steps (data.steps_per_frame), which a NIR "
+            "graph does"
             " not say: export it to StableHLO."
         )
-    form = folded.Form(
-        trained.net, trained.neuron, (inputs.shape[-3], inputs.shape[-2]), options.stem, options.head
-    )
+    form = folded.Form(trained.net, trained.neuron, (inputs.shape[-3], inputs.shape[-2]), options.stem, options.head)
     nir_graph.check(form)
     wide = np.dtype(dtype) == np.float64 or options.weights != "float32"
     with jax.enable_x64(wide):
@@ -190,8 +189,5 @@ def _own_classes(trained: Trained, images: np.ndarray, num_steps: int) -> np.nda
     from mpisjax.export.stablehlo import inference
 
     infer = jax.jit(inference(trained, None if trained.inputs.temporal else num_steps))
-    parts = [
-        np.asarray(infer(jnp.asarray(images[i : i + 64]))["scores"]).argmax(-1)
-        for i in range(0, len(images), 64)
-    ]
+    parts = [np.asarray(infer(jnp.asarray(images[i : i + 64]))["scores"]).argmax(-1) for i in range(0, len(images), 64)]
     return np.concatenate(parts)

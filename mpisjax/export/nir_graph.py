@@ -100,9 +100,7 @@ class _Writer(Nodes):
         self.form, self.net, self.network, self.layers = form, form.net, network, network.layers
         self.halvings = self.net.num_streams - 1 + (1 if self.net.stride_layer else 0)
         dtype = self.layers.trans[0].kernel.dtype
-        super().__init__(
-            form.neuron, neurons, form.at(self.halvings)[0], np.int32 if dtype.kind == "i" else dtype
-        )
+        super().__init__(form.neuron, neurons, form.at(self.halvings)[0], np.int32 if dtype.kind == "i" else dtype)
 
     def phases(self, level: int) -> int:
         return 2 ** (self.halvings - level)
@@ -203,9 +201,7 @@ class _Writer(Nodes):
         depth, stride = len(self.net.layers), 2 if self.net.stride_layer else 1
         first, layer = self.form.level(i, 1), self.layers.trans[i]
         phases, k = self.phases(self.form.level(i, depth)), layer.kernel.shape[0]
-        self.count_weights(
-            (k, k, phases**2 * self.net.layers[-1], (stride * phases) ** 2 * self.net.layers[0])
-        )
+        self.count_weights((k, k, phases**2 * self.net.layers[-1], (stride * phases) ** 2 * self.net.layers[0]))
         kernel = polyphase.transposed_kernel(layer.kernel, stride, self.form.at(first), phases)
         return self.convolution(name, kernel, layer.bias, self.phases(first), *source)
 
@@ -239,9 +235,7 @@ class _Writer(Nodes):
             scale = mask * np.tile(gain, self.phases(level) ** 2)[:, None, None]
             return self.add(name, self.nir.Scale(scale=scale), *sources)
 
-        own = [
-            summed(f"{start}stream{i + 1}_current", levels[i], *sources) for i, sources in enumerate(currents)
-        ]
+        own = [summed(f"{start}stream{i + 1}_current", levels[i], *sources) for i, sources in enumerate(currents)]
         fused: list[list[str]] = []
         for i in range(n):
             raised = [own[i]]
@@ -284,9 +278,7 @@ class _Writer(Nodes):
                 for h, layer in enumerate(chain):
                     level = levels[i] + h
                     size, phases = self.form.at(level), self.phases(level + (1 if i < n - 1 else 0))
-                    source = self.layer(
-                        f"head_stream{i + 1}_conv{h + 1}", layer, stride, size, phases, source
-                    )
+                    source = self.layer(f"head_stream{i + 1}_conv{h + 1}", layer, stride, size, phases, source)
                     if h < len(chain) - 1:
                         ones = self.mask(self.net.layers[-1], phases, self.form.at(level + 1))
                         source = self.add(f"{source}_inside", self.nir.Scale(scale=ones), source)

@@ -90,9 +90,7 @@ def classify(graph: Any, means: dict[str, Array]) -> Array:
     total: Any = 0
     for name in names:
         stream = name.removeprefix("output_")
-        about = graph.metadata["populations"][
-            max(p for p in graph.metadata["populations"] if p.startswith(stream))
-        ]
+        about = graph.metadata["populations"][max(p for p in graph.metadata["populations"] if p.startswith(stream))]
         x = image_of(means[name], about)
         for key in sorted(k for k in layers if k.startswith(stream)):
             x = same(x, layers[key], 1 if name == names[-1] else 2)

@@ -77,9 +77,7 @@ def from_nir(graph: Any, *, reset: str = "") -> Imported:
     order = _order({n: [s for s in sources[n] if s not in delays] for n in kept if n not in delays})
     outputs = [name for name in kept if _kind(graph, name) == "Output"]
     params = {
-        name: _params(graph.nodes[name])
-        for name in kept
-        if _kind(graph, name) in LINEAR and name not in populations
+        name: _params(graph.nodes[name]) for name in kept if _kind(graph, name) in LINEAR and name not in populations
     }
     params = {name: found for name, found in params.items() if found}
 
@@ -87,9 +85,7 @@ def from_nir(graph: Any, *, reset: str = "") -> Imported:
         values: dict[str, Any] = {name: rates[name] for name in delays}
         for name in order:
             given = x if _kind(graph, name) == "Input" else _sum(name, [values[s] for s in sources[name]])
-            values[name] = _compute(
-                name, graph.nodes[name], params.get(name), populations.get(name), given, fire
-            )
+            values[name] = _compute(name, graph.nodes[name], params.get(name), populations.get(name), given, fire)
         fed_back = {name: _sum(name, [values[s] for s in sources[name]]) for name in delays}
         return fed_back | {name: values[name] for name in outputs}
 
@@ -172,15 +168,11 @@ def _check_nodes(graph: Any) -> None:
                     raise UserError(f"{key} of the node {name!r} holds values that are not finite.")
         if _kind(graph, name) == "Delay" and not np.all(node.delay == 1):
             raise UserError(f"the Delay {name!r} is not of 1 step: other delays are not read.")
-        size = (
-            _shape(graph, name, "output_type") if _kind(graph, name) in ("Input", "Output", "Delay") else ()
-        )
+        size = _shape(graph, name, "output_type") if _kind(graph, name) in ("Input", "Output", "Delay") else ()
         if int(np.prod(size, dtype=object)) > MAX_NEURONS:
             raise UserError(f"the node {name!r} has more than {MAX_NEURONS:,} entries.")
     if total > 4 * MAX_WEIGHTS:
-        raise UserError(
-            f"the graph holds {total:,} numbers, more than the {4 * MAX_WEIGHTS:,} that are read."
-        )
+        raise UserError(f"the graph holds {total:,} numbers, more than the {4 * MAX_WEIGHTS:,} that are read.")
     for edge in graph.edges:
         for end in edge:
             if end not in graph.nodes:
@@ -205,9 +197,7 @@ def _order(sources: dict[str, list[str]]) -> list[str]:
 
 
 def _params(node: Any) -> dict[str, Array]:
-    names = {"Scale": ("scale",), "Linear": ("weight",), "Flatten": ()}.get(
-        type(node).__name__, ("weight", "bias")
-    )
+    names = {"Scale": ("scale",), "Linear": ("weight",), "Flatten": ()}.get(type(node).__name__, ("weight", "bias"))
     dtype = jnp.result_type(float)
     return {name: jnp.asarray(getattr(node, name)).astype(dtype) for name in names}
 
@@ -278,5 +268,6 @@ def _check_shapes(imported: Imported) -> None:
     for name, found in out.items():
         if found.shape != rates[name].shape:
             raise UserError(
-                f"the node {name!r} is given shape {list(found.shape[1:])}, and says that it is {list(rates[name].shape[1:])}."
+                f"the node {name!r} is given shape {list(found.shape[1:])}, and says that it is "
+                f"{list(rates[name].shape[1:])}."
             )

@@ -71,9 +71,7 @@ def _single(name: str, node: Any, reset: str, sources: list[str]) -> Population:
     return Population(name, _neuron(name, threshold, leak, start), gain, tuple(sources), ())
 
 
-def _of_four(
-    graph: Any, name: str, node: Any, into: dict[str, list[str]], out: dict[str, list[str]]
-) -> Population:
+def _of_four(graph: Any, name: str, node: Any, into: dict[str, list[str]], out: dict[str, list[str]]) -> Population:
     """potential -> spikes (Threshold) -> before (Delay) -> reset (Scale) -> potential."""
     kinds = {n: type(graph.nodes[n]).__name__ for n in graph.nodes}
     spikes = [n for n in out[name] if kinds[n] == "Threshold"]
@@ -97,9 +95,7 @@ def _of_four(
         raise UserError(f"the Scale {reset!r} takes nothing from the potential {name!r}: it must be below 0.")
     largest = np.iinfo(limit.dtype).max if limit.dtype.kind == "i" else np.finfo(limit.dtype).max
     silent = limit >= largest
-    fires_at = (
-        limit.astype(float) + 1 if limit.dtype.kind == "i" else np.nextafter(limit, np.inf).astype(float)
-    )
+    fires_at = limit.astype(float) + 1 if limit.dtype.kind == "i" else np.nextafter(limit, np.inf).astype(float)
     digits = 12 if limit.dtype == np.float64 or limit.dtype.kind == "i" else 6
     shares = np.unique(np.round(((threshold - fires_at) * leak / threshold)[~silent], digits))
     if len(shares) != 1 or not -1e-6 <= shares[0] < 1:
@@ -128,12 +124,8 @@ def _leak_and_gain(name: str, node: Any) -> tuple[float, np.ndarray]:
         raise UserError(f"tau of the node {name!r} is below one step.")
     leaks = np.unique(np.round(1 - 1 / tau, 6))
     if len(leaks) != 1 or leaks[0] <= 0:
-        raise UserError(
-            f"the neurons of {name!r} have several leaks, or none that a step keeps: give one tau above 1."
-        )
-    return float(np.mean(1 - 1 / tau)) if np.ptp(tau) else float(1 - 1 / tau.flat[0]), _one(
-        np.round(r / tau, 12)
-    )
+        raise UserError(f"the neurons of {name!r} have several leaks, or none that a step keeps: give one tau above 1.")
+    return float(np.mean(1 - 1 / tau)) if np.ptp(tau) else float(1 - 1 / tau.flat[0]), _one(np.round(r / tau, 12))
 
 
 def _one(values: np.ndarray) -> np.ndarray:

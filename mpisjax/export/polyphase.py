@@ -56,9 +56,7 @@ def fold(layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: 
     return _read(layer, kernel, stride, jnp.zeros((1, *size, channels)), size, transposed=False)
 
 
-def fold_transposed(
-    layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: int, size: Size
-) -> Folded:
+def fold_transposed(layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: int, size: Size) -> Folded:
     """`fold` for a transposed convolution; `size` is its output's."""
     coarse = (-(-size[0] // stride), -(-size[1] // stride))
     return _read(layer, kernel, stride, jnp.zeros((1, *coarse, channels)), size, transposed=True)
@@ -95,9 +93,7 @@ def _pixels_of_tap(fine: int, kernel: int, stride: int, tap: int) -> tuple[int, 
     return min(pixels, key=lambda pair: abs(pair[1] - coarse // 2), default=(-1, -1))
 
 
-Tap = tuple[
-    int, int, int, int
-]  # tap of the kernel, phase of the output, phase of the input, shift on the grid
+Tap = tuple[int, int, int, int]  # tap of the kernel, phase of the output, phase of the input, shift on the grid
 
 
 def _place_taps(taps_y: list[Tap], taps_x: list[Tap], kernel: Array, phases: Size) -> Array:

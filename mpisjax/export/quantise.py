@@ -107,9 +107,7 @@ def moments(form: Form, network: Network, x: Array, num_steps: int) -> Layers:
         return Moments(rows.mean(0), np.square(rows).mean(0))
 
     image = x.mean(0) if net.temporal else x
-    stem = (
-        [image, *(rates[f"stem/layer{k}"] for k in range(1, len(net.stem) + 1))] if form.stem_spikes else []
-    )
+    stem = [image, *(rates[f"stem/layer{k}"] for k in range(1, len(net.stem) + 1))] if form.stem_spikes else []
 
     def current(d: int) -> Array:
         """The current of stream d that is relayed at the fusion."""
@@ -212,9 +210,7 @@ def integers(form: Form, network: Network, gain: Layers, bits: int) -> Network:
         q = np.rint(np.asarray(layer.kernel, np.float64) / _along(part, gain * unit))
         q = np.clip(q, -largest, largest)
         if part == "classifier":
-            return Folded(
-                (q * RELAY).astype(np.int32), np.rint(layer.bias / (gain * unit) * RELAY).astype(np.int32)
-            )
+            return Folded((q * RELAY).astype(np.int32), np.rint(layer.bias / (gain * unit) * RELAY).astype(np.int32))
         out = form.threshold / (UNITS * RELAY if part == "down" else UNITS)
         kernel, bias = q * _along(part, gain), np.rint(np.asarray(layer.bias, np.float64) / out)
         return Folded(kernel.astype(np.int32), bias.astype(np.int32))

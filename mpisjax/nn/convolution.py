@@ -170,9 +170,7 @@ def _input_plain(g: Array, w: Array, flipped: Array, *prepared: Array, stride: i
     )
 
 
-def _input_on_cpu(
-    g: Array, w: Array, flipped: Array, *prepared: Array, stride: int, size: Pair
-) -> Array | None:
+def _input_on_cpu(g: Array, w: Array, flipped: Array, *prepared: Array, stride: int, size: Pair) -> Array | None:
     del w
     return forms.transposed(g, flipped, prepared, stride, size, _before(size, flipped.shape, stride))
 
@@ -377,9 +375,7 @@ def _define_vmap(
         with jax.default_matmul_precision(precision):
             return batch(operands, dims, mapped, params)
 
-    def batch(
-        operands: Sequence[Any], dims: Sequence[Any], mapped: bool, params: dict[str, Any]
-    ) -> tuple[Array, int]:
+    def batch(operands: Sequence[Any], dims: Sequence[Any], mapped: bool, params: dict[str, Any]) -> tuple[Array, int]:
         count = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
         of_a, of_b = dims[0] is not None, any(d is not None for d in dims[1:])
         if mapped or (of_a and of_b):

@@ -56,9 +56,7 @@ class Counter:
         if name == "cond" and "branches_platforms" in eqn.params:
             # One form of the same arithmetic a platform: the last is the plain one, which is what counts.
             return self.count(eqn.params["branches"][-1].jaxpr)
-        if (
-            name == "custom_linear_solve"
-        ):  # it also holds the transposed solve and the products, which do not run
+        if name == "custom_linear_solve":  # it also holds the transposed solve and the products, which do not run
             return self.count(eqn.params["jaxprs"].solve.jaxpr)
         if "on_cpu" in eqn.params:  # the same of a convolution (`mpisjax.nn.convolution`)
             return self.count(eqn.params["plain"].jaxpr)

@@ -119,9 +119,7 @@ def apply(
     return Output(logits, equilibrium, stats)
 
 
-def spikes(
-    net: MPIS, variables: dict[str, Any], images: Array, *, neuron: LIF, forward: SpikeForward
-) -> Simulation:
+def spikes(net: MPIS, variables: dict[str, Any], images: Array, *, neuron: LIF, forward: SpikeForward) -> Simulation:
     """Simulates the spiking network alone, with every population's rate and spike count recorded."""
     x = net.apply(variables, images, False, method="encode")
     return simulate(

@@ -54,18 +54,19 @@ class MPIS(nn.Module):
         norm, with a gain below 1 (single-stream equilibrium nets, IDE-Net, have this and `num_streams = 1`).
       head: "fused": the larger streams' rates are brought to the smallest by learned stride-2 convolutions and
         added, then 1x1 conv, BN, DBReLU and a dense layer; "smallest": a dense layer on the smallest stream.
-      neurons: the kind of neuron of layers 1..L: "lif" (the network's), "ternary", or "graded" with the largest spike, as
-        "graded3"; empty: the network's in all.
-      learn_threshold: whether every channel of layers 1..L has a threshold that is trained: `neuron.threshold` times the
-        exponential of a parameter, 0 at first. Its gradient comes through the rate; the simulation has the same thresholds.
+      neurons: the kind of neuron of layers 1..L: "lif" (the network's), "ternary", or "graded" with the largest spike,
+        as "graded3"; empty: the network's in all.
+      learn_threshold: whether every channel of layers 1..L has a threshold that is trained: `neuron.threshold` times
+        the exponential of a parameter, 0 at first. Its gradient comes through the rate; the simulation has the same
+        thresholds.
       neuron: the network's neuron, where layers have kinds or thresholds of their own.
       dropout: rate of variational dropout: one mask a sample and channel for the whole solve.
       temporal: input over time: frames [time, batch, h, w, c]. The stem then spikes too, so that memory does not
         grow with time and the rate reading may see the mean frame; static input passes it once, as DBReLU.
       momentum: of the running statistics.
       dtype: of currents and rates, "float32" or "bfloat16" (membrane potentials and parameters stay float32).
-      sharding: how currents [batch, h, w, channels] lie on devices, a `NamedSharding` whose mesh has an axis "model" for
-        the channels; None leaves it to the compiler.
+      sharding: how currents [batch, h, w, channels] lie on devices, a `NamedSharding` whose mesh has an axis "model"
+        for the channels; None leaves it to the compiler.
 
     Raises:
       UserError: at construction, for impossible settings.
@@ -96,9 +97,7 @@ class MPIS(nn.Module):
         if self.num_streams < 1:
             raise UserError(f"model.num_streams is {self.num_streams}: a network needs at least 1 stream.")
         if depth < 1 or min(self.layers) < 1:
-            raise UserError(
-                f"model.layers is {tuple(self.layers)}: give at least one layer, of at least 1 channel."
-            )
+            raise UserError(f"model.layers is {tuple(self.layers)}: give at least one layer, of at least 1 channel.")
         if not 1 <= self.fusion_layer <= depth:
             raise UserError(f"model.fusion_layer is {self.fusion_layer}: choose a layer from 1 to {depth}.")
         if self.stride_layer != 0 and not 2 <= self.stride_layer <= depth:
@@ -122,7 +121,8 @@ class MPIS(nn.Module):
             raise UserError(f"model.head is {self.head!r}: choose 'fused' or 'smallest'.")
         if self.neurons and len(self.neurons) != depth:
             raise UserError(
-                f"model.neurons has {len(self.neurons)} kinds and model.layers {depth} layers: give each layer one, or none."
+                f"model.neurons has {len(self.neurons)} kinds and model.layers {depth} layers: give each layer one, or "
+                "none."
             )
         for kind in self.neurons:
             if not re.fullmatch(r"lif|ternary|graded[1-9]\d*", kind):
@@ -155,9 +155,7 @@ class MPIS(nn.Module):
         # D_{d,i}: a chain of i - d stride-2 convolutions.
         self.down = [[[conv(width, stride=2) for _ in range(i - d)] for d in range(i)] for i in range(n)]
         if self.head == "fused":
-            self.head_down = [
-                [conv(self.layers[-1], stride=2) for _ in range(n - 1 - i)] for i in range(n - 1)
-            ]
+            self.head_down = [[conv(self.layers[-1], stride=2) for _ in range(n - 1 - i)] for i in range(n - 1)]
             self.mix = conv(self.layers[-1], kernel_size=1)
         self.classifier = nn.Dense(self.num_classes)
         if self.learn_threshold:
@@ -177,9 +175,7 @@ class MPIS(nn.Module):
         dtype = jnp.dtype(self.dtype or jnp.result_type(float))
         halvings = 1 if self.stride_layer else 0
         return {
-            stream_name(i + 1): jnp.zeros(
-                (batch, *(halved(n, i + halvings) for n in size), self.layers[-1]), dtype
-            )
+            stream_name(i + 1): jnp.zeros((batch, *(halved(n, i + halvings) for n in size), self.layers[-1]), dtype)
             for i in range(self.num_streams)
         }
 
@@ -206,13 +202,10 @@ class MPIS(nn.Module):
         for k in range(1, len(self.layers) + 1):
             if k == self.fusion_layer:
                 currents = self._fuse(currents, batch_statistics)
-            activity = [
-                fire(f"{stream_name(i + 1)}/layer{k}", c, *self._neuron(i, k)) for i, c in enumerate(currents)
-            ]
+            activity = [fire(f"{stream_name(i + 1)}/layer{k}", c, *self._neuron(i, k)) for i, c in enumerate(currents)]
             if k < len(self.layers):
                 currents = [
-                    self._dropped(i, k + 1, self.feb[i][k - 1](a, batch_statistics))
-                    for i, a in enumerate(activity)
+                    self._dropped(i, k + 1, self.feb[i][k - 1](a, batch_statistics)) for i, a in enumerate(activity)
                 ]
         return {stream_name(i + 1): a for i, a in enumerate(activity)}
 

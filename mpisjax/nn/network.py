@@ -2,11 +2,12 @@
 
 It is written in one of two ways.
 
-As a linen module (`flax.linen`), with methods `initial_rates(images)`, `encode(images, train)`, `transition(rates, x, fire,
-train)` and `classify(rates, train)`. Linen gives `init`, and keeps parameters and running statistics. `MPIS` is written so.
+As a linen module (`flax.linen`), with methods `initial_rates(images)`, `encode(images, train)`, `transition(rates, x,
+fire, train)` and `classify(rates, train)`. Linen gives `init`, and keeps parameters and running statistics. `MPIS` is
+written so.
 
-In any other way, as an object with the functions of `Network`. They take the variables first and are pure, so that plain
-JAX, Flax NNX (through `nnx.split` and `nnx.merge`) and Equinox fit.
+In any other way, as an object with the functions of `Network`. They take the variables first and are pure, so that
+plain JAX, Flax NNX (through `nnx.split` and `nnx.merge`) and Equinox fit.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ METHODS = ("init", "initial_rates", "encode", "transition", "classify")
 class Network(Protocol):
     """A network as pure functions.
 
-    `variables` is `{"params": ..., "batch_stats": ...}`: what is trained, and running statistics (`{}` without any). The
-    functions with `train` also return the running statistics after them: the given ones where nothing was gathered. In the
-    solve and in the simulation `train` is False; it is True in the one differentiable step of training, so that batch
-    normalisation is affine while the equilibrium is sought.
+    `variables` is `{"params": ..., "batch_stats": ...}`: what is trained, and running statistics (`{}` without any).
+    The functions with `train` also return the running statistics after them: the given ones where nothing was gathered.
+    In the solve and in the simulation `train` is False; it is True in the one differentiable step of training, so that
+    batch normalisation is affine while the equilibrium is sought.
 
     An attribute `temporal = True` says that images are frames over time.
     """
@@ -46,9 +47,7 @@ class Network(Protocol):
     def encode(self, variables: Variables, images: Array, train: bool) -> tuple[Any, Any]:
         """What drives the neurons, constant over the time steps; and running statistics."""
 
-    def transition(
-        self, variables: Variables, rates: Any, x: Any, fire: Fire, train: bool
-    ) -> tuple[Any, Any]:
+    def transition(self, variables: Variables, rates: Any, x: Any, fire: Fire, train: bool) -> tuple[Any, Any]:
         """One pass: rates -> rates; and running statistics. `fire(name, current)` is a population of neurons."""
 
     def classify(self, variables: Variables, rates: Any, train: bool) -> tuple[Array, Any]:
@@ -90,9 +89,7 @@ class _Module:
         self.initial_rates: Callable[[Array], Any] = network.initial_rates
 
     def clone(self, **changes: Any) -> Any:
-        raise UserError(
-            "devices.model_parallel splits the channels of MPIS alone: set it to 1 for your own network"
-        )
+        raise UserError("devices.model_parallel splits the channels of MPIS alone: set it to 1 for your own network")
 
     def __repr__(self) -> str:
         return repr(self.network)

@@ -31,9 +31,7 @@ def batch_normalize(y: Array, scale: Array, bias: Array) -> tuple[Array, Array, 
     return _normalized(y, scale, bias)[0]
 
 
-def _normalized(
-    y: Array, scale: Array, bias: Array
-) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+def _normalized(y: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
     """What `batch_normalize` returns, and (mean, 1 / deviation), [1, ..., 1, channels], with derivatives."""
     axes = tuple(range(y.ndim - 1))
     wide = y if y.dtype == jnp.float64 else y.astype(jnp.float32)
@@ -62,9 +60,7 @@ def _batch_normalize_jvp(
 
 # The backward pass keeps y, and makes `y - mean` again, instead of keeping that as well.
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _tangent(
-    y: Array, scale: Array, mean: Array, inverse: Array, dy: Array, d_scale: Array, d_bias: Array
-) -> Array:
+def _tangent(y: Array, scale: Array, mean: Array, inverse: Array, dy: Array, d_scale: Array, d_bias: Array) -> Array:
     """Linear in the last three. Its transpose has one reduction for `shift` and one for `slope`."""
     axes = tuple(range(y.ndim - 1))
     centred, change = y.astype(mean.dtype) - mean, dy.astype(mean.dtype)

@@ -78,9 +78,7 @@ class Cost(NamedTuple):
     memory_uj: float
 
 
-def _fan_out(
-    size: Size, kernel: int, stride: int, features: int, transpose_to: Size | None = None
-) -> np.ndarray:
+def _fan_out(size: Size, kernel: int, stride: int, features: int, transpose_to: Size | None = None) -> np.ndarray:
     ones = jnp.ones((kernel, kernel, 1, 1))
     if transpose_to is not None:
         reached = conv2d(jnp.ones((1, *transpose_to, 1)), ones, stride)
@@ -150,9 +148,7 @@ def additions_per_step(net: MPIS, shapes: dict[str, tuple[int, ...]]) -> float:
         shapes: Of every population, without the batch axis.
     """
     fused = [shapes[f"{stream_name(i + 1)}/layer{net.fusion_layer}"] for i in range(net.num_streams)]
-    return sum(float(np.prod(s)) * (net.num_streams - 1) for s in fused) + float(
-        np.prod(shapes["stream1/layer1"])
-    )
+    return sum(float(np.prod(s)) * (net.num_streams - 1) for s in fused) + float(np.prod(shapes["stream1/layer1"]))
 
 
 def synops(links: list[Synapses], spike_counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -166,9 +162,7 @@ def synops(links: list[Synapses], spike_counts: dict[str, jax.Array]) -> dict[st
         float [batch] by layer that spikes drive.
     """
     return {
-        link.name: jnp.einsum(
-            "bhwc,hw->b", spike_counts[link.source].astype(jnp.float32), jnp.asarray(link.fan_out)
-        )
+        link.name: jnp.einsum("bhwc,hw->b", spike_counts[link.source].astype(jnp.float32), jnp.asarray(link.fan_out))
         for link in links
         if link.source is not None
     }
@@ -196,9 +190,7 @@ def cost(
     macs = {s.name: s.macs * (num_steps if s.every_step else 1) for s in links if s.source is None}
     updates, added = neurons * num_steps, additions * num_steps
     events, products = sum(synops.values()), sum(macs.values())
-    compute = (
-        ADD_PJ * (events + added + updates) + MAC_PJ * products + (MULTIPLY_PJ * updates if leak < 1 else 0)
-    )
+    compute = ADD_PJ * (events + added + updates) + MAC_PJ * products + (MULTIPLY_PJ * updates if leak < 1 else 0)
     memory = SRAM_PJ * (3 * events + 2 * products + 2 * updates)
     return Cost(synops, macs, added, updates, compute * 1e-6, memory * 1e-6)
 

@@ -117,9 +117,7 @@ def restore(name: str, config: ml_collections.ConfigDict) -> tuple[Parts, TrainS
         f"pretrained network {name!r}",
     )
     if parts.dataset.checksum != found.card["data"]["checksum"]:
-        _log.warning(
-            "the data here are not those that the card of %r was made with: figures may differ", name
-        )
+        _log.warning("the data here are not those that the card of %r was made with: figures may differ", name)
     variables = jax.device_put(found.variables, jax.tree.leaves(state.params)[0].sharding)
     state = state._replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=())
     return parts, state, int(found.card["training"]["steps"])

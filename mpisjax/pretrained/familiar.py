@@ -1,8 +1,10 @@
-"""How unlike the training data an input is: a network answers whatever it is shown, and should say when it does not know it.
+"""How unlike the training data an input is: a network answers whatever it is shown, and should say when it does not
+know it.
 
-An input drives each channel of each population by some mean rate. Over the training data these rates fill a region, which is
-described by its mean and its main axes (probabilistic principal components; M. Tipping and C. Bishop, 1999). The novelty of
-an input is its distance from that region, in units of the distance that 99 of 100 held-out examples keep.
+An input drives each channel of each population by some mean rate. Over the training data these rates fill a region,
+which is described by its mean and its main axes (probabilistic principal components; M. Tipping and C. Bishop, 1999).
+The novelty of an input is its distance from that region, in units of the distance that 99 of 100 held-out examples
+keep.
 """
 
 from __future__ import annotations
@@ -60,8 +62,7 @@ class Familiar(NamedTuple):
     def from_card(cls, card: dict[str, Any]) -> Familiar:
         """What `to_card` was called on, as far as float16 keeps it."""
         mean, axes, scales = (
-            np.frombuffer(base64.b64decode(card[name]), "<f2").astype(np.float64)
-            for name in ("mean", "axes", "scales")
+            np.frombuffer(base64.b64decode(card[name]), "<f2").astype(np.float64) for name in ("mean", "axes", "scales")
         )
         return cls(mean, axes.reshape(len(scales), len(mean)), scales, card["rest"], card["limit"])
 

@@ -60,9 +60,7 @@ def write(variables: dict[str, Any], card: dict[str, Any], path: str | Path, not
         write_atomically(path, data)
         write_atomically(beside, (json.dumps(whole, indent=1) + "\n").encode())
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); name a folder you may write to"
-        ) from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); name a folder you may write to") from error
     return path
 
 

@@ -32,8 +32,8 @@ class Look(NamedTuple):
 # MNIST's digits fill 20 of 28 pixels; the other sets fill their images.
 LOOKS = {"digits": Look(0.0, True, 0.17), "mnist": Look(4 / 28, True), "fashion_mnist": Look()}
 PHOTOGRAPHS = ("cifar10", "cifar100")
-# A pixel belongs to the object if it stands out from the background by this share of the contrast. A part of it is a speck
-# if it has less than this share of what the largest part has.
+# A pixel belongs to the object if it stands out from the background by this share of the contrast. A part of it is a
+# speck if it has less than this share of what the largest part has.
 CONTENT, SPECK = 0.3, 0.03
 # A file of 16 bits whose values need fewer than 13 holds those of a camera or a scan of 10 or 12 bits.
 LARGEST_OF_12_BITS, LARGEST_OF_16_BITS = 4095, 65535
@@ -46,9 +46,9 @@ def read_image(
 
     A file of the right size is taken as it is, apart from colour, depth and a light background. For digits and
     Fashion-MNIST any other is freed of uneven light, cropped to what stands out, put on a black square and scaled. For
-    CIFAR it is cropped to the square in its middle and scaled. For a data set of the user's own it is read as the data set
-    was. Pixels of more than 8 bits are scaled by the range of their mode: 16 bits by 65535 (by their own maximum where that
-    is 4095 or less), floats within [0, 1] by 1, all others by their own range.
+    CIFAR it is cropped to the square in its middle and scaled. For a data set of the user's own it is read as the data
+    set was. Pixels of more than 8 bits are scaled by the range of their mode: 16 bits by 65535 (by their own maximum
+    where that is 4095 or less), floats within [0, 1] by 1, all others by their own range.
 
     Args:
         path: The file.
@@ -63,9 +63,7 @@ def read_image(
         UserError: There is no such file, it is no image, nothing stands out in it, or the network reads frames.
     """
     if inputs.temporal:
-        raise UserError(
-            f"a network for {inputs.name} reads event frames, not images; choose another --pretrained"
-        )
+        raise UserError(f"a network for {inputs.name} reads event frames, not images; choose another --pretrained")
     if inputs.name not in (*LOOKS, *PHOTOGRAPHS):
         return _as_trained(path, inputs, fit)
     height, width, channels = inputs.shape
@@ -98,18 +96,14 @@ def _as_trained(path: str | Path, inputs: Inputs, fit: str) -> tuple[np.ndarray,
     if not Path(path).is_file():
         raise UserError(f"there is no image {path}; name a PNG or JPEG file")
     try:
-        pixels, size = folders.read_image(
-            path, image_size=side, fit=fit, color="grey" if channels == 1 else "rgb"
-        )
+        pixels, size = folders.read_image(path, image_size=side, fit=fit, color="grey" if channels == 1 else "rgb")
     except ValueError as error:
         raise UserError(f"{path} cannot be read as an image ({error}); name a PNG or JPEG file") from error
     if pixels.shape != inputs.shape:
         raise UserError(f"{path} has {size[0]} x {size[1]} pixels; this network reads {width} x {height}")
     _check_not_blank(pixels, path)
     words = {"letterbox": "letterboxed", "crop": "cropped"}[fit]
-    return pixels, [] if size == (width, height) else [
-        f"{words} from {size[0]} x {size[1]} to {width} x {height}"
-    ]
+    return pixels, [] if size == (width, height) else [f"{words} from {size[0]} x {size[1]} to {width} x {height}"]
 
 
 def _open(path: str | Path) -> Image.Image:
@@ -138,9 +132,7 @@ def _in_8_bits(image: Image.Image, path: str | Path) -> tuple[Image.Image, list[
     else:
         low, kind = min(low, 0.0), "its own range"
     scaled = 255 * (pixels - low) / ((high - low) or 1.0)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8)), [
-        f"scaled to 8 bits from {kind}, {low:g} to {high:g}"
-    ]
+    return Image.fromarray(np.rint(scaled).astype(np.uint8)), [f"scaled to 8 bits from {kind}, {low:g} to {high:g}"]
 
 
 def _blank(path: str | Path) -> UserError:

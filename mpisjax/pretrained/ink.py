@@ -30,8 +30,8 @@ class Ink(NamedTuple):
 def find_ink(picture: np.ndarray, lines: bool) -> Ink | None:
     """How much each pixel stands out from the background, whatever the light.
 
-    Dark things on a light page are measured by the share of the page's light that they take away, light things on a dark
-    ground by the light that they add.
+    Dark things on a light page are measured by the share of the page's light that they take away, light things on a
+    dark ground by the light that they add.
 
     Args:
         picture: [H, W], grey values from 0 to 255.
@@ -108,9 +108,7 @@ def _closed(pixels: np.ndarray) -> np.ndarray:
     """A light page without the lines on it: a grey closing, which keeps the edges of shadows where they are."""
     side = max(round(WIDEST_LINE * max(pixels.shape)), 3)
     calm = ndimage.median_filter(pixels, 3, mode="nearest")
-    return ndimage.gaussian_filter(
-        ndimage.grey_closing(calm, (side, side), mode="nearest"), 1, mode="nearest"
-    )
+    return ndimage.gaussian_filter(ndimage.grey_closing(calm, (side, side), mode="nearest"), 1, mode="nearest")
 
 
 def _surface(pixels: np.ndarray) -> np.ndarray:

@@ -144,9 +144,7 @@ def _simulate(
     elif through_time.readout == "rate":
         logits = model.classify(net, variables, simulation.rates)
     else:
-        logits = bptt.apply(
-            net, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=through_time
-        ).logits
+        logits = bptt.apply(net, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=through_time).logits
     counts = [jnp.sum(c, axis=tuple(range(1, c.ndim))) for c in simulation.spike_counts.values()]
     spikes = sum(counts, jnp.zeros(len(pixels), counts[0].dtype))
     return jax.nn.softmax(logits), spikes, jnp.broadcast_to(simulation.num_steps, spikes.shape)

@@ -47,8 +47,8 @@ def from_run(
 ) -> Trained:
     """The best state of a run as `load_pretrained` would give it; its card lacks what only a file has.
 
-    What the network reads, and what its training data look like to it, is kept in the run's folder as `inputs.json`: the
-    data are loaded the first time alone.
+    What the network reads, and what its training data look like to it, is kept in the run's folder as `inputs.json`:
+    the data are loaded the first time alone.
 
     Args:
         workdir: The run's folder.
@@ -107,9 +107,7 @@ def _known(path: Path, checksum: str) -> dict[str, Any] | None:
     try:
         known = json.loads((path / INPUTS_NAME).read_text())
         return (
-            known
-            if known["data_checksum"] == checksum and {"inputs", "num_train", "source"} <= known.keys()
-            else None
+            known if known["data_checksum"] == checksum and {"inputs", "num_train", "source"} <= known.keys() else None
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -128,9 +126,7 @@ def _about(dataset: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {"inputs": inputs_of(dataset)._asdict(), "num_train": len(dataset.train.labels), "source": source}
 
 
-def _familiar(
-    config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, dataset: DataSet
-) -> dict[str, Any]:
+def _familiar(config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, dataset: DataSet) -> dict[str, Any]:
     """The region that the training data fill; see `mpisjax.pretrained.familiar`."""
     net = configuration.make_network(config, dataset)
     neuron = configuration.make_neuron(config)

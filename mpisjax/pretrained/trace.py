@@ -61,8 +61,7 @@ def trace(trained: Trained, image: np.ndarray, num_steps: int | None = None) -> 
     shapes = net.initial_rates(x)
     last = {name: f"{name}/layer{len(net.layers)}" for name in shapes}
     settling = {
-        name: running_rates(spikes[last[name]], neuron.leak).reshape(-1, *r.shape[1:])
-        for name, r in shapes.items()
+        name: running_rates(spikes[last[name]], neuron.leak).reshape(-1, *r.shape[1:]) for name, r in shapes.items()
     }
 
     @jax.jit

@@ -93,8 +93,8 @@ class Trained(NamedTuple):
             batch_size: Examples at once.
 
         Returns:
-            The `Prediction`: for each image its class, all probabilities, spikes and steps used, and how unlike the training data
-            it is.
+            The `Prediction`: for each image its class, all probabilities, spikes and steps used, and how unlike the
+            training data it is.
 
         Raises:
             UserError: The network cannot read the images, or a file is missing or no image.
@@ -154,9 +154,7 @@ def from_variables(
     neuron = configuration.make_neuron(config)
     forward = configuration.make_spike_forward(config, inputs.temporal)
 
-    def apply(
-        variables: dict[str, Any], images: Any, value_range: tuple[float, float] | None = None
-    ) -> Output:
+    def apply(variables: dict[str, Any], images: Any, value_range: tuple[float, float] | None = None) -> Output:
         x = prepare_images(as_pixels(images, inputs, value_range), inputs)
         return model.apply(net, variables, x, neuron=neuron, forward=forward)
 

@@ -1,15 +1,16 @@
 """A checkpoint on disk: its record, how it is verified, and how it is read.
 
-A checkpoint is a folder `step_00000123`. Orbax writes the training state into `state/` (`mpisjax.training.saving`). Beside it
-lies `checkpoint.json`, the record: the step, what the loop wants back, and the SHA-256 of every file of the state. The record
-carries its own digest. It can be replaced in one rename, so that validation results join a checkpoint that is on disk.
+A checkpoint is a folder `step_00000123`. Orbax writes the training state into `state/` (`mpisjax.training.saving`).
+Beside it lies `checkpoint.json`, the record: the step, what the loop wants back, and the SHA-256 of every file of the
+state. The record carries its own digest. It can be replaced in one rename, so that validation results join a checkpoint
+that is on disk.
 
 Before a state is read, its files are hashed and compared with the record; a checkpoint that fails is named, and the one
 before it is used. Arrays and JSON are all that is read: nothing in a checkpoint can execute.
 
-The arrays of a dtype are written as one. Saved array by array, a state of 140 arrays leaves about 100 KB of memory behind
-with every save, and takes five times as long (orbax 0.12.8, tensorstore 0.1.86; docs/robustness.md has the figures). This
-shows it:
+The arrays of a dtype are written as one. Saved array by array, a state of 140 arrays leaves about 100 KB of memory
+behind with every save, and takes five times as long (orbax 0.12.8, tensorstore 0.1.86; docs/robustness.md has the
+figures). This shows it:
 
     state = {f"a{i}": jax.numpy.ones(3745) for i in range(140)}
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)) as manager:
@@ -121,9 +122,7 @@ def newest(directory: Path) -> Checkpoint | None:
             except DamagedError as error:
                 _log.warning("checkpoint of step %d is damaged and is passed over: %s", step, error)
         if present:
-            raise UserError(
-                f"all checkpoints in {directory} are damaged; delete the folder to start the run again"
-            )
+            raise UserError(f"all checkpoints in {directory} are damaged; delete the folder to start the run again")
         return None
 
     step = run_on_primary(find)
@@ -149,9 +148,7 @@ def read(directory: Path, step: int, *, verify: bool = True) -> Checkpoint:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"{path / RECORD_NAME} is not a checkpoint record") from error
     if version not in (1, FORMAT):
-        raise UserError(
-            f"{path} has checkpoint format {version}, not {FORMAT}; use the version that wrote it"
-        )
+        raise UserError(f"{path} has checkpoint format {version}, not {FORMAT}; use the version that wrote it")
     present = digests(path / STATE_NAME) if verify else files
     for name in sorted(files.keys() | present.keys()):
         if not name.endswith(COMMIT_NAME) and files.get(name) != present.get(name):

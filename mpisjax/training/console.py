@@ -20,9 +20,7 @@ ROOT_LOGGER = "mpisjax"
 class Display(Protocol):
     """What the loop tells the screen."""
 
-    def step(
-        self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool
-    ) -> None:
+    def step(self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool) -> None:
         """Training has come to `step`: recent metrics, images a second, whether an interval ends here."""
 
     def say(self, sentence: str) -> None:
@@ -56,13 +54,9 @@ def describe(means: Mapping[str, float | None], rate: float | None) -> str:
     if rate is not None:
         parts.append(f"{rate:,.0f} images/s")
     if "forward_steps" in means:
-        parts.append(
-            f"forward {show('forward_steps', '{:.3g}')} steps, residual {show('forward_residual', '{:.2g}')}"
-        )
+        parts.append(f"forward {show('forward_steps', '{:.3g}')} steps, residual {show('forward_residual', '{:.2g}')}")
     if "adjoint_steps" in means:
-        parts.append(
-            f"adjoint {show('adjoint_steps', '{:.3g}')} steps, residual {show('adjoint_residual', '{:.2g}')}"
-        )
+        parts.append(f"adjoint {show('adjoint_steps', '{:.3g}')} steps, residual {show('adjoint_residual', '{:.2g}')}")
     if means.get("skipped_steps"):
         parts.append(f"{show('skipped_steps', '{:.0f}')} skipped")
     return ", ".join(parts)
@@ -82,9 +76,7 @@ class _Lines:
         self._pace = _Pace(total)
         self._shown = False
 
-    def step(
-        self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool
-    ) -> None:
+    def step(self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool) -> None:
         left = self._pace.left(step)
         if means is None or (self._shown and not due):
             return
@@ -124,27 +116,21 @@ class _Bar:
         )
         self._task = self.progress.add_task("compiling", total=total, completed=start, left="-:--:--")
 
-    def step(
-        self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool
-    ) -> None:
+    def step(self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool) -> None:
         del due
         epoch = (step - 1) // self._steps_per_epoch + 1
         self._rate = self._rate if rate is None else rate
         if means is not None:
             self.progress.metrics = describe(means, self._rate)
         left = duration(self._pace.left(step))
-        self.progress.update(
-            self._task, completed=step, description=f"epoch {epoch}/{self._epochs}", left=left
-        )
+        self.progress.update(self._task, completed=step, description=f"epoch {epoch}/{self._epochs}", left=left)
 
     def say(self, sentence: str) -> None:
         self._console.print(sentence, highlight=False, markup=False)
 
 
 @contextlib.contextmanager
-def display(
-    total: int, steps_per_epoch: int, start: int = 0, stream: IO[str] | None = None
-) -> Iterator[Display]:
+def display(total: int, steps_per_epoch: int, start: int = 0, stream: IO[str] | None = None) -> Iterator[Display]:
     """Shows progress on `stream` while the context lasts, and keeps the log from tearing the bar.
 
     Args:

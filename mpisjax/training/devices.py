@@ -80,9 +80,7 @@ def _sharding_of(path: Any, leaf: Any, mesh: Any) -> jax.sharding.NamedSharding:
     if "model" not in mesh.axis_names or len(names) < 2 or names[-2] == "classifier":
         return replicated(mesh)
     if names[-1] == "kernel" and leaf.ndim == 4:
-        axis = (
-            2 if names[-2].startswith("trans") else 3
-        )  # a transposed convolution's kernel is [k, k, out, in]
+        axis = 2 if names[-2].startswith("trans") else 3  # a transposed convolution's kernel is [k, k, out, in]
     elif names[-1] in ("gain", "bias", "scale", "mean", "var") and leaf.ndim == 1:
         axis = 0
     else:

@@ -132,9 +132,7 @@ def make_eval_step(
                 jax.tree_util.keystr(place, simple=True, separator="/") or "rates": total(value)
                 for place, value in jax.tree_util.tree_leaves_with_path(residual)
             },
-            "firing_rates": {
-                k: total(jnp.mean(v, axis=tuple(range(1, v.ndim)))) for k, v in layer_rates.items()
-            },
+            "firing_rates": {k: total(jnp.mean(v, axis=tuple(range(1, v.ndim)))) for k, v in layer_rates.items()},
         }
         if spike_logits is not None:
             sums["correct_spikes"] = total(jnp.argmax(spike_logits, -1) == batch.labels)
@@ -202,9 +200,7 @@ def make_examiner(
     return examiner
 
 
-def make_evaluator(
-    network: Any, inputs: Inputs, **settings: Any
-) -> Callable[[dict[str, Any], Split], Evaluation]:
+def make_evaluator(network: Any, inputs: Inputs, **settings: Any) -> Callable[[dict[str, Any], Split], Evaluation]:
     """`evaluator(variables, split) -> Evaluation`: the means of `make_examiner`, which says what the arguments are."""
     examiner = make_examiner(network, inputs, **settings)
     return lambda variables, split: examiner(variables, split).evaluation

@@ -1,4 +1,6 @@
-"""Trains a network from Python, by the loop that the command line has: it resumes, validates, saves and stops in good order."""
+"""Trains a network from Python, by the loop that the command line has: it resumes, validates, saves and stops in good
+order.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,8 @@ def fit(
         adjoint: How the backward pass is solved; None: as `mpisjax.equilibrium_forward` does by default.
         bptt: Differentiate the simulation through time instead (`mpisjax.baselines.bptt.BPTT`).
         returns: What the classifier sees in training: "equivalent" or "spikes"; see `mpisjax.equilibrium_forward`.
-        eval_forward: How splits are measured. None: by `forward` where that simulates spikes, else by 30 steps of spikes.
+        eval_forward: How splits are measured. None: by `forward` where that simulates spikes, else by 30 steps of
+            spikes.
         optimizer: An optax transformation, or a function that gives one for a number of training steps. None: SGD with
             Nesterov momentum, its learning rate falling from 0.1 by a cosine.
         augmentation: How images are changed.
@@ -226,7 +229,9 @@ def measured_on(evaluator: Callable[..., Any], split: Any) -> EvalFn | None:
 
 
 def named(part: Any) -> str:
-    """What a run notes of an object that it is made of: its text, or its type where the text names a place in memory."""
+    """What a run notes of an object that it is made of: its text, or its type where the text names a place in
+    memory.
+    """
     text = repr(part)
     return f"{type(part).__module__}.{type(part).__qualname__}" if " at 0x" in text else text
 
@@ -265,10 +270,10 @@ def train(
         origin: Identifies config and data; a run is not continued with others. Runs without one are taken for alike.
         adjoint_tol: The `adjoint_residual` up to which the adjoint solve counts as converged; None: no limit.
         diagnose: Takes (state, step) when training has diverged, and gives a clause for the message.
-        on_epoch: Takes (state, metrics) after each epoch: the validation's measurements where there are any, with `epoch`
-            and `step`. Where it returns True or raises `StopTraining`, training ends cleanly: the state is saved, the test
-            split is measured, and the same command trains no further. Every process calls it, and the first one's answer
-            counts.
+        on_epoch: Takes (state, metrics) after each epoch: the validation's measurements where there are any, with
+            `epoch` and `step`. Where it returns True or raises `StopTraining`, training ends cleanly: the state is
+            saved, the test split is measured, and the same command trains no further. Every process calls it, and the
+            first one's answer counts.
         on_end: Takes the folder of `metrics.jsonl` when the run is complete; the first process calls it.
         stopper: Who listens for signals; by default the loop itself does.
         meter: Says how much arithmetic the steps of an interval were.
@@ -292,15 +297,9 @@ def train(
         stack.enter_context(stopper.deferred())
         path = stack.enter_context(hold(workdir))
         origin = origin or Origin({}, {}, "")
-        saver = Saver(
-            path / checkpoints.FOLDER, origin, settings.keep_checkpoints, settings.checkpoint_seconds
-        )
+        saver = Saver(path / checkpoints.FOLDER, origin, settings.keep_checkpoints, settings.checkpoint_seconds)
         stack.enter_context(saver)
-        traces = (
-            run_folder.local_of(path) / step_runner.PROFILE_FOLDER
-            if profile and processes.is_primary()
-            else None
-        )
+        traces = run_folder.local_of(path) / step_runner.PROFILE_FOLDER if profile and processes.is_primary() else None
         restored, progress = saver.resume(state, feed.steps_per_epoch)
         run = TrainingRun(
             settings=settings,
@@ -321,6 +320,4 @@ def train(
         stack.callback(run.close)
         stopped = run.train(eval_fn) or run.finish(test_fn)
         best = run.progress
-        return FitResult(
-            run.state, run.step, best.best_step or run.step, best.best_accuracy, best.test, stopped
-        )
+        return FitResult(run.state, run.step, best.best_step or run.step, best.best_accuracy, best.test, stopped)

@@ -32,7 +32,8 @@ def config_of(checkpoint: Checkpoint) -> ml_collections.ConfigDict:
     if "fit" in stored:
         run = checkpoint.path.parent.parent
         raise UserError(
-            f"{run} was trained by mpisjax.fit, so no settings say what its network is; call mpisjax.fit again with the same "
+            f"{run} was trained by mpisjax.fit, so no settings say what its network is; call mpisjax.fit again with "
+            "the same "
             "objects, which gives its best weights"
         )
     return configuration.with_defaults(configuration.from_plain(stored))

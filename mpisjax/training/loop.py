@@ -160,17 +160,13 @@ class TrainingRun:
 
     def _stop(self) -> bool:
         name = self.stopper.requested or "a signal to another process"
-        _log.warning(
-            "stopped by %s after step %d of %d; run the same command to go on", name, self.step, self.total
-        )
+        _log.warning("stopped by %s after step %d of %d; run the same command to go on", name, self.step, self.total)
         return True
 
     def _advance(self, screen: Display) -> None:
         """Takes a step, and does what is due after it."""
         first, self.stepped = not self.stepped, True
-        if (
-            self.progress.test is not None
-        ):  # of a run that was complete, and goes on with more epochs or patience
+        if self.progress.test is not None:  # of a run that was complete, and goes on with more epochs or patience
             self.progress = self.progress._replace(test=None)
         self.tracer.before_step(self.state)
         self.state = self.steps.run(self.state, self.step, self.stopper.requested is not None)

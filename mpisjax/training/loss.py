@@ -33,7 +33,9 @@ def make_answer(
     bptt: BPTT | None,
     returns: str,
 ) -> Callable[..., model.Output]:
-    """How the network answers in training: `answer(variables, x, rng, probe) -> Output`, by equilibrium or through time."""
+    """How the network answers in training: `answer(variables, x, rng, probe) -> Output`, by equilibrium or through
+    time.
+    """
     shared: dict[str, Any] = {"neuron": neuron, "train": True}
 
     def by_equilibrium(variables: Any, x: Array, rng: Array, probe: Any) -> model.Output:
@@ -95,8 +97,8 @@ def class_weights_of(weights: Sequence[float] | str, dataset: DataSet) -> tuple[
     """Factors of the classes in the loss.
 
     Args:
-        weights: One for each class; "balanced": the inverse of the class's share in the train split, with a mean of 1 over
-            the examples; empty: none.
+        weights: One for each class; "balanced": the inverse of the class's share in the train split, with a mean of 1
+            over the examples; empty: none.
         dataset: The data.
 
     Raises:

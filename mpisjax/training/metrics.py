@@ -75,9 +75,7 @@ class MetricsLog:
             self._file = open(path, "ab")  # noqa: SIM115 (held open for the length of the run)
             size = os.path.getsize(path)
             if size < length:
-                _log.warning(
-                    "%s is shorter than the checkpoint says: rows before step %d are missing", path, step
-                )
+                _log.warning("%s is shorter than the checkpoint says: rows before step %d are missing", path, step)
             self._file.truncate(min(size, length))
             self._file.seek(0, os.SEEK_END)
             self._events = _open_events(workdir / "tensorboard", step) if tensorboard else None
@@ -211,7 +209,8 @@ class DivergenceError(UserError):
 
 
 class DivergenceMonitor:
-    """Counts what goes wrong. Of a solver it tells the first time, and all times at the end; of skipped steps every epoch.
+    """Counts what goes wrong. Of a solver it tells the first time, and all times at the end; of skipped steps every
+    epoch.
 
     Args:
         max_skipped: Steps in a row that are not finite after which to stop.
@@ -264,7 +263,8 @@ class DivergenceMonitor:
         for solver in SOLVERS:
             if self._failures[solver]:
                 _log.info(
-                    "the %s solver stopped above its tolerance for some samples in %d of %d steps (largest residual %.2g)",
+                    "the %s solver stopped above its tolerance for some samples in %d of %d steps (largest residual "
+                    "%.2g)",
                     solver, self._failures[solver], self._steps, self._worst[solver],
                 )  # fmt: skip
 
@@ -287,6 +287,6 @@ class DivergenceMonitor:
         }
         facts = ", ".join(f"{name} {value}" for name, value in known.items() if value != "nan")
         return (
-            f"training stopped at step {step}: {row['skipped']:.0f} steps in a row gave a loss or gradient that is not finite"
-            + (f" ({facts})" if facts else "")
+            f"training stopped at step {step}: {row['skipped']:.0f} steps in a row gave a loss or gradient that is not "
+            "finite" + (f" ({facts})" if facts else "")
         )

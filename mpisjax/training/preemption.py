@@ -4,8 +4,8 @@ Three moments need three answers. While a step runs or a checkpoint is written t
 the loop looks at the note between steps (`Stopper.deferred`). While data are loaded or a split is evaluated
 nothing would be lost by stopping, so `Preempted` is raised there and then; should it be raised where Python drops
 what is raised (a garbage collector's callback, a `__del__`), it is raised once more a moment later. And while XLA
-compiles, Python runs no signal handler at all: a thread fed by `signal.set_wakeup_fd` sees the signal anyway and, if the loop
-has not come to its stopping point in time, ends the process. Nothing is lost but the step in hand, since what
+compiles, Python runs no signal handler at all: a thread fed by `signal.set_wakeup_fd` sees the signal anyway and, if
+the loop has not come to its stopping point in time, ends the process. Nothing is lost but the step in hand, since what
 is on disk is always whole.
 """
 
@@ -139,7 +139,9 @@ def _leave(name: str) -> None:
 
 @contextlib.contextmanager
 def _not_dropped(stopper: Stopper) -> Iterator[None]:
-    """Within, a `Preempted` that a finalizer or a collector's callback would swallow is not lost, nor told as an error."""
+    """Within, a `Preempted` that a finalizer or a collector's callback would swallow is not lost, nor told as an
+    error.
+    """
     before = sys.unraisablehook
 
     def hook(told: Any) -> None:
@@ -175,9 +177,7 @@ def watch(grace: float = GRACE_SECONDS, leave: Callable[[str], None] = _leave) -
     os.set_blocking(writer, False)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    watcher = threading.Thread(
-        target=stopper._watch, args=(reader, leave, grace), daemon=True, name="preemption"
-    )
+    watcher = threading.Thread(target=stopper._watch, args=(reader, leave, grace), daemon=True, name="preemption")
     watcher.start()
     try:
         for number in SIGNALS:

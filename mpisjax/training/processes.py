@@ -1,9 +1,9 @@
 """Several processes, one run: who they are, what the first does for all, and when they stop together.
 
-Every process runs the same program on the same steps; arrays are global, and each process holds the parts that lie on its
-own devices. The disk belongs to the first process: it takes the lock, reads and judges checkpoints, writes logs, plots and
-metrics, and tells the others what it found. (Arrays of a checkpoint are the exception: orbax lets every process write
-and read its own parts, so that the run's folder must be one that all of them see.)
+Every process runs the same program on the same steps; arrays are global, and each process holds the parts that lie on
+its own devices. The disk belongs to the first process: it takes the lock, reads and judges checkpoints, writes logs,
+plots and metrics, and tells the others what it found. (Arrays of a checkpoint are the exception: orbax lets every
+process write and read its own parts, so that the run's folder must be one that all of them see.)
 
 With one process nothing here does anything.
 """
@@ -189,7 +189,8 @@ def assert_equal_across_processes(what: str, value: str) -> None:
     other = [n for n in range(count()) if (everyone[n] != everyone[0]).any()]
     if other:
         raise CommonError(
-            f"process {other[0]} has another {what} than process 0: start all processes with the same command, code and "
+            f"process {other[0]} has another {what} than process 0: start all processes with the same command, code "
+            "and "
             "data"
         )
 

@@ -146,7 +146,8 @@ def check(checkpoint: Checkpoint, origin: Origin, steps_per_epoch: int) -> bool:
         )
     if longer:
         _log.warning(
-            "the run was complete after %s epochs and goes on to %s: from here on the learning rate is that of the longer "
+            "the run was complete after %s epochs and goes on to %s: from here on the learning rate is that of the "
+            "longer "
             "run, so the outcome is not that of %s epochs from the start",
             theirs["train.epochs"], ours["train.epochs"], ours["train.epochs"],
         )  # fmt: skip
@@ -170,19 +171,26 @@ def _refusal(checkpoint: Checkpoint, keys: list[str], theirs: Any, ours: Any) ->
     """Which settings differ, what that means, and what to do."""
     differing = ", ".join(f"{key} ({_show(theirs, key)} there, {_show(ours, key)} here)" for key in keys)
     run = checkpoint.path.parent.parent
-    own = f"use that config, or give this one a --workdir of its own, where train.init_from={run} starts from these weights"
+    own = (
+        f"use that config, or give this one a --workdir of its own, where train.init_from={run} starts from these "
+        "weights"
+    )
     if any(key.startswith("model.") for key in keys):
         own = "use that config, or another --workdir"
-        meaning = "the network is another one, so that even train.init_from cannot give it these weights unless all their shapes agree"
+        meaning = (
+            "the network is another one, so that even train.init_from cannot give it these weights unless all their "
+            "shapes agree"
+        )
     elif any(key.startswith("data.") for key in keys):
         meaning = "the rest of the run would see other examples"
     elif keys == ["train.epochs"]:
-        meaning = "the learning rate would follow another curve in the middle of the run; once it is complete, train.epochs can be raised"
+        meaning = (
+            "the learning rate would follow another curve in the middle of the run; once it is complete, train.epochs "
+            "can be raised"
+        )
     else:
         meaning = "the rest of the run would be trained in another way than its beginning"
-    return (
-        f"{checkpoint.path} was written with another config, which differs in {differing}; {own}: {meaning}"
-    )
+    return f"{checkpoint.path} was written with another config, which differs in {differing}; {own}: {meaning}"
 
 
 def _show(flat: dict[str, Any], key: str) -> str:

@@ -133,14 +133,10 @@ def run(
         processes.assert_equal_across_processes("config", json.dumps(configuration.to_plain(config)))
         processes.assert_equal_across_processes("data set", parts.dataset.checksum)
         run_on_primary(lambda: run_folder.pull(path))
-        if config.train.init_from and not run_on_primary(
-            lambda: checkpoints.steps(path / checkpoints.FOLDER)
-        ):
+        if config.train.init_from and not run_on_primary(lambda: checkpoints.steps(path / checkpoints.FOLDER)):
             parts = parts._replace(state=init_from.started_from(config, parts.dataset, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
-        train_step = configuration.make_train_step(
-            config, parts.net, parts.dataset, steps_per_epoch, parts.mesh
-        )
+        train_step = configuration.make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = configuration.make_evaluator(config, parts.net, parts.dataset)
 
         # Whatever a config can have wrong has been found by now: from here on the folder is written.
@@ -159,9 +155,7 @@ def run(
             test_fn=measured_on(evaluator, parts.dataset.test) if config.train.test_at_end else None,
             origin=_origin(config, parts.dataset),
             adjoint_tol=_adjoint_tolerance(config),
-            diagnose=(lambda state, step: _diagnose(config, parts, state, step))
-            if processes.count() == 1
-            else None,
+            diagnose=(lambda state, step: _diagnose(config, parts, state, step)) if processes.count() == 1 else None,
             on_epoch=on_epoch,
             on_end=on_end,
             stopper=stopper,
@@ -191,9 +185,7 @@ def _meter(config: ml_collections.ConfigDict, parts: Parts, train_step: Any) -> 
     batch = Batch(*(make(*one) for one in shapes))
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), parts.state)
     loops = configuration.counted_loops(config, parts.dataset.temporal)
-    return Meter(
-        train_step, (state, batch), parts.mesh, loops=loops, batch_size=size, dtype=config.model.dtype
-    )
+    return Meter(train_step, (state, batch), parts.mesh, loops=loops, batch_size=size, dtype=config.model.dtype)
 
 
 def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
@@ -204,11 +196,7 @@ def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
 
 def _threads_and_convolutions(config: ml_collections.ConfigDict) -> str:
     """What decides how fast a CPU is."""
-    whose = (
-        "compiled for this processor"
-        if library.enabled() and configuration.served_on_cpu(config)
-        else "of XLA"
-    )
+    whose = "compiled for this processor" if library.enabled() and configuration.served_on_cpu(config) else "of XLA"
     return f"; {library.threads()} threads, convolutions {whose}"
 
 
@@ -281,9 +269,7 @@ def _log_to(path: Path) -> Iterator[None]:
     try:
         handler = _QuietFileHandler(path)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); name a --workdir you may write to"
-        ) from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); name a --workdir you may write to") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = logger.level
     logger.setLevel(logging.INFO)

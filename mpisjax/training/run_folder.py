@@ -1,8 +1,8 @@
 """A run's folder, on a disk or in a bucket such as gs://: where it is, who holds it, and how files get there whole.
 
-Orbax writes checkpoints to both. Everything else that a run writes grows line by line, which a bucket cannot do. So a run
-in a bucket keeps its small files in a folder of this machine. They are copied up with every checkpoint and at the end,
-and copied down when the run goes on.
+Orbax writes checkpoints to both. Everything else that a run writes grows line by line, which a bucket cannot do. So a
+run in a bucket keeps its small files in a folder of this machine. They are copied up with every checkpoint and at the
+end, and copied down when the run goes on.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def push(workdir: Path) -> None:
 def unreachable(workdir: Any, error: Exception) -> UserError:
     """The sentence for a bucket that cannot be read or written."""
     return UserError(
-        f"{workdir} cannot be read or written ({' '.join(str(error).split())[:200] or type(error).__name__}); check the "
+        f"{workdir} cannot be read or written ({' '.join(str(error).split())[:200] or type(error).__name__}); check "
+        "the "
         "bucket's name, this machine's credentials and the network, and run the same command to go on"
     )
 
@@ -122,8 +123,8 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     """Holds a run's folder for as long as the context lasts; within one thread it may be nested.
 
     A folder in which nothing has been written by then is removed. A folder in a bucket cannot be locked: there the user
-    sees to it that no two runs share it. Of several processes the first holds the folder for all; every one of them must
-    call this.
+    sees to it that no two runs share it. Of several processes the first holds the folder for all; every one of them
+    must call this.
 
     Args:
         workdir: The folder of the run; made where it is missing.
@@ -174,9 +175,7 @@ def _taken(lock: filelock.BaseFileLock, path: Path, me: str) -> Iterator[None]:
                 f"--workdir {path} is in use by another run in this process; give each run its own folder"
             ) from error
         by = f" ({holder[:200]})" if holder else ""
-        raise UserError(
-            f"--workdir {path} is in use by another run{by}; wait for it or name another folder"
-        ) from error
+        raise UserError(f"--workdir {path} is in use by another run{by}; wait for it or name another folder") from error
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.ENOLCK):
             raise UserError(

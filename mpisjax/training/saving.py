@@ -1,7 +1,7 @@
 """How and when a run is saved: orbax's `CheckpointManager`, and the clock.
 
-Orbax writes a checkpoint whole or not at all, removes old ones and what a killed run left half written, knows buckets, and
-lets each of several processes write what its devices hold.
+Orbax writes a checkpoint whole or not at all, removes old ones and what a killed run left half written, knows buckets,
+and lets each of several processes write what its devices hold.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def saving_interval(least: float, elapsed: float) -> float:
 
     It grows to 30 times `least` and to ten minutes at most. A longer `least` is taken as it is, and 0 stays 0.
 
-    A save stops training for half a second. What a killed run has to repeat stays within a twentieth of what it has done.
+    A save stops training for half a second. What a killed run has to repeat stays within a twentieth of what it has
+    done.
     """
     return max(least, min(elapsed / 20, 30 * least, LONGEST_INTERVAL))
 
@@ -40,9 +41,7 @@ class _StateHandler(ocp.PyTreeCheckpointHandler):
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
-        checkpoints.write_record(
-            self.record._replace(path=directory.parent), checkpoints.digests(directory, sync=True)
-        )
+        checkpoints.write_record(self.record._replace(path=directory.parent), checkpoints.digests(directory, sync=True))
 
 
 class CheckpointWriter(contextlib.AbstractContextManager):
@@ -183,9 +182,7 @@ class Saver(contextlib.AbstractContextManager):
 
     def due(self, elapsed: float) -> bool:
         """Whether an epoch's end is to be saved, `elapsed` seconds into the run; the first process's clock decides."""
-        return run_on_primary(
-            lambda: time.monotonic() - self._saved_at >= saving_interval(self._seconds, elapsed)
-        )
+        return run_on_primary(lambda: time.monotonic() - self._saved_at >= saving_interval(self._seconds, elapsed))
 
     def save(self, step: int, state: Any, progress: Progress) -> None:
         """Writes the state and the progress; where this state is on disk already, the progress alone.

@@ -104,9 +104,7 @@ def cosine(learning_rate: float, num_steps: int, *, warmup_steps: int = 0) -> op
         warmup_steps: Steps of the rise; they count in `num_steps`.
     """
     warmup = min(warmup_steps, max(num_steps - 1, 0))
-    return _after_rise(
-        optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup, 1)), learning_rate, warmup
-    )
+    return _after_rise(optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup, 1)), learning_rate, warmup)
 
 
 def step_decay(
@@ -188,9 +186,7 @@ def lion(
 def _decoupled(
     direction: optax.GradientTransformation, schedule: Any, weight: float, feedback: float, clip: float
 ) -> optax.GradientTransformation:
-    return optax.chain(
-        _clip(clip), direction, _decays(weight, feedback), optax.scale_by_learning_rate(schedule)
-    )
+    return optax.chain(_clip(clip), direction, _decays(weight, feedback), optax.scale_by_learning_rate(schedule))
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

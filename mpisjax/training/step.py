@@ -118,8 +118,8 @@ def make_train_step(
       adjoint: how the backward pass is solved; None: as `equilibrium_forward` does by default.
       bptt: differentiate the simulation of `forward` through time instead.
       returns: what the classifier sees: "equivalent" or "spikes"; see `equilibrium_forward`.
-      schedule: gives the learning rate of a step, which the metrics report. None: read from the optimiser's state, where
-        `optax.inject_hyperparams` has put it.
+      schedule: gives the learning rate of a step, which the metrics report. None: read from the optimiser's state,
+        where `optax.inject_hyperparams` has put it.
       augmentation: how images are changed.
       mixup: parameter of the beta distribution that mixes two images; 0: none.
       label_smoothing: share of the target that is spread over all classes.
@@ -178,9 +178,7 @@ def make_gradients(loss_fn: LossFn) -> Callable[..., Gradients]:
 
     def gradients(params: Any, batch_stats: Any, x: Array, targets: Array, rng: Array) -> Gradients:
         differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
-        (loss, out), (grads, adjoint_stats) = differentiate(
-            params, adjoint_probe(), batch_stats, x, targets, rng
-        )
+        (loss, out), (grads, adjoint_stats) = differentiate(params, adjoint_probe(), batch_stats, x, targets, rng)
         equilibrium = out.equilibrium
         return Gradients(
             loss=loss,
@@ -197,7 +195,9 @@ def make_gradients(loss_fn: LossFn) -> Callable[..., Gradients]:
 
 
 def accumulated(gradients: Callable[..., Gradients], parts: int, batch_axis: int) -> Callable[..., Gradients]:
-    """The like of `gradients`, with the batch passed in parts, one after the other; each has its own batch statistics."""
+    """The like of `gradients`, with the batch passed in parts, one after the other; each has its own batch
+    statistics.
+    """
     if parts == 1:
         return gradients
 

@@ -20,9 +20,7 @@ from mpisjax.training.processes import Votes
 PROFILE_FOLDER = "profile"
 SKIPPED, TRACED = 10, 5  # steps of this process before the trace (compiling is over by then), and in it
 _log = logging.getLogger(__name__)
-MAX_IN_FLIGHT = (
-    4  # steps an accelerator may lag behind: enough to keep it busy, few enough to stop within seconds
-)
+MAX_IN_FLIGHT = 4  # steps an accelerator may lag behind: enough to keep it busy, few enough to stop within seconds
 
 
 class Batches(Protocol):

@@ -144,17 +144,11 @@ def test_measurements_agree_with_the_evaluation(digits):
     np.testing.assert_array_equal(found.confusion.sum(1), np.bincount(split.labels, minlength=10))
     assert found.accuracy == pytest.approx(expected.accuracy)
     assert found.accuracy_spikes == pytest.approx(expected.accuracy_spikes)
-    assert found.firing_rates == pytest.approx(
-        expected.firing_rates, rel=1e-4
-    )  # unweighted is weighted for IF
+    assert found.firing_rates == pytest.approx(expected.firing_rates, rel=1e-4)  # unweighted is weighted for IF
     assert found.residual == pytest.approx(expected.residual, rel=1e-4)
     longer = against_steps(net, variables, dataset, split, (2, 8), **asked)
     assert [m.num_steps for m in longer] == [2, 8]
-    assert (
-        sum(longer[0].cost.synops.values())
-        < sum(found.cost.synops.values())
-        < sum(longer[1].cost.synops.values())
-    )
+    assert sum(longer[0].cost.synops.values()) < sum(found.cost.synops.values()) < sum(longer[1].cost.synops.values())
 
 
 def test_the_evaluation_counts_spikes_where_neurons_leak(digits):
@@ -164,9 +158,9 @@ def test_the_evaluation_counts_spikes_where_neurons_leak(digits):
     config.neuron.update(leak=0.7)
     neuron = configuration.make_neuron(config)
     split = first_examples(dataset.test, 20)
-    images = (
-        jnp.asarray(np.asarray(split.images), jnp.float32) / 255 - jnp.asarray(dataset.mean)
-    ) / jnp.asarray(dataset.std)
+    images = (jnp.asarray(np.asarray(split.images), jnp.float32) / 255 - jnp.asarray(dataset.mean)) / jnp.asarray(
+        dataset.std
+    )
     x = net.apply(variables, images, False, method="encode")
     potentials, counts, rates = {}, {}, net.initial_rates(images)
 

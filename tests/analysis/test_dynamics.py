@@ -76,9 +76,7 @@ def test_spectral_radius_of_known_maps():
     basis = np.random.default_rng(0).normal(size=(5, 5))
     similar = jnp.asarray(basis @ matrix @ np.linalg.inv(basis), jnp.float32)
     gain = jnp.array([1.0, 0.0])[:, None]
-    radius = spectral_radius(
-        lambda r: {"z": gain * (r["z"] @ similar)}, {"z": jnp.zeros((2, 5))}, jax.random.key(0)
-    )
+    radius = spectral_radius(lambda r: {"z": gain * (r["z"] @ similar)}, {"z": jnp.zeros((2, 5))}, jax.random.key(0))
     np.testing.assert_allclose(radius.value, [0.9, 0.0], atol=0.01)
     assert (radius.error <= 0.01).all() and radius.num_steps[1] < radius.num_steps[0]
 

@@ -22,9 +22,7 @@ def digits():
 def test_answers_over_time_are_those_of_separate_simulations(digits):
     trained, dataset = digits
     x = prepare_images(jax.numpy.asarray(dataset.test.images[:4]), dataset)
-    ask = jax.jit(
-        lambda v, x: anytime.answers_over_time(trained.net, v, x, neuron=trained.neuron, num_steps=6)
-    )
+    ask = jax.jit(lambda v, x: anytime.answers_over_time(trained.net, v, x, neuron=trained.neuron, num_steps=6))
     found = ask(trained.variables, x)
     links = operations.synapses(trained.net, x.shape[-3:])
     for steps in (1, 3, 6):
@@ -48,9 +46,7 @@ def test_the_first_sure_answer():
 def made_up(correct):
     steps = len(correct)
     confidence = np.array([[0.3, 0.6], [0.7, 0.95], [0.99, 0.99]])[:steps]
-    return anytime.Record(
-        confidence, np.array(correct), np.array([[1.0, 3.0], [2.0, 6.0], [4.0, 9.0]])[:steps]
-    )
+    return anytime.Record(confidence, np.array(correct), np.array([[1.0, 3.0], [2.0, 6.0], [4.0, 9.0]])[:steps])
 
 
 def test_early_exits_are_counted():

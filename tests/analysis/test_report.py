@@ -24,9 +24,7 @@ pytestmark = pytest.mark.unoptimized
 def run():
     config = configuration.base()
     config.name = "a <run> & its name"
-    config.model.update(
-        {"stem": (3,), "layers": (4, 5), "num_streams": 1, "fusion_layer": 1, "head": "smallest"}
-    )
+    config.model.update({"stem": (3,), "layers": (4, 5), "num_streams": 1, "fusion_layer": 1, "head": "smallest"})
     config.forward.num_steps = 6
     config.eval.batch_size = 16
     dataset = data.load(config.data)
@@ -71,10 +69,7 @@ class Page(html.parser.HTMLParser):
 @pytest.mark.slow
 def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
     subject, dataset = subject_of(*run), run[-1]
-    rows = [
-        {"kind": "train", "step": s, "loss": 1 / s, "accuracy": 0.5, "learning_rate": 0.1}
-        for s in range(1, 5)
-    ]
+    rows = [{"kind": "train", "step": s, "loss": 1 / s, "accuracy": 0.5, "learning_rate": 0.1} for s in range(1, 5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     path = tmp_path / "report.html"
     write_report(subject, dataset, dataset.test, tmp_path, path, steps=(2, 4), examples=20)

@@ -21,9 +21,7 @@ pytestmark = pytest.mark.unoptimized
 # The functions whose derivatives the surrogates should be.
 ANTIDERIVATIVES = {
     "rectangular": lambda v: jnp.clip(v, -0.5, 0.5),
-    "triangular": lambda v: (
-        jnp.where(v < 0, (1 + jnp.maximum(v, -1)) ** 2, 2 - (1 - jnp.minimum(v, 1)) ** 2) / 2
-    ),
+    "triangular": lambda v: jnp.where(v < 0, (1 + jnp.maximum(v, -1)) ** 2, 2 - (1 - jnp.minimum(v, 1)) ** 2) / 2,
     "arctan": lambda v: jnp.arctan(jnp.pi * v) / jnp.pi,
     "sigmoid": lambda v: jax.nn.sigmoid(4 * v),
 }
@@ -106,9 +104,7 @@ def test_gradient_is_that_of_a_loop_written_by_hand(problem, surrogate, readout,
 def test_rates_are_the_simulation_s(problem):
     params, x, init = problem
     neuron = mpisjax.LIF(0.7, 0.95, initial_potential=0.5)
-    expected = mpisjax.simulate(
-        transition, params, x, init, neuron=neuron, forward=mpisjax.SpikeForward(13)
-    ).rates
+    expected = mpisjax.simulate(transition, params, x, init, neuron=neuron, forward=mpisjax.SpikeForward(13)).rates
     found = bptt.unroll(transition, params, x, init, neuron=neuron, num_steps=13, bptt=BPTT())
     np.testing.assert_allclose(found.rates, expected, atol=1e-6)
     assert 0.01 < float(expected.mean()) < 0.99
@@ -131,9 +127,7 @@ def test_unknown_settings_are_named(settings, word):
 
 
 def tiny_net(temporal=False, num_streams=2):
-    net = nn.MPIS(
-        3, stem=(4,), layers=(6, 8), fusion_layer=1, num_streams=num_streams, dropout=0.2, temporal=temporal
-    )
+    net = nn.MPIS(3, stem=(4,), layers=(6, 8), fusion_layer=1, num_streams=num_streams, dropout=0.2, temporal=temporal)
     images = jax.random.uniform(jax.random.key(1), (5, 4, 8, 8, 1) if temporal else (4, 8, 8, 1))
     return net, images, nn.init_variables(net, jax.random.key(0), images, mpisjax.IF())
 
@@ -158,10 +152,7 @@ def test_network_gets_finite_gradients_everywhere_and_new_statistics():
 
     (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     assert out.logits.shape == (4, 3) and int(out.equilibrium.num_steps) == num_steps
-    norms = {
-        jax.tree_util.keystr(k): float(jnp.abs(g).max())
-        for k, g in jax.tree_util.tree_leaves_with_path(grads)
-    }
+    norms = {jax.tree_util.keystr(k): float(jnp.abs(g).max()) for k, g in jax.tree_util.tree_leaves_with_path(grads)}
     assert all(np.isfinite(n) for n in norms.values())
     silent = {k for k, n in norms.items() if n == 0}
     assert not silent, silent

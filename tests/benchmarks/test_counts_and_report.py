@@ -42,9 +42,7 @@ def test_what_counts_is_the_plain_form_whichever_a_platform_takes():
 
 def test_zeros_inserted_by_a_strided_transposition_are_not_counted():
     def transposed(g, w):
-        return lax.conv_general_dilated(
-            g, w, (1, 1), [(1, 2), (1, 2)], lhs_dilation=(2, 2), dimension_numbers=LAYOUT
-        )
+        return lax.conv_general_dilated(g, w, (1, 1), [(1, 2), (1, 2)], lhs_dilation=(2, 2), dimension_numbers=LAYOUT)
 
     g, w = jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 5))
     assert transposed(g, w).shape == (1, 8, 8, 5)
@@ -143,9 +141,7 @@ def test_an_unknown_section_is_refused(capsys):
 def test_answers_of_a_packaged_network_are_timed_and_are_its_own(monkeypatch):
     (digits,) = [n for n in user.available() if n == "digits"]
     rows = user.measure_inference([digits], quick=True, repeats=2)
-    assert [(r["T or rates"], r["images"]) for r in rows] == [
-        (m, n) for m in (1, 4, "rates") for n in (1, 100)
-    ]
+    assert [(r["T or rates"], r["images"]) for r in rows] == [(m, n) for m in (1, 4, "rates") for n in (1, 100)]
     assert all(r["images/s"] == pytest.approx(1000 * r["images"] / r["ms"]) for r in rows)
     # The program that is timed gives the network's answers.
     trained = mpisjax.load_pretrained("digits")

@@ -67,9 +67,7 @@ def test_configs_have_names():
         config_files.load_config(ROOT / "configs" / "digits.py").to_dict()
     )
     assert config_files.load_config("fashion_mnist:low").name == "fashion_mnist_low"
-    with pytest.raises(
-        UserError, match=r"no config file 'imagenet'; give a Python file, or one of cifar10, "
-    ):
+    with pytest.raises(UserError, match=r"no config file 'imagenet'; give a Python file, or one of cifar10, "):
         config_files.load_config("imagenet")
 
 
@@ -78,9 +76,7 @@ def run_of(seed: int, test: float | None, stopped: bool = False) -> SimpleNamesp
     return SimpleNamespace(test=found, best_accuracy=0.5 + 0.01 * seed, stopped=stopped)
 
 
-def sweep(
-    monkeypatch, workdir: Path, seeds: str, accuracies: dict[int, SimpleNamespace]
-) -> list[tuple[int, str]]:
+def sweep(monkeypatch, workdir: Path, seeds: str, accuracies: dict[int, SimpleNamespace]) -> list[tuple[int, str]]:
     """`mpisjax train --seeds SEEDS` with a training that is made up; what it was asked to do."""
     asked = []
 
@@ -111,9 +107,7 @@ def test_a_sweep_trains_each_seed_in_its_folder_and_says_mean_and_deviation(monk
 def test_a_sweep_that_is_stopped_says_no_mean(monkeypatch, tmp_path, capsys):
     runs = {0: run_of(0, 0.9), 1: run_of(1, None, stopped=True), 2: run_of(2, 0.9)}
     assert len(sweep(monkeypatch, tmp_path / "sweep", "0,1,2", runs)) == 2
-    assert (
-        "over the seeds" not in capsys.readouterr().err and not (tmp_path / "sweep" / "seeds.json").exists()
-    )
+    assert "over the seeds" not in capsys.readouterr().err and not (tmp_path / "sweep" / "seeds.json").exists()
 
 
 def test_a_sweep_names_what_all_seeds_have():
@@ -181,7 +175,5 @@ def test_requirements_txt_has_everything_in_the_ranges_of_pyproject():
         *project["dependencies"],
         *(one for name, some in extras.items() if name not in APART for one in some),
     ]
-    listed = {
-        line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1] not in ("", "#")
-    }
+    listed = {line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1] not in ("", "#")}
     assert set(wanted) == listed

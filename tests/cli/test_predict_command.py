@@ -51,13 +51,12 @@ def test_every_file_has_its_row(folder, tmp_path, capsys):
         assert 0 < float(row["confidence"]) <= 1 and row["steps"] == "16" and int(row["spikes"]) > 1000
     assert right >= 9
     assert rows[str(place / "noise.png")]["note"] == predict.UNLIKE
-    assert (
-        "is blank" in rows[str(place / "blank.png")]["note"] and not rows[str(place / "blank.png")]["class"]
-    )
+    assert "is blank" in rows[str(place / "blank.png")]["note"] and not rows[str(place / "blank.png")]["class"]
     assert "cannot be read" in rows[str(place / "broken.jpg")]["note"]
     said = capsys.readouterr()
     assert re.fullmatch(
-        r"11 of 13 files have a class; (1 of them is|2 of them are) unlike the training data of digits; see .*answers.csv\n",
+        r"11 of 13 files have a class; (1 of them is|2 of them are) unlike the training data of digits; "
+        r"see .*answers.csv\n",
         said.err,
     )
     assert not said.out

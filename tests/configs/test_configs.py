@@ -134,17 +134,13 @@ def test_every_file_has_the_base_keys_and_no_others(path):
     assert set(keys(config_of(path, None))) == set(keys(configuration.base()))
 
 
-@pytest.mark.parametrize(
-    "override", ["--config.train.epoch=3", "--config.model.layer=(3,)", "--config.nothing=1"]
-)
+@pytest.mark.parametrize("override", ["--config.train.epoch=3", "--config.model.layer=(3,)", "--config.nothing=1"])
 def test_unknown_key_is_refused(override):
     with pytest.raises(UserError, match="there is no setting"):
         config_files.apply_overrides(config_of(FOLDER / "cifar10.py", "t10"), [override])
 
 
-@pytest.mark.parametrize(
-    "settings", [{"train.epoch": 3}, {"nothing": 1}, {"seed.x": 1}, {"train.epochs": "many"}]
-)
+@pytest.mark.parametrize("settings", [{"train.epoch": 3}, {"nothing": 1}, {"seed.x": 1}, {"train.epochs": "many"}])
 def test_variant_cannot_set_what_is_no_setting(settings):
     with pytest.raises(UserError, match=re.escape(next(iter(settings)))):
         configuration.with_variant(configuration.base(), {"v": settings}, "v")

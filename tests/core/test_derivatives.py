@@ -74,8 +74,7 @@ def test_a_hessian_is_the_difference_of_gradients(x64, solver):
     gradient = jax.jit(jax.grad(of))
     step = 1e-6
     expected = [
-        (gradient(flat.at[i].add(step)) - gradient(flat.at[i].add(-step))) / (2 * step)
-        for i in range(flat.size)
+        (gradient(flat.at[i].add(step)) - gradient(flat.at[i].add(-step))) / (2 * step) for i in range(flat.size)
     ]
     found = jax.jit(jax.hessian(of))(flat)
     assert np.abs(found).max() > 1
@@ -116,9 +115,7 @@ def test_an_input_gradient_penalty_has_the_right_gradient(x64):
     flat, unravel = ravel_pytree(p)
     whole = jax.jit(lambda flat: penalty(unravel(flat)))
     step = 1e-6
-    expected = [
-        (whole(flat.at[i].add(step)) - whole(flat.at[i].add(-step))) / (2 * step) for i in range(flat.size)
-    ]
+    expected = [(whole(flat.at[i].add(step)) - whole(flat.at[i].add(-step))) / (2 * step) for i in range(flat.size)]
     np.testing.assert_allclose(ravel_pytree(jax.jit(jax.grad(penalty))(p))[0], expected, atol=1e-5)
 
 

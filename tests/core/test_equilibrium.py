@@ -75,9 +75,7 @@ def settle(p, x, init, steps=300):
 
 
 def objective(rates, weights):
-    return sum(
-        jnp.vdot(w, r + r**2) for w, r in zip(jax.tree.leaves(weights), jax.tree.leaves(rates), strict=True)
-    )
+    return sum(jnp.vdot(w, r + r**2) for w, r in zip(jax.tree.leaves(weights), jax.tree.leaves(rates), strict=True))
 
 
 @jax.jit
@@ -90,9 +88,7 @@ def dense_gradient(p, x, rates, g):
 
 
 def assert_leaves_close(found, expected, tolerance):
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
-    ):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         error = np.linalg.norm(a - b) / np.linalg.norm(b)
         assert error < tolerance, f"{jax.tree_util.keystr(path)}: {error:.1e}"
 
@@ -166,9 +162,7 @@ def test_gradients_equal_central_differences_of_the_solved_equilibrium(x64):
     assert_leaves_close(jax.grad(loss, argnums=(0, 1))(p, x), unravel(jnp.array(numbers)), 1e-6)
 
 
-@pytest.mark.parametrize(
-    "forward", [SpikeForward(7), SpikeForward(50, tol=0.05), RateForward(max_steps=3, tol=0.0)]
-)
+@pytest.mark.parametrize("forward", [SpikeForward(7), SpikeForward(50, tol=0.05), RateForward(max_steps=3, tol=0.0)])
 @pytest.mark.parametrize("returns", ["equivalent", "spikes"])
 def test_far_from_the_equilibrium_the_gradient_is_that_of_the_one_step(x64, forward, returns):
     """r* = f(r_T); J at r*; dL/dtheta through f at r_T: whatever r_T is."""
@@ -273,9 +267,9 @@ def test_a_mapped_sample_is_a_row_of_the_batch(forward):
         return objective(eq.rates, weights), eq
 
     def mapped(p, x):
-        eq = jax.vmap(
-            lambda x, z: mpisjax.equilibrium_forward(transition, p, x, z, batch_axis=None, **options)
-        )(x, init)
+        eq = jax.vmap(lambda x, z: mpisjax.equilibrium_forward(transition, p, x, z, batch_axis=None, **options))(
+            x, init
+        )
         return objective(eq.rates, weights), eq
 
     def run(loss):
@@ -343,9 +337,7 @@ def test_input_over_time_is_read_as_its_weighted_mean(x64, leak):
         time_axis=0,
         returns="spikes",
     )
-    simulated = mpisjax.simulate(
-        transition, p, frames, init, neuron=neuron, forward=SpikeForward(None), time_axis=0
-    )
+    simulated = mpisjax.simulate(transition, p, frames, init, neuron=neuron, forward=SpikeForward(None), time_axis=0)
     assert_leaves_close(spikes.rates, simulated.rates, 1e-12)
     assert spikes.num_steps == steps
 
@@ -377,9 +369,7 @@ def test_a_map_that_expands_is_flagged_and_finite_forward_and_backward():
     @jax.jit
     def run(p):
         def loss(p, probe):
-            eq = mpisjax.equilibrium_forward(
-                expanding, p, x, init, forward=RateForward(max_steps=31), probe=probe
-            )
+            eq = mpisjax.equilibrium_forward(expanding, p, x, init, forward=RateForward(max_steps=31), probe=probe)
             return eq.rates.sum(), eq
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(p, mpisjax.adjoint_probe())

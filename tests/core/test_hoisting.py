@@ -51,9 +51,7 @@ def test_hoisting_keeps_the_function_and_takes_the_fixed_part_out():
 
     z, pair = jnp.ones((2, 4)), (jnp.full((2, 4), 2.0),)
     loop_fn, constants = hoist(f, z, pair)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), loop_fn(constants, z, pair), f(z, pair)
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), loop_fn(constants, z, pair), f(z, pair))
     inner = primitives(jax.make_jaxpr(lambda c: loop_fn(c, z, pair))(constants))
     assert inner.count("dot_general") == 1 and "tanh" not in inner and "exp" not in inner
     assert primitives(jax.make_jaxpr(f)(z, pair)).count("dot_general") == 2

@@ -199,9 +199,7 @@ def test_thresholds_are_trained_by_channel_through_the_rate(x64, kind):
     found = jax.grad(loss)(threshold)
     for i in range(4):
         step = jnp.zeros(4).at[i].set(1e-6)
-        assert float(found[i]) == pytest.approx(
-            float(loss(threshold + step) - loss(threshold - step)) / 2e-6, abs=1e-5
-        )
+        assert float(found[i]) == pytest.approx(float(loss(threshold + step) - loss(threshold - step)) / 2e-6, abs=1e-5)
     # The simulation has the same thresholds.
     spiking = rates(threshold, mpisjax.SpikeForward(4000))
     np.testing.assert_allclose(spiking, rates(threshold, exact), atol=2e-3)

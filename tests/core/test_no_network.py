@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 IMPORT_ALL = """
 import sys
 reached = []
-events = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
+names = ("connect", "bind", "getaddrinfo", "gethostbyname", "sendto")
+events = (*("socket." + name for name in names), "urllib.Request")
 sys.addaudithook(lambda event, arguments: reached.append((event, str(arguments))) if event in events else None)
 import importlib, pkgutil
 import mpisjax

@@ -103,16 +103,12 @@ def test_it_is_refused_in_a_sentence(case):
     transition, options, named = CASES[case]
     options = {"params": {}, "x": X, "init": INIT, **options}
     with pytest.raises(mpisjax.UserError, match=named) as caught:
-        mpisjax.equilibrium_forward(
-            transition, options.pop("params"), options.pop("x"), options.pop("init"), **options
-        )
+        mpisjax.equilibrium_forward(transition, options.pop("params"), options.pop("x"), options.pop("init"), **options)
     assert "\n" not in str(caught.value)
 
 
 def test_a_simulation_refuses_rates_unlike_init():
-    with pytest.raises(
-        mpisjax.UserError, match=r"rates: float(32|64)\[2, 3\].* but init is .*bfloat16\[2, 3\]"
-    ):
+    with pytest.raises(mpisjax.UserError, match=r"rates: float(32|64)\[2, 3\].* but init is .*bfloat16\[2, 3\]"):
         mpisjax.simulate(
             lambda p, z, x, fire: fire("o", x),
             {},
@@ -160,9 +156,7 @@ def test_both_readings_see_the_same_numbers_in_frames_of_small_integers():
 
     for forward in (SpikeForward(None), RateForward(max_steps=100, tol=1e-7)):
         found, expected = (
-            mpisjax.equilibrium_forward(
-                summed, {}, x, INIT, time_axis=0, forward=forward, returns="spikes"
-            ).rates
+            mpisjax.equilibrium_forward(summed, {}, x, INIT, time_axis=0, forward=forward, returns="spikes").rates
             for x in (frames, frames.astype(jnp.float32))
         )
         np.testing.assert_array_equal(found, expected)

@@ -51,9 +51,7 @@ def gradients(rows, forward, adjoint, spoiled):
     @jax.jit
     def run(x, g):
         def loss(x, probe):
-            eq = mpisjax.equilibrium_forward(
-                transition, mixing, x, init, forward=forward, adjoint=adjoint, probe=probe
-            )
+            eq = mpisjax.equilibrium_forward(transition, mixing, x, init, forward=forward, adjoint=adjoint, probe=probe)
             return jnp.sum(g * eq.rates), eq
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, mpisjax.adjoint_probe(len(rows)))
@@ -143,9 +141,7 @@ def test_a_wild_iterate_of_a_krylov_solver_is_not_returned(x64):
         g = rng.normal(size=6)
         for solver in ADJOINTS:
             config = Adjoint(solver, 40, 1e-8)
-            v, stats = solve_adjoint(
-                lambda c, v: c[0] @ v, [jnp.asarray(matrix)], jnp.asarray(g), config, None
-            )
+            v, stats = solve_adjoint(lambda c, v: c[0] @ v, [jnp.asarray(matrix)], jnp.asarray(g), config, None)
             if solver == "phantom":
                 continue
             true = np.linalg.norm(g - (v - matrix @ v)) / np.linalg.norm(g)

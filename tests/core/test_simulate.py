@@ -123,9 +123,7 @@ def test_nothing_is_recorded_unless_asked():
 def test_the_first_step_is_fed_back_what_init_says(x64):
     params, x, init = problem(dtype=np.float64)
     init = jax.tree.map(np.ones_like, init)
-    found = simulate(
-        transition, params, x, init, neuron=mpisjax.IF(initial_potential=0.0), forward=SpikeForward(5)
-    )
+    found = simulate(transition, params, x, init, neuron=mpisjax.IF(initial_potential=0.0), forward=SpikeForward(5))
     expected, _ = loop(params, [x] * 5, init, 1.0, 1.0, 0.0)[-1]
     silent, _ = loop(params, [x] * 5, jax.tree.map(np.zeros_like, init), 1.0, 1.0, 0.0)[-1]
     assert not np.array_equal(expected["side"], silent["side"])

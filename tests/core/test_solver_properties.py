@@ -137,9 +137,7 @@ def test_damping_settles_a_map_that_overshoots_and_keeps_the_fixed_point():
 def adjoint_solver(solver, dtype, damping=0.0):
     config = Adjoint(solver, STEPS, TOL[dtype], history=20 if solver == "gmres" else 5, damping=damping)
     return jax.jit(
-        lambda A, g: solve_adjoint(
-            lambda c, v: {"v": c[0].T @ v["v"]}, [A], {"v": g}, config, batch_axis=None
-        )
+        lambda A, g: solve_adjoint(lambda c, v: {"v": c[0].T @ v["v"]}, [A], {"v": g}, config, batch_axis=None)
     )
 
 
@@ -189,9 +187,7 @@ def test_a_damped_adjoint_reports_the_residual_of_the_system_itself(x64):
     A, g = random_map({"seed": 1, "width": 20, "radius": 0.9, "normal": False, "scale": "plain"}, np.float64)
     keep, steps, v = 0.3, 3, g
     config = Adjoint("neumann", steps, 0.0, damping=keep)
-    found, stats = solve_adjoint(
-        lambda c, v: c[0].T @ v, [jnp.asarray(A)], jnp.asarray(g), config, batch_axis=None
-    )
+    found, stats = solve_adjoint(lambda c, v: c[0].T @ v, [jnp.asarray(A)], jnp.asarray(g), config, batch_axis=None)
     for _ in range(steps):
         before, v = v, keep * v + (1 - keep) * (g + A.T @ v)
     np.testing.assert_allclose(found, v, rtol=1e-10)

@@ -1,4 +1,6 @@
-"""`fire` inside JAX's transformations, debugging switches, x64, meshes, and programs that are the same in every process."""
+"""`fire` inside JAX's transformations, debugging switches, x64, meshes, and programs that are the same in every
+process.
+"""
 
 import contextlib
 import os
@@ -111,11 +113,7 @@ def test_a_scan_of_a_thousand_layers_is_one_step():
 
     x = jnp.full((1, 2), 0.8, jnp.float32)
     run = jax.jit(
-        lambda p: (
-            mpisjax.equilibrium_forward(
-                deep, p, x, jnp.zeros((1, 2), jnp.float32), forward=SpikeForward(3)
-            ).rates
-        )
+        lambda p: mpisjax.equilibrium_forward(deep, p, x, jnp.zeros((1, 2), jnp.float32), forward=SpikeForward(3)).rates
     )
     assert run(weights).shape == (1, 2)
 
@@ -124,9 +122,7 @@ def test_a_scan_of_a_thousand_layers_is_one_step():
     ("transition", "named"),
     [
         (
-            lambda p, z, x, fire: jax.lax.while_loop(
-                lambda c: c.sum() < 0, lambda c: fire("w", c), x[:, :4] + z
-            ),
+            lambda p, z, x, fire: jax.lax.while_loop(lambda c: c.sum() < 0, lambda c: fire("w", c), x[:, :4] + z),
             "'while'",
         ),
         (lambda p, z, x, fire: jax.vmap(jax.grad(lambda c: fire("g", c).sum()))(x[:, :4] + z), "outside it"),
@@ -161,9 +157,7 @@ def test_debugging_switches_find_nothing(switch):
 
     def learned(p, z, x, fire):
         threshold = jnp.full((6,), 0.8, jnp.float32) + 0 * p["in"][0]
-        return fire(
-            "out", fire("hidden", x @ p["in"] + z @ p["back"], mpisjax.LIF(threshold, 0.9)) @ p["out"]
-        )
+        return fire("out", fire("hidden", x @ p["in"] + z @ p["back"], mpisjax.LIF(threshold, 0.9)) @ p["out"])
 
     strict = jax.numpy_dtype_promotion("strict") if switch.startswith("strict") else contextlib.nullcontext()
     with SWITCHES[switch](), strict:
@@ -337,9 +331,11 @@ PROGRAMS = """
         ).rates.sum()
 
     rates, spikes = RateForward("anderson"), SpikeForward(3)
-    programs = [jax.grad(loss(t, f, Adjoint(a))) for t in (plain, scanned, branched, remat) for f, a in ((rates, "neumann"), (spikes, "gmres"))]
+    solved = ((rates, "neumann"), (spikes, "gmres"))
+    programs = [jax.grad(loss(t, f, Adjoint(a))) for t in (plain, scanned, branched, remat) for f, a in solved]
     programs += [jax.grad(lambda p, x, r=r: unrolled(p, x, r)) for r in (False, True)]
-    programs += [jax.vmap(loss(plain, spikes, Adjoint()), in_axes=(None, None), axis_size=2), jax.hessian(loss(plain, rates, Adjoint()))]
+    programs += [jax.vmap(loss(plain, spikes, Adjoint()), in_axes=(None, None), axis_size=2)]
+    programs += [jax.hessian(loss(plain, rates, Adjoint()))]
     for program in programs:
         print(hashlib.sha256(jax.jit(program).lower(p, x).as_text().encode()).hexdigest())
 """
@@ -360,9 +356,7 @@ def test_name_scopes_survive():
     p = {"in": p["in"], "back": jnp.ones((6, 6), jnp.float32)}
     init = jnp.zeros((8, 6), jnp.float32)
     for forward in (SpikeForward(2), RateForward()):
-        run = jax.jit(
-            lambda p, f=forward: mpisjax.equilibrium_forward(transition, p, x, init, forward=f).rates
-        )
+        run = jax.jit(lambda p, f=forward: mpisjax.equilibrium_forward(transition, p, x, init, forward=f).rates)
         assert "recognisable" in run.lower(p).as_text(debug_info=True)
         body = run.lower(p).compile().as_text()
         assert any("while" in line and "recognisable" in line for line in body.splitlines())

@@ -76,7 +76,5 @@ with pytest.raises(Exception, match="jacobian_penalty"):
 
 
 def test_signatures_hold_at_run_time():
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

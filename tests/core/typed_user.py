@@ -24,8 +24,6 @@ def solve(params: dict[str, jax.Array], x: jax.Array, init: Streams) -> jax.Arra
     eq = mpisjax.equilibrium_forward(transition, params, x, init, forward=mpisjax.RateForward())
     assert_type(eq, mpisjax.Equilibrium[Streams])
     assert_type(eq.rates, Streams)
-    found = mpisjax.simulate(
-        transition, params, x, init, neuron=mpisjax.IF(), forward=mpisjax.SpikeForward(4)
-    )
+    found = mpisjax.simulate(transition, params, x, init, neuron=mpisjax.IF(), forward=mpisjax.SpikeForward(4))
     assert_type(found.rates, Streams)
     return eq.rates.first

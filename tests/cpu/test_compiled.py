@@ -38,9 +38,7 @@ def in_float64(fn, *arrays):
 
 
 def conv(x, w, stride):
-    return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def far(found, exact):
@@ -66,9 +64,7 @@ def custom_calls(fn, *arguments):
     ),
     seed=st.integers(0, 99),
 )
-def test_convolution_and_its_gradients_are_those_of_float64(
-    batch, density, size, kernel, stride, channels, seed
-):
+def test_convolution_and_its_gradients_are_those_of_float64(batch, density, size, kernel, stride, channels, seed):
     ins, outs = channels
     w = drawn(seed + 1, kernel, kernel, ins, outs)
     small = tuple(-(-n // stride) for n in size)
@@ -146,9 +142,7 @@ def product(loss):
 
 @needed
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(
-    "transform", [lambda f: jax.grad(f, (0, 1, 2)), product], ids=["gradient", "Hessian product"]
-)
+@pytest.mark.parametrize("transform", [lambda f: jax.grad(f, (0, 1, 2)), product], ids=["gradient", "Hessian product"])
 def test_derivatives_of_both_orders_and_directions(stride, transform):
     x, w = drawn(0, 2, 7, 7, 16), drawn(1, 3, 3, 16, 32) / 10
     g = drawn(2, 2, *(-(-7 // stride),) * 2, 32)
@@ -333,9 +327,7 @@ SUM = 2 * 16 * 16 * (7 * 7 * 9 + 4 * 7 * 6 + 4 * 4)
 
 def printed(tmp_path, **variables):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split(), [line for line in done.stderr.splitlines() if "convolutions" in line]
 
 

@@ -90,7 +90,5 @@ def test_threads_share_what_a_gradient_is_made_of():
     """A kernel so large that threads share its channels, not only the samples."""
     x, g = drawn(0, 4, 2, 2, 1024), drawn(1, 4, 2, 2, 1024)
     numbers = jnp.asarray((0, 4, 1, 0, 0), jnp.int32)
-    target = jax.ffi.ffi_call(
-        "mpisjax_kernel_gradient", jax.ShapeDtypeStruct((3, 3, 1024, 1024), jnp.float32)
-    )
+    target = jax.ffi.ffi_call("mpisjax_kernel_gradient", jax.ShapeDtypeStruct((3, 3, 1024, 1024), jnp.float32))
     near(target(x, g, numbers)[0, 0], np.einsum("byxi,byxo->io", x, g))

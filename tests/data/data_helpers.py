@@ -75,9 +75,7 @@ def tar_bytes(members: list[tuple[str, bytes]], mode: str = "w:gz") -> bytes:
     return buffer.getvalue()
 
 
-def cifar_members(
-    name: str, rng: np.random.Generator, size: int, version: str = "binary"
-) -> tuple[list, dict]:
+def cifar_members(name: str, rng: np.random.Generator, size: int, version: str = "binary") -> tuple[list, dict]:
     """Members of an archive of CIFAR with `size` images a file, and the arrays it holds (planes, labels)."""
     layout = images.CIFAR_LAYOUTS[name][0 if version == "binary" else 1]
     members, arrays = [], {"train": [], "test": []}
@@ -93,8 +91,7 @@ def cifar_members(
             content = pickle.dumps(batch, protocol=2)
         members.append((f"{layout.folder}/{file}", content))
     joined = {
-        split: tuple(np.concatenate(part) for part in zip(*parts, strict=True))
-        for split, parts in arrays.items()
+        split: tuple(np.concatenate(part) for part in zip(*parts, strict=True)) for split, parts in arrays.items()
     }
     return members, joined
 
@@ -107,9 +104,7 @@ def images_of(planes: np.ndarray) -> np.ndarray:
     return images
 
 
-def random_events(
-    rng: np.random.Generator, size: int, width: int, height: int, duration: int = 300_000
-) -> np.ndarray:
+def random_events(rng: np.random.Generator, size: int, width: int, height: int, duration: int = 300_000) -> np.ndarray:
     """Valid events in time order."""
     recorded = np.empty(size, events.EVENT)
     for name, end in (("x", width), ("y", height), ("p", 2)):
@@ -145,15 +140,11 @@ def aedat3_bytes(recorded: np.ndarray, packet: int = 64) -> bytes:
         numbers = (8, 4, 0, len(pairs) + 1, len(pairs), len(part))
         content += np.array([1, 1], "<u2").tobytes() + np.array(numbers, "<u4").tobytes()
         content += pairs.astype("<u4").tobytes() + bytes(8)  # room for one more event than there is
-        content += (
-            np.array([0, 1], "<u2").tobytes() + np.array([8, 4, 0, 1, 1, 1], "<u4").tobytes() + bytes(8)
-        )
+        content += np.array([0, 1], "<u2").tobytes() + np.array([8, 4, 0, 1, 1, 1], "<u4").tobytes() + bytes(8)
     return content
 
 
-def write_nmnist(
-    folder: Path, rng: np.random.Generator, num_train: int, num_test: int, size: int = 400
-) -> dict:
+def write_nmnist(folder: Path, rng: np.random.Generator, num_train: int, num_test: int, size: int = 400) -> dict:
     """A small N-MNIST; returns the events by split, in the order of the numbers."""
     made: dict[str, list] = {"Train": [], "Test": []}
     for split, count in (("Train", num_train), ("Test", num_test)):

@@ -2,9 +2,9 @@
 
     python tests/data/fuzz.py [INPUTS] [SEED]
 
-tries so many inputs (100,000 by default), spread evenly over the readers, and prints how many were accepted and refused,
-the slowest one and the peak of memory. Whatever else happens - another exception, an array that is not what it should
-be - is printed with the input, and the exit code is 1.
+tries so many inputs (100,000 by default), spread evenly over the readers, and prints how many were accepted and
+refused, the slowest one and the peak of memory. Whatever else happens - another exception, an array that is not what it
+should be - is printed with the input, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -148,8 +148,7 @@ def targets() -> dict[str, Target]:
     tar = tar_bytes(members, "w")
     pixels = rng.integers(0, 256, (1, 3072), np.uint8)
     batches = [
-        pickle.dumps({"data": pixels, "labels": [3], "n": [None, True, "a", b"b", 1 << 40]}, n)
-        for n in range(5)
+        pickle.dumps({"data": pixels, "labels": [3], "n": [None, True, "a", b"b", 1 << 40]}, n) for n in range(5)
     ]
     large, small = random_events(rng, 40, 128, 128), random_events(rng, 40, 34, 34)
     rows = np.stack([large["x"], large["y"], large["p"], large["t"] // 1000], 1)
@@ -165,13 +164,9 @@ def targets() -> dict[str, Target]:
         "CIFAR archive": Target([tar, tar_bytes(members, "w:gz"), gzip.compress(tar[:2048])], read_archive),
         "CIFAR binary": Target([bytes(2 * 3074), bytes([1, 99]) + pixels.tobytes()], read_binary),
         "CIFAR python": Target(batches, read_python),
-        "pickle": Target(
-            [pickle.dumps({"a": [1, (2, 3)], "b": {"c": b"d"}}, n) for n in range(5)], read_pickle
-        ),
+        "pickle": Target([pickle.dumps({"a": [1, (2, 3)], "b": {"c": b"d"}}, n) for n in range(5)], read_pickle),
         "TFRECORD": Target([tfrecord(b"abc") + tfrecord(b"") + tfrecord(bytes(50))], read_tfrecords),
-        "N-MNIST": Target(
-            [nmnist_bytes(small), bytes([0, 240, 0, 0, 0]) * 5], read_events(events.parse_nmnist, 34)
-        ),
+        "N-MNIST": Target([nmnist_bytes(small), bytes([0, 240, 0, 0, 0]) * 5], read_events(events.parse_nmnist, 34)),
         "AEDAT 2": Target([aedat2_bytes(large)], read_events(events.parse_aedat2, 128)),
         "AEDAT 3": Target([aedat3_bytes(large, 16)], read_events(events.parse_aedat3, 128)),
         "event array": Target(
@@ -252,9 +247,7 @@ def main(inputs: int, seed: int) -> int:
         accepted = 0
         count = -(-inputs // len(everything))
         for content in target.seeds:
-            assert name in ("N-MNIST", "CIFAR archive", "CIFAR python", "event array") or attempt(
-                target.read, content
-            )
+            assert name in ("N-MNIST", "CIFAR archive", "CIFAR python", "event array") or attempt(target.read, content)
         for _ in range(count):
             choice = target.seeds[int(rng.integers(0, len(target.seeds)))]
             content = rng.bytes(int(rng.integers(0, 300))) if rng.random() < 0.05 else mutate(choice, rng)
@@ -266,13 +259,9 @@ def main(inputs: int, seed: int) -> int:
                 print(f"{name}: {type(error).__name__}: {error}\n  {content[:2000].hex()}", flush=True)
             slowest = max(slowest, (time.perf_counter() - began, name))
         tried += count
-        print(
-            f"{name:>14}: {count:,} inputs, {accepted:,} accepted, {count - accepted:,} refused", flush=True
-        )
+        print(f"{name:>14}: {count:,} inputs, {accepted:,} accepted, {count - accepted:,} refused", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(
-        f"{tried:,} inputs, {failures} failures; slowest {slowest[0]:.3f} s ({slowest[1]}); peak memory {peak} MiB"
-    )
+    print(f"{tried:,} inputs, {failures} failures; slowest {slowest[0]:.3f} s ({slowest[1]}); peak memory {peak} MiB")
     return int(failures > 0)
 
 

@@ -33,9 +33,7 @@ def test_built_once_and_mapped(tmp_path):
     count = []
     for _ in range(3):
         entry = cache.fetch(tmp_path, "set", {"a": 1}, build_from(7, count))
-        assert (
-            np.array_equal(entry.arrays["numbers"], WANTED) and entry.facts == {"value": 7} and not entry.note
-        )
+        assert np.array_equal(entry.arrays["numbers"], WANTED) and entry.facts == {"value": 7} and not entry.note
         assert isinstance(entry.arrays["numbers"], np.memmap) and not entry.arrays["numbers"].flags.writeable
     assert len(count) == 1
     assert cache.fetch(tmp_path, "set", {"a": 2}, build_from(8, count)).facts == {"value": 8}
@@ -63,9 +61,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path, damage):
         path.write_bytes(content[: -5 if damage == "truncate" else 0])
     count = []
     for _ in range(2):
-        assert np.array_equal(
-            cache.fetch(tmp_path, "set", {}, build_from(7, count)).arrays["numbers"], WANTED
-        )
+        assert np.array_equal(cache.fetch(tmp_path, "set", {}, build_from(7, count)).arrays["numbers"], WANTED)
     assert len(count) == 1
     assert [path.name[:4] for path in tmp_path.iterdir()] == ["set-"], "nothing is left over"
 
@@ -98,9 +94,7 @@ def test_a_full_disk_means_memory_and_a_note(tmp_path, monkeypatch):
 def _limited(folder, results):
     import resource
 
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (100_000, 100_000)
-    )  # no file may grow beyond: as a full disk does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow beyond: as a full disk does
 
     def write_big(allocate):
         return allocate("big", (400, 1000), np.uint8).append(np.full((400, 1000), 3)) or {}

@@ -21,14 +21,10 @@ from mpisjax.errors import UserError
 
 def test_digits_are_complete_and_split_by_fixed_seeds():
     first, again = data.load(settings()), data.load(settings(num_validation=0, split_seed=9))
-    assert (
-        first.checksum == again.checksum == "3b7e6e8944138439e793b89a10ebfc921cc85f480adf4956d95a1b8e8190ed5b"
-    )
+    assert first.checksum == again.checksum == "3b7e6e8944138439e793b89a10ebfc921cc85f480adf4956d95a1b8e8190ed5b"
     assert first.train.images.shape == (1337, 8, 8, 1) and first.train.images.dtype == np.uint8
     assert first.validation.images.shape == (100, 8, 8, 1) and first.test.images.shape == (360, 8, 8, 1)
-    assert np.array_equal(first.test.images, again.test.images), (
-        "the test split must not depend on split_seed"
-    )
+    assert np.array_equal(first.test.images, again.test.images), "the test split must not depend on split_seed"
     assert set(np.unique(first.train.images)) <= {round(level * 255 / 16) for level in range(17)}
     assert sum(map(sum, data.summary(first)["class_counts"].values())) == 1797
     assert first.train.labels.dtype == np.int32
@@ -181,14 +177,10 @@ def test_flip_and_shift_move_pixels_and_nothing_else():
 def test_turning_is_bilinear_interpolation_about_the_centre():
     image = np.random.default_rng(0).uniform(0, 1, (7, 10, 2)).astype(np.float32)
     angle, size = 0.4, 1.3
-    back = (
-        np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / size
-    )  # of (row, column)
+    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / size  # of (row, column)
     middle = np.array([3.0, 4.5])
     wanted = [
-        scipy.ndimage.affine_transform(
-            image[..., c], back, middle - back @ middle, order=1, mode="grid-constant"
-        )
+        scipy.ndimage.affine_transform(image[..., c], back, middle - back @ middle, order=1, mode="grid-constant")
         for c in range(2)
     ]
     got = turned(jnp.asarray(image), angle, size)
@@ -204,9 +196,7 @@ def test_turning_and_zooming_stay_within_their_bounds():
         ({"rotate": 30.0}, (20.0, 30.0), (19.0, 22.5)),
         ({"zoom": 0.5}, (0.0, 0.5), (27.0, 32.5)),
     ):
-        moved = np.asarray(data.augment(jax.random.key(0), jnp.asarray(line), one(**kinds)), np.float64)[
-            ..., 0
-        ]
+        moved = np.asarray(data.augment(jax.random.key(0), jnp.asarray(line), one(**kinds)), np.float64)[..., 0]
         rows, columns = np.meshgrid(np.arange(41) - 20, np.arange(41) - 20, indexing="ij")
         total = moved.sum((1, 2))
         xx, yy, xy = ((moved * m).sum((1, 2)) / total for m in (columns**2, rows**2, rows * columns))
@@ -275,9 +265,7 @@ def hand_made(**changes):
     other = data.Split(images, labels)
     fields = {"mean": (0.5,), "std": (0.3,), "temporal": False, "source": "made up", "checksum": ""}
     return data.DataSet(
-        **{"name": "mine", "num_classes": 10, "train": train, "validation": other, "test": other}
-        | fields
-        | changes
+        **{"name": "mine", "num_classes": 10, "train": train, "validation": other, "test": other} | fields | changes
     )
 
 

@@ -206,9 +206,7 @@ def test_frames_unpack_what_was_packed(rng, binary):
 @pytest.mark.parametrize("frames", ["count", "binary"])
 def test_nmnist_from_a_folder(tmp_path, rng, frames):
     made = write_nmnist(tmp_path, rng, 30, 10)
-    config = settings(
-        name="nmnist", dir=str(tmp_path), num_validation=10, crop=32, num_frames=6, frames=frames
-    )
+    config = settings(name="nmnist", dir=str(tmp_path), num_validation=10, crop=32, num_frames=6, frames=frames)
     dataset = data.load(config)
     assert "SUBSET: 30 train and 10 test recordings of 60,000 and 10,000" in dataset.source
     assert dataset.temporal and dataset.num_classes == 10 and dataset.train.images.shape == (20, 6, 32, 32, 2)
@@ -279,9 +277,7 @@ def test_dvs_gesture_as_tonic_has_it(tmp_path, rng):
             folder = tmp_path / f"DVSGesture/ibmGesture{split}/user0{user}_led"
             folder.mkdir(parents=True)
             for label in range(11):
-                (folder / f"{label}.npy").write_bytes(
-                    gesture_bytes(random_events(rng, 200, 128, 128, 6_000_000))
-                )
+                (folder / f"{label}.npy").write_bytes(gesture_bytes(random_events(rng, 200, 128, 128, 6_000_000)))
     dataset = data.load(settings(name="dvs_gesture", dir=str(tmp_path), num_validation=11, num_frames=4))
     assert dataset.train.images.shape == (22, 4, 128, 128, 2) and len(dataset.test.labels) == 22
     assert "33 train and 22 test recordings of 1,077 and 264" in dataset.source
@@ -330,9 +326,7 @@ def test_cifar10_dvs_as_its_authors_have_it(tmp_path, rng):
         for number in range(12):
             recorded = random_events(rng, 100 + number, 128, 128, 1_300_000)
             (tmp_path / name / f"cifar10_{name}_{number}.aedat").write_bytes(aedat2_bytes(recorded))
-    dataset = data.load(
-        settings(name="cifar10_dvs", dir=str(tmp_path), num_validation=0, num_frames=2, crop=64)
-    )
+    dataset = data.load(settings(name="cifar10_dvs", dir=str(tmp_path), num_validation=0, num_frames=2, crop=64))
     assert len(dataset.train.labels) == 110 and dataset.test.images.shape == (10, 2, 64, 64, 2)
     found = recordings.find_cifar10_dvs(tmp_path)
     assert [recording.path.stem[-3:] for recording in found.test] == ["_11"] * 10, "by number, not by letter"
@@ -476,9 +470,7 @@ def write_unsorted(tmp_path, rng):
 @pytest.mark.parametrize("choice", ["refuse", "sort", "skip"])
 def test_recordings_out_of_order_are_refused_sorted_or_skipped(tmp_path, rng, caplog, choice):
     recorded = write_unsorted(tmp_path, rng)
-    config = settings(
-        name="nmnist", dir=str(tmp_path), num_validation=0, num_frames=3, unsorted_events=choice
-    )
+    config = settings(name="nmnist", dir=str(tmp_path), num_validation=0, num_frames=3, unsorted_events=choice)
     if choice == "refuse":
         with pytest.raises(UserError, match="00004.bin: time goes back"):
             data.load(config)

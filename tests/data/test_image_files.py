@@ -32,9 +32,7 @@ def test_cifar_in_every_form(tmp_path, rng, name, version, packed):
     members, arrays = cifar_members(name, rng, 20, version)
     layout = images.CIFAR_LAYOUTS[name][0 if version == "binary" else 1]
     if "archive" in packed:
-        content = tar_bytes(
-            [(f"{layout.folder}/readme.html", b"x"), *members], "w" if "plain" in packed else "w:gz"
-        )
+        content = tar_bytes([(f"{layout.folder}/readme.html", b"x"), *members], "w" if "plain" in packed else "w:gz")
         (tmp_path / layout.archive).write_bytes(content)
     else:
         (tmp_path / layout.folder).mkdir()
@@ -92,9 +90,7 @@ def test_a_pickle_of_python_2(rng):
         b"(K\x01K\x02M\x00\x0c\x86cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ"
         b"\xff\xff\xff\xffK\x00tb\x89T\x00\x18\x00\x00" + pixels.tobytes() + b"tbu."
     )
-    assert np.array_equal(pickle.loads(content, encoding="bytes")[b"data"], pixels), (
-        "the example itself is right"
-    )
+    assert np.array_equal(pickle.loads(content, encoding="bytes")[b"data"], pixels), "the example itself is right"
     read = unpickle(content, "batch")
     assert np.array_equal(read["data"], pixels) and read["labels"] == [6, 9]
 

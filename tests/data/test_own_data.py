@@ -105,9 +105,7 @@ def test_letterbox_keeps_all_and_crop_the_middle(folder):
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
     boxed = data.from_folder(folder, image_size=20)
     image = boxed.train.images[0, ..., 0]
-    assert (
-        not image[:5].any() and not image[15:].any() and "letterboxed from 40 x 20 to 20 x 20" in boxed.source
-    )
+    assert not image[:5].any() and not image[15:].any() and "letterboxed from 40 x 20 to 20 x 20" in boxed.source
     assert image[10, 1] == 50 and image[10, 10] == 100 and image[10, 18] == 150
     cropped = data.from_folder(folder, image_size=20, fit="crop")
     assert (cropped.train.images == 100).all() and "cropped from" in cropped.source
@@ -276,9 +274,7 @@ def test_prepared_data_elsewhere_does_not_stand_in_for_a_folder(tmp_path, folder
     place.mkdir(parents=True)
     (place / "dataset_info.json").write_text("{}")
     refused("data.name to folder", data.load, settings(name="fashion_mnist", dir=str(folder)))
-    refused(
-        "data.source is 'download'", data.load, settings(name="mnist", dir=str(folder), source="download")
-    )
+    refused("data.source is 'download'", data.load, settings(name="mnist", dir=str(folder), source="download"))
 
 
 def test_arrays_in_memory(rng):
@@ -400,9 +396,7 @@ def test_recordings_of_every_format(folder, rng, ending):
     write_recordings(folder / "test", rng, ending, count=2)
     dataset = data.from_recordings(folder, num_frames=4)
     assert dataset.temporal and dataset.train.images.shape == (10, 4, 20, 30, 2)
-    assert (
-        "10 train and 4 test; sensor 30 x 20, found" in dataset.source and "0 left, 1 right" in dataset.source
-    )
+    assert "10 train and 4 test; sensor 30 x 20, found" in dataset.source and "0 left, 1 right" in dataset.source
     total = np.asarray(dataset.train.images[3]).sum(0)
     wanted = np.zeros((20, 30, 2))
     np.add.at(wanted, (made[3]["y"], made[3]["x"], made[3]["p"]), 1)
@@ -427,10 +421,7 @@ def test_invalid_recordings_are_named_or_left_out(folder, rng, caplog):
     config.invalid = "skip"
     with caplog.at_level("WARNING"):
         dataset = data.load(config)
-    assert (
-        len(dataset.train.labels) + len(dataset.test.labels) == 19
-        and "1 recordings left out" in dataset.source
-    )
+    assert len(dataset.train.labels) + len(dataset.test.labels) == 19 and "1 recordings left out" in dataset.source
     assert any("left/2.npy" in text and "skipped" in text for text in caplog.messages)
 
 

@@ -1,7 +1,7 @@
 """The genuine data, bit by bit, where `MPISJAX_TEST_DATA` names a folder that has it.
 
-The folder holds fashion_mnist/*.gz, cifar100/cifar-100-binary.tar.gz, cifar10/cifar-10-binary.tar.gz (which may be a subset)
-and nmnist/NMNIST/{Train,Test}/<class>/*.bin (which may be a subset).
+The folder holds fashion_mnist/*.gz, cifar100/cifar-100-binary.tar.gz, cifar10/cifar-10-binary.tar.gz (which may be a
+subset) and nmnist/NMNIST/{Train,Test}/<class>/*.bin (which may be a subset).
 """
 
 import hashlib
@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(
     not FOLDER, reason="MPISJAX_TEST_DATA names no folder with the real data, so it was not compared"
 )
 
-# SHA-256 of pixels (in the order N, H, W, C) and of labels (as bytes), made from the original arrays without this package.
+# SHA-256 of pixels (in the order N, H, W, C) and of labels (as bytes), made from the original arrays without this
+# package.
 FASHION_MNIST = {
     "train": (
         "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
@@ -36,7 +37,8 @@ CIFAR100_TRAIN = (
     "4e457917601a66aed021f5fa37957b56c6319557c0a8ed5484de3c390af45430",
     "9f11b9f97aad759ba6df0a33e3218b01d8deaf4ed3a14aa1185d69b9ad7ebcb3",
 )
-CIFAR100_TEST_SORTED = "bfd0811d0a448501c2e091bfa954a54d32799036ebc39230bb71e2f98e1b63c8"  # of each image's bytes and label, sorted: the test split has more than one order
+# Of each image's bytes and label, sorted: the test split has more than one order.
+CIFAR100_TEST_SORTED = "bfd0811d0a448501c2e091bfa954a54d32799036ebc39230bb71e2f98e1b63c8"
 CIFAR10_FIRST_2000_TEST = "9016eaefe23ba13c240079c950717799ae4dc1a06c5058f28a2cc9611aac17e2"
 
 
@@ -92,8 +94,6 @@ def test_every_nmnist_recording_against_tonic():
         for name in "xytp":
             assert np.array_equal(got[name], wanted[name]), recording.path
         if place % 10 == 0:
-            assert np.array_equal(to_frames(got, binning), to_frame(wanted).transpose(0, 2, 3, 1)), (
-                recording.path
-            )
+            assert np.array_equal(to_frames(got, binning), to_frame(wanted).transpose(0, 2, 3, 1)), recording.path
     dataset = load("nmnist", num_frames=10, frames="binary", crop=32)
     assert f"{len(found.train):,} train and {len(found.test):,} test recordings" in dataset.source

@@ -50,9 +50,7 @@ def write_prepared(folder, file_format, num_train=12, num_test=7, seed=0, label=
         else:
             path.write_bytes(b"".join(map(tfrecord, records)))
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        splits.append(
-            {"name": split, "shardLengths": [str(size)], "numBytes": "1", "filepathTemplate": template}
-        )
+        splits.append({"name": split, "shardLengths": [str(size)], "numBytes": "1", "filepathTemplate": template})
     info = {"name": "fashion_mnist", "version": "3.0.1", "fileFormat": file_format, "splits": splits}
     (place / "dataset_info.json").write_text(json.dumps(info))
     features = tfds.features.FeaturesDict(

@@ -36,9 +36,7 @@ def test_shd_is_read_as_tonic_reads_it(folder, rng, place):
     write_shd(folder / place, rng)
     config = settings(name="shd", dir=str(folder), num_frames=10, num_validation=4)
     dataset = data.load(config)
-    assert (
-        dataset.train.images.shape == (36, 10, 1, 1, 700) and dataset.temporal and dataset.num_classes == 20
-    )
+    assert dataset.train.images.shape == (36, 10, 1, 1, 700) and dataset.temporal and dataset.num_classes == 20
     assert "40 train and 20 test recordings of 8,156 and 2,264" in dataset.source
     assert np.array_equal(dataset.test.labels, np.arange(20))
     transform = tonic.transforms.ToFrame(sensor_size=(700, 1, 1), n_time_bins=10)

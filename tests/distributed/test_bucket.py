@@ -1,4 +1,6 @@
-"""A run whose folder lies in a bucket, against an emulator of Google Cloud Storage on 127.0.0.1; no real bucket is used."""
+"""A run whose folder lies in a bucket, against an emulator of Google Cloud Storage on 127.0.0.1; no real bucket is
+used.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,7 @@ class Bucket(NamedTuple):
     def read(self, name: str) -> bytes:
         """One object."""
         quoted = urllib.parse.quote(name, safe="")
-        with urllib.request.urlopen(
-            f"{self.address}/download/storage/v1/b/bucket/o/{quoted}?alt=media"
-        ) as answer:
+        with urllib.request.urlopen(f"{self.address}/download/storage/v1/b/bucket/o/{quoted}?alt=media") as answer:
             return answer.read()
 
     def run(self, *command: object) -> str:
@@ -112,7 +112,9 @@ def _bucket(port: int, folder: Path) -> Bucket:
 
 
 def check_checkpoints(address: str) -> None:
-    """All that is done with checkpoints on a disk; as a program of its own, since its libraries look for credentials."""
+    """All that is done with checkpoints on a disk; as a program of its own, since its libraries look for
+    credentials.
+    """
     import jax.numpy as jnp
 
     state = {"a": jnp.arange(6.0), "b": jnp.ones((2, 3))}

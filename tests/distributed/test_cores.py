@@ -65,11 +65,7 @@ def found():
         case("forced", environment={"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}),
         case("pool", environment={"PJRT_NPROC": "1"}),
     ]
-    clean = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("XLA_FLAGS", "PJRT_NPROC", "MPISJAX_CPU")
-    }
+    clean = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PJRT_NPROC", "MPISJAX_CPU")}
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, json.dumps(cases)],
         env={**clean, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},

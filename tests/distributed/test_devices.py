@@ -1,4 +1,6 @@
-"""One run on eight devices, on one, and on two processes of two: the same result; and what one saved, the others restore."""
+"""One run on eight devices, on one, and on two processes of two: the same result; and what one saved, the others
+restore.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Nothing CPU-only is left in the path: training step and evaluation lower for TPU, CUDA and CPU, for every config.
 
-They are lowered as a run on eight devices would compile them, from shapes alone: no array is made, and no such device is
-needed. What a platform's compiler then does with the program is not tried here.
+They are lowered as a run on eight devices would compile them, from shapes alone: no array is made, and no such device
+is needed. What a platform's compiler then does with the program is not tried here.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def shapes_of(config: Any) -> tuple[SimpleNamespace, Any, TrainState, Batch]:
     return dataset, net, jax.eval_shape(initial), batch
 
 
-# A custom call is a promise that the platform has a kernel of that name. Small dense solves (Anderson's mixing, GMRES) are
-# the only ones: JAX brings their kernels along, and `export` itself refuses names that it does not vouch for.
+# A custom call is a promise that the platform has a kernel of that name. Small dense solves (Anderson's mixing, GMRES)
+# are the only ones: JAX brings their kernels along, and `export` itself refuses names that it does not vouch for.
 KERNELS = {"cpu": r"lapack_\w+", "cuda": r"(cusolver|cublas|cu)_\w+", "tpu": r"(LuDecomposition|Cholesky)"}
 
 

@@ -47,9 +47,7 @@ def test_accumulation_is_the_mean_over_its_parts(dataset):
     config.train.accumulate = 3
     net = configuration.make_network(config, dataset)
     batch = batch_of(dataset, np.arange(ROWS))
-    whole, metrics = configuration.make_train_step(config, net, dataset, 10)(
-        state_of(config, net, dataset), batch
-    )
+    whole, metrics = configuration.make_train_step(config, net, dataset, 10)(state_of(config, net, dataset), batch)
     config.train.accumulate = 1
     single = configuration.make_train_step(config, net, dataset, 10)
     # All parts see the same parameters; running statistics take in one part after another.

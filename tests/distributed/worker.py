@@ -3,9 +3,10 @@
     python tests/distributed/worker.py --out FOLDER --case float32 --case float64 [--devices 8] [--checkpoint FOLDER]
         [--save FOLDER] [--coordinator HOST:PORT --num_processes N --process_id I] [--model_parallel 1]
 
-For each case FOLDER/CASE.npz holds the parameters and running statistics after `STEPS` steps, and each step's loss. With
---save the float32 state of half the steps is saved there as a checkpoint; with --checkpoint it is restored from there, one
-step is taken, FOLDER/next.npz holds the outcome, and FOLDER/evaluation.json an evaluation of fresh weights.
+For each case FOLDER/CASE.npz holds the parameters and running statistics after `STEPS` steps, and each step's loss.
+With
+--save the float32 state of half the steps is saved there as a checkpoint; with --checkpoint it is restored from there,
+one step is taken, FOLDER/next.npz holds the outcome, and FOLDER/evaluation.json an evaluation of fresh weights.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def settings() -> Any:
             "forward.mode": "rates",
             "forward.max_steps": 3,
             "adjoint.max_steps": 3,
-            # All steps for every sample: one whose residual lies at its tolerance would take one more or one less as sums
-            # are rounded.
+            # All steps for every sample: one whose residual lies at its tolerance would take one more or one less as
+            # sums are rounded.
             "forward.tol": 0.0,
             "adjoint.tol": 0.0,
             "train.batch_size": BATCH,
@@ -66,9 +67,7 @@ class Trainer:
 
         place = devices.state_sharding(jax.eval_shape(initial), self.mesh)
         self.state = jax.jit(initial, out_shardings=place)()
-        self.step = configuration.make_train_step(
-            config, self.net, dataset, self.feed.steps_per_epoch, self.mesh
-        )
+        self.step = configuration.make_train_step(config, self.net, dataset, self.feed.steps_per_epoch, self.mesh)
         self.losses: list[float] = []
 
     def advance(self, first: int, last: int) -> None:
@@ -152,9 +151,7 @@ def evaluate(config: Any, dataset: Any, out: Path) -> None:
 
     net = configuration.make_network(config, dataset)
     variables = jax.jit(lambda: configuration.initial_variables(config, net, dataset))()
-    score = configuration.make_evaluator(config, net, dataset, num_steps=4)(
-        jax.device_get(variables), dataset.test
-    )
+    score = configuration.make_evaluator(config, net, dataset, num_steps=4)(jax.device_get(variables), dataset.test)
     if processes.is_primary():
         (out / "evaluation.json").write_text(json.dumps(score._asdict()))
 

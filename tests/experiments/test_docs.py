@@ -46,9 +46,7 @@ def test_every_table_says_its_machine_seeds_date_and_command():
 
 def test_what_was_not_run_has_its_command_and_its_steps(tmp_path):
     said = docs.generated("paper", "table1", tmp_path)
-    assert said.startswith(
-        "Not run here. Command: `python -m experiments table1 --scale paper --data_dir DIR` ("
-    )
+    assert said.startswith("Not run here. Command: `python -m experiments table1 --scale paper --data_dir DIR` (")
 
 
 def test_benchmark_sections_of_several_runs_say_so(tmp_path):

@@ -35,9 +35,7 @@ def every_net(scale):
 def test_command_trains_what_the_experiment_trains(name):
     for net in every_net(scale_of(name)):
         file, *overrides = net.command(seed=3).removeprefix("python train.py --config ").split(" ")
-        config = config_files.apply_overrides(
-            config_files.load_config(file), [o.replace('"', "") for o in overrides]
-        )
+        config = config_files.apply_overrides(config_files.load_config(file), [o.replace('"', "") for o in overrides])
         assert config.to_dict() == net.load(seed=3).to_dict()
 
 
@@ -120,9 +118,7 @@ def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
     table2 = EXPERIMENTS["table2"]
     content = table2.run(study_of(tmp_path, scale))
     page = document(table2, content)
-    assert (
-        "| stream2/layer2 | no row | " in page and "50 test examples" in page and "epochs: 1, seed 0" in page
-    )
+    assert "| stream2/layer2 | no row | " in page and "50 test examples" in page and "epochs: 1, seed 0" in page
     assert "    python -m experiments table2 --scale smoke\n" in page
     found = tables.of_seeds(content, net.name)[0]
     assert found["num_steps"] == 3 and found["num_examples"] == 50

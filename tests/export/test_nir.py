@@ -66,9 +66,7 @@ def test_every_linear_map_is_a_convolution_on_the_grid(x64, size, kernel, phases
         np.testing.assert_allclose(polyphase.depth_to_space(found, stride * phases, size), wanted, atol=1e-12)
 
         wanted = upsample(jnp.asarray(small), stride, size)
-        found = on(
-            polyphase.upsampling_kernel(4, stride, phases), polyphase.space_to_depth(small, phases, grid)
-        )
+        found = on(polyphase.upsampling_kernel(4, stride, phases), polyphase.space_to_depth(small, phases, grid))
         np.testing.assert_allclose(polyphase.depth_to_space(found, stride * phases, size), wanted, atol=1e-12)
 
 
@@ -179,17 +177,13 @@ def test_spikes_survive_the_round_trip(x64, tmp_path, name, side):
     check_round_trip(net, random_images(1, 2, side, side, 2), mpisjax.IF(), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "neuron", [mpisjax.LIF(0.7, 0.9), mpisjax.LIF(1.3, 0.8, 0.5), mpisjax.LIF(1.0, 1.0, 0.5)]
-)
+@pytest.mark.parametrize("neuron", [mpisjax.LIF(0.7, 0.9), mpisjax.LIF(1.3, 0.8, 0.5), mpisjax.LIF(1.0, 1.0, 0.5)])
 def test_leak_threshold_and_initial_potential(x64, tmp_path, neuron):
     net = nn.MPIS(3, stem=(3,), layers=(4, 5))
     check_round_trip(net, random_images(2, 2, 6, 6, 2), neuron, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "neuron", [mpisjax.LIF(0.7, 1.0, 0.0), mpisjax.LIF(0.7, 0.9, 0.0), mpisjax.LIF(0.7, 0.9, 0.5)]
-)
+@pytest.mark.parametrize("neuron", [mpisjax.LIF(0.7, 1.0, 0.0), mpisjax.LIF(0.7, 0.9, 0.0), mpisjax.LIF(0.7, 0.9, 0.5)])
 def test_single_nodes_that_are_told_to_subtract(x64, tmp_path, neuron):
     net = nn.MPIS(3, stem=(3,), layers=(4, 5))
     check_round_trip(net, random_images(3, 2, 7, 7, 2), neuron, tmp_path, neurons="lif")

@@ -63,9 +63,7 @@ def test_it_runs_without_this_package(python, capsys, tmp_path, name, num_steps)
     assert np.mean(np.abs(out["scores"] - wanted) < 1e-3) > 0.9
     assert np.array_equal(out["scores"].argmax(-1), wanted.argmax(-1))
     np.testing.assert_array_equal(out["num_steps"], simulation.num_steps)
-    assert {key.removeprefix("count ") for key in out if key.startswith("count ")} == set(
-        simulation.spike_counts
-    )
+    assert {key.removeprefix("count ") for key in out if key.startswith("count ")} == set(simulation.spike_counts)
     for population, spikes in simulation.spike_counts.items():
         total = np.asarray(spikes).reshape(len(images), -1).sum(1)
         assert out[f"count {population}"].dtype == np.int32

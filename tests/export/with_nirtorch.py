@@ -71,9 +71,7 @@ NODES = {
 def run(graph: Any, x: np.ndarray, num_steps: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scores [batch, classes] and spikes by population, [batch], from the graph's input."""
     for node in graph.nodes.values():
-        if isinstance(
-            node, nir.Conv2d
-        ):  # nirtorch makes them parameters, which torch wants in floating point
+        if isinstance(node, nir.Conv2d):  # nirtorch makes them parameters, which torch wants in floating point
             node.weight, node.bias = np.float32(node.weight), np.float32(node.bias)
     delays = {name for name, node in graph.nodes.items() if isinstance(node, nir.Delay)}
     for delay, target in [e for e in graph.edges if e[0] in delays]:

@@ -187,9 +187,7 @@ def test_a_wide_convolution_can_be_exported_for_any_batch():
 
 
 def library(x, w, stride):
-    return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def library_transposed(g, w, stride, size):
@@ -199,9 +197,7 @@ def library_transposed(g, w, stride, size):
 
 def both_ways(convolve, transposed, stride, size):
     """A loss of x, w and g that is smooth, and not linear in any of them."""
-    return lambda x, w, g: (
-        jnp.sum(jnp.sin(convolve(x, w, stride))) + jnp.sum(jnp.sin(transposed(g, w, stride, size)))
-    )
+    return lambda x, w, g: jnp.sum(jnp.sin(convolve(x, w, stride))) + jnp.sum(jnp.sin(transposed(g, w, stride, size)))
 
 
 def drawn_for(stride, size, kernel=3, channels=(2, 3), batch=2, dtype=jnp.float64):
@@ -346,9 +342,7 @@ def test_kernels_are_made_before_a_loop_in_both_directions(stride, size, channel
     x, w, g = drawn_for(stride, size, channels=channels, dtype=jnp.float32)
 
     def both_directions(x, g):
-        forward = jax.jvp(
-            lambda x, g: (conv2d(x, w, stride), conv_transpose2d(g, w, stride, size)), (x, g), (x, g)
-        )
+        forward = jax.jvp(lambda x, g: (conv2d(x, w, stride), conv_transpose2d(g, w, stride, size)), (x, g), (x, g))
         pulled = jax.vjp(lambda x, g: (conv2d(x, w, stride), conv_transpose2d(g, w, stride, size)), x, g)[1]
         return forward, pulled((g, x))
 
@@ -397,7 +391,8 @@ alone = jax.jit(product(loss))(x, w)
 
 for kind in mesh:
     with jax.set_mesh(mesh[kind]):
-        shared = jax.device_put(x, NamedSharding(mesh[kind], P("data"))), jax.device_put(w, NamedSharding(mesh[kind], P()))
+        rows, whole = NamedSharding(mesh[kind], P("data")), NamedSharding(mesh[kind], P())
+        shared = jax.device_put(x, rows), jax.device_put(w, whole)
         check(jax.jit(product(loss))(*shared))
         (dx, dw), _ = product(loss)(*shared)
         assert dx.sharding.spec[0] == "data" and dw.sharding.is_fully_replicated

@@ -64,9 +64,7 @@ def test_sizes_of_other_networks(settings, expected):
 
 @pytest.mark.parametrize("fusion", [1, 2, 3])
 def test_every_stream_hears_every_other_at_every_fusion_layer(fusion):
-    net = nn.MPIS(
-        num_classes=2, stem=(), stem_strides=(), layers=(2, 2, 2), num_streams=3, fusion_layer=fusion
-    )
+    net = nn.MPIS(num_classes=2, stem=(), stem_strides=(), layers=(2, 2, 2), num_streams=3, fusion_layer=fusion)
     images = random_images(0, 1, 8, 8, 1)
     variables = random_variables(net, images, seed=1)
     rates = jax.tree.map(lambda r: r + 0.5, net.initial_rates(images))
@@ -104,9 +102,7 @@ def test_only_the_first_stream_is_injected_and_one_stream_has_no_fusion():
     single = nn.MPIS(num_classes=2, layers=(2, 2), num_streams=1)
     assert not [
         k
-        for k in jax.eval_shape(lambda: nn.init_variables(single, jax.random.key(0), images, NEURON))[
-            "params"
-        ]
+        for k in jax.eval_shape(lambda: nn.init_variables(single, jax.random.key(0), images, NEURON))["params"]
         if "down" in k
     ]
 
@@ -144,9 +140,7 @@ def body_of_the_scan(net, images):
     variables = random_variables(net, images, seed=0)
     jaxpr = jax.make_jaxpr(
         lambda v, i: (
-            nn.spikes(
-                net, v, i, neuron=NEURON, forward=mpisjax.SpikeForward(None if net.temporal else 4)
-            ).rates
+            nn.spikes(net, v, i, neuron=NEURON, forward=mpisjax.SpikeForward(None if net.temporal else 4)).rates
         )
     )(variables, images)
     scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
@@ -222,14 +216,8 @@ def test_spikes_record_every_population():
     net = nn.MPIS(num_classes=2, stem=(2,), layers=(3, 4), temporal=True)
     images = random_images(0, 4, 2, 6, 6, 1)
     variables = random_variables(net, images, seed=0)
-    found = jax.jit(lambda v: nn.spikes(net, v, images, neuron=NEURON, forward=mpisjax.SpikeForward(None)))(
-        variables
-    )
-    assert sorted(found.layer_rates) == ["stem/layer1"] + [
-        f"stream{i}/layer{k}" for i in (1, 2) for k in (1, 2)
-    ]
+    found = jax.jit(lambda v: nn.spikes(net, v, images, neuron=NEURON, forward=mpisjax.SpikeForward(None)))(variables)
+    assert sorted(found.layer_rates) == ["stem/layer1"] + [f"stream{i}/layer{k}" for i in (1, 2) for k in (1, 2)]
     for i in (1, 2):
         np.testing.assert_array_equal(found.layer_rates[f"stream{i}/layer2"], found.rates[f"stream{i}"])
-    np.testing.assert_allclose(
-        found.spike_counts["stem/layer1"], 4 * found.layer_rates["stem/layer1"], rtol=1e-6
-    )
+    np.testing.assert_allclose(found.spike_counts["stem/layer1"], 4 * found.layer_rates["stem/layer1"], rtol=1e-6)

@@ -60,7 +60,8 @@ def test_products_with_the_hessian_are_differences_of_gradients(x64, train):
     forward_over_reverse = jax.jit(lambda v: jax.jvp(jax.grad(loss), (flat,), (v,))[1])(v)
     np.testing.assert_allclose(forward_over_reverse, expected, atol=1e-5)
     if train:
-        # J has running statistics and the step the batch's: the gradient is no potential's, and this no symmetric matrix.
+        # J has running statistics and the step the batch's: the gradient is no potential's, and this no symmetric
+        # matrix.
         return
     reverse_over_reverse = jax.jit(jax.grad(lambda f: jnp.vdot(jax.grad(loss)(f), v)))(flat)
     np.testing.assert_allclose(reverse_over_reverse, forward_over_reverse, atol=1e-8)

@@ -61,9 +61,7 @@ def rate_map(net, variables, images, rates):
 
 
 def settle(net, variables, images):
-    return jax.lax.fori_loop(
-        0, 120, lambda _, r: rate_map(net, variables, images, r), net.initial_rates(images)
-    )
+    return jax.lax.fori_loop(0, 120, lambda _, r: rate_map(net, variables, images, r), net.initial_rates(images))
 
 
 def objective(logits, weights):
@@ -98,13 +96,9 @@ def reference(name):
 def assert_leaves_close(found, expected, tolerance):
     """Each leaf by its own size; leaves that vanish (a shift before batch statistics) by the whole's."""
     compared, floor = 0, 1e-6 * np.linalg.norm(ravel_pytree(expected)[0])
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
-    ):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         error, size = np.linalg.norm(a - b), np.linalg.norm(b)
-        assert error <= tolerance * max(size, floor), (
-            f"{jax.tree_util.keystr(path)}: {error:.1e} of {size:.1e}"
-        )
+        assert error <= tolerance * max(size, floor), f"{jax.tree_util.keystr(path)}: {error:.1e} of {size:.1e}"
         compared += size > floor
     assert compared >= 10, "most gradients vanish: nothing is tested"
 
@@ -273,9 +267,7 @@ def test_batch_normalisation_is_flaxs():
     variables = jax.tree.map(lambda a: jnp.asarray(rng.uniform(0.3, 1.2, a.shape), a.dtype), variables)
     p, stats = variables["params"], variables["batch_stats"]
     kernel = p["gain"] * p["kernel"] / np.sqrt(np.sum(np.square(p["kernel"]), axis=(0, 1, 2)))
-    y = jax.lax.conv_general_dilated(
-        images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    y = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     theirs = flax.linen.BatchNorm(momentum=0.8, epsilon=1e-5)
     for batch_statistics in (False, True):
         expected, updated = theirs.apply(

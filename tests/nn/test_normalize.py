@@ -26,9 +26,7 @@ def losses(weights):
     )
 
 
-@pytest.mark.parametrize(
-    "transform", [jax.grad, jax.jacfwd, jax.hessian, lambda f, n: jax.jacrev(jax.jacrev(f, n), n)]
-)
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd, jax.hessian, lambda f, n: jax.jacrev(jax.jacrev(f, n), n)])
 @pytest.mark.parametrize("shape", [(4, 3, 2, 3), (6, 2)], ids=str)
 def test_derivatives_are_those_of_the_formula(x64, transform, shape):
     arrays = drawn(shape=shape)

@@ -44,9 +44,7 @@ def distances(streams, fusion, layers, size, leak):
                 neuron=neuron,
                 forward=SpikeForward(int(steps)),
             )
-            gaps.append(
-                distance(found.rates, solved.rates) / distance(solved.rates, net.initial_rates(images))
-            )
+            gaps.append(distance(found.rates, solved.rates) / distance(solved.rates, net.initial_rates(images)))
         return jnp.stack(gaps), solved
 
     gaps, solved = jax.device_get(run(variables, images))

@@ -21,9 +21,7 @@ def dense(kernel, stride, small, size):
     return np.asarray(images, np.float64).reshape(len(inputs), -1).T
 
 
-@pytest.mark.parametrize(
-    "stride, small, size", [(1, (5, 4), (5, 4)), (2, (3, 4), (5, 8)), (2, (4, 4), (7, 7))]
-)
+@pytest.mark.parametrize("stride, small, size", [(1, (5, 4), (5, 4)), (2, (3, 4), (5, 8)), (2, (4, 4), (7, 7))])
 def test_norm_and_its_gradient_are_those_of_numpy_s_singular_values(x64, stride, small, size):
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 4)))
@@ -61,9 +59,7 @@ def test_layer_amplifies_by_its_gain_and_not_more():
 
 
 def ide_net(**settings):
-    return nn.MPIS(
-        3, stem=(4,), layers=(6, 8, 8), fusion_layer=1, num_streams=1, feedback_norm="spectral", **settings
-    )
+    return nn.MPIS(3, stem=(4,), layers=(6, 8, 8), fusion_layer=1, num_streams=1, feedback_norm="spectral", **settings)
 
 
 def test_norm_is_computed_once_a_solve_and_not_in_the_loop():
@@ -79,9 +75,7 @@ def test_norm_is_computed_once_a_solve_and_not_in_the_loop():
     loop, constants = hoist(f, rates)
     inside = str(jax.make_jaxpr(lambda r: loop(constants, r))(rates))
     whole = str(jax.make_jaxpr(f)(rates))
-    assert (
-        inside.count("conv_general_dilated[") == 3
-    )  # two layers and the feedback; the injection is constant
+    assert inside.count("conv_general_dilated[") == 3  # two layers and the feedback; the injection is constant
     assert "while" not in inside and "scan" not in inside and "tanh" not in inside
     assert "scan" in whole and "tanh" in whole
 
@@ -96,9 +90,7 @@ def test_gradient_through_the_bounded_feedback_is_that_of_differences(x64):
     @jax.jit
     def loss(params):
         _, found = operator_norm(params["kernel"], direction, 2, (6, 6), 1000)
-        return jnp.sum(
-            layer.apply({"params": params, "batch_stats": {"direction": found}}, x, False, (6, 6)) ** 3
-        )
+        return jnp.sum(layer.apply({"params": params, "batch_stats": {"direction": found}}, x, False, (6, 6)) ** 3)
 
     gradient = jax.jit(jax.grad(loss))(params)
     for name in ("kernel", "gain"):

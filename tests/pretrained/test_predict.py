@@ -155,9 +155,7 @@ def test_a_run_is_loaded_saved_and_loaded_again(small_run, tmp_path, monkeypatch
     trained = mpisjax.load(folder)
     assert type(trained) is type(mpisjax.load_pretrained("digits")) is mpisjax.Trained
     found = trained.predict(dataset.test.images)
-    assert np.mean(found.labels == dataset.test.labels) == pytest.approx(
-        result.test["accuracy"], abs=1.5 / 360
-    )
+    assert np.mean(found.labels == dataset.test.labels) == pytest.approx(result.test["accuracy"], abs=1.5 / 360)
     assert trained.name == "small" and trained.config.model.layers == (4,)
     path = trained.save(tmp_path / "networks" / "mine", note="a note")
     assert path == tmp_path / "networks" / "mine.safetensors"
@@ -165,9 +163,7 @@ def test_a_run_is_loaded_saved_and_loaded_again(small_run, tmp_path, monkeypatch
         again = mpisjax.load(given)
         jax.tree.map(np.testing.assert_array_equal, again.variables, trained.variables)
         assert again.inputs == trained.inputs and again.card["note"] == "a note" and again.name == "mine"
-        assert (
-            configuration.to_plain(again.config)["model"] == configuration.to_plain(trained.config)["model"]
-        )
+        assert configuration.to_plain(again.config)["model"] == configuration.to_plain(trained.config)["model"]
     with pytest.raises(UserError, match=r"mine.safetensors exists; choose another name"):
         trained.save(path)
     with pytest.raises(UserError, match=r"mine.json exists"):

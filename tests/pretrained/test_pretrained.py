@@ -234,9 +234,7 @@ def test_the_command_makes_a_network_and_evaluate_py_measures_it(python, tmp_pat
                  "--config.train.epochs=1"]  # fmt: skip
     trained = python("train.py", "--workdir", tmp_path / "run", *overrides)
     assert trained.returncode == 0, trained.stderr
-    made = python(
-        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "run", "--name", "tiny", "--out", tmp_path
-    )
+    made = python("-m", "mpisjax.pretrained", "--workdir", tmp_path / "run", "--name", "tiny", "--out", tmp_path)
     assert made.returncode == 0, made.stderr
     found = mpisjax.load_pretrained("tiny", tmp_path)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -244,7 +242,5 @@ def test_the_command_makes_a_network_and_evaluate_py_measures_it(python, tmp_pat
     assert "--config.forward.num_steps=2" in found.card["training"]["command"]
     said = python("evaluate.py", "--pretrained", "absent")
     assert said.returncode == 1 and said.stderr.startswith("error: there is no pretrained network 'absent'")
-    lost = python(
-        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "none", "--name", "x", "--out", tmp_path
-    )
+    lost = python("-m", "mpisjax.pretrained", "--workdir", tmp_path / "none", "--name", "x", "--out", tmp_path)
     assert lost.returncode == 1 and "holds no checkpoint" in lost.stderr and lost.stderr.count("\n") == 1

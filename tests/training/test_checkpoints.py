@@ -210,9 +210,7 @@ def test_the_latest_and_the_best_are_kept_and_the_dead_are_cleared(tmp_path):
 def test_another_structure_is_refused(tmp_path):
     save(tmp_path, 3)
     template = state_at(0)._replace(params={"b": jnp.zeros(2)})
-    with pytest.raises(
-        UserError, match=r"state.params\['a'\]\['kernel'\] is float32\[7, 5\] there and absent here"
-    ):
+    with pytest.raises(UserError, match=r"state.params\['a'\]\['kernel'\] is float32\[7, 5\] there and absent here"):
         checkpoints.restore(checkpoints.read(tmp_path, 3), template)
     wider = state_at(0)._replace(rng=jnp.zeros(5, jnp.uint32))
     with pytest.raises(UserError, match=r"state.rng is uint32\[2\] there and uint32\[5\] here"):
@@ -332,9 +330,7 @@ print(tried, refused, (directory / "executed").exists(), seen)
 @pytest.mark.parametrize("how", ["one piece", "array by array"])
 def test_nothing_in_a_checkpoint_is_executed_even_with_the_right_digests(tmp_path, how):
     """Every file in turn becomes a program, as a pickle or as an expression: none of them runs."""
-    ended = subprocess.run(
-        [sys.executable, "-c", HOSTILE, tmp_path, how], capture_output=True, text=True, check=False
-    )
+    ended = subprocess.run([sys.executable, "-c", HOSTILE, tmp_path, how], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     tried, refused, executed, seen = ended.stdout.split(maxsplit=3)
     assert int(tried) >= 10 and int(refused) >= 2 and executed == "False"

@@ -105,11 +105,7 @@ KEYS = st.sampled_from(
 
 
 @settings(max_examples=500, deadline=None)
-@given(
-    st.lists(
-        st.tuples(KEYS | st.text(max_size=12), st.sampled_from(["", "="]), st.text(max_size=12)), max_size=3
-    )
-)
+@given(st.lists(st.tuples(KEYS | st.text(max_size=12), st.sampled_from(["", "="]), st.text(max_size=12)), max_size=3))
 def test_any_override_is_taken_or_told(items):
     arguments = [f"--config.{key}{sign}{value}" for key, sign, value in items]
     try:
@@ -216,9 +212,7 @@ def test_a_program_says_one_sentence_and_its_exit_code(tmp_path, arguments, code
     given = [item.format(file=tmp_path / "file") for item in arguments]
     command = [sys.executable, SCRIPT, f"--workdir={tmp_path / 'run'}", *given]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False
-    )
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
     assert run.returncode == code
     assert sentence in run.stderr and run.stderr.count("\n") == 1
     assert not run.stdout and not (tmp_path / "run").exists()

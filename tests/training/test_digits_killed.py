@@ -43,9 +43,7 @@ def final(workdir: Path) -> tuple[int, dict[str, bytes], list[dict], dict]:
     found = checkpoints.newest(workdir / checkpoints.FOLDER)
     assert found is not None
     path = found.path / checkpoints.STATE_NAME
-    assert (
-        found.one_piece
-    )  # as numpy arrays, whatever devices wrote them: bits by dtype, in the order of the layout
+    assert found.one_piece  # as numpy arrays, whatever devices wrote them: bits by dtype, in the order of the layout
     state = ocp.PyTreeCheckpointer().restore(path)
     bits = {"layout": json.dumps(found.layout).encode(), **{k: v.tobytes() for k, v in state.items()}}
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir / "metrics.jsonl")]
@@ -71,9 +69,7 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
                 assert "epoch" in run.stdout.readline() or len(story) > 1, "the run was over before it began"
                 time.sleep(chance.uniform(0.0, 4.0))
             else:
-                while (
-                    not lock.exists() or lock.read_text() != f"process {run.pid} on {socket.gethostname()}\n"
-                ):
+                while not lock.exists() or lock.read_text() != f"process {run.pid} on {socket.gethostname()}\n":
                     time.sleep(0.01)
                 time.sleep(chance.uniform(0.0, 2.0))
             asked = time.monotonic()

@@ -105,9 +105,7 @@ def test_it_learns_and_gathers_statistics(whole):
     assert {"metrics.jsonl", "results.json", "checkpoints"} <= {path.name for path in workdir.iterdir()}
 
 
-@pytest.mark.parametrize(
-    "network", [Linen(normalised=False), Pure()], ids=["linen without statistics", "pure"]
-)
+@pytest.mark.parametrize("network", [Linen(normalised=False), Pure()], ids=["linen without statistics", "pure"])
 @pytest.mark.parametrize("forward", [RATES, mpisjax.SpikeForward(4)], ids=["rates", "spikes"])
 def test_networks_without_statistics(tmp_path, network, forward):
     variables, result = fit(tmp_path, network, forward=forward, epochs=3)
@@ -228,8 +226,6 @@ def test_the_command_line_and_fit_train_the_same_network(tmp_path):
         averaging=config.train.ema,
     )
     # The metrics differ, fit does not know the learning rate, so the two programs may be compiled differently.
-    for ours, theirs in zip(
-        jax.tree.leaves(result.state.params), jax.tree.leaves(told.state.params), strict=True
-    ):
+    for ours, theirs in zip(jax.tree.leaves(result.state.params), jax.tree.leaves(told.state.params), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
     assert result.test["loss"] == pytest.approx(told.test["loss"], rel=1e-4)

@@ -61,9 +61,7 @@ def test_runs_to_the_end(whole, tmp_path):
 
 
 # Around a log line (4), an epoch's end (6), a periodic checkpoint (10), in the first and the last step.
-@pytest.mark.parametrize(
-    "stops", [[0], [3], [4], [5], [6], [9, 10], [11, 12, 13], [23], list(range(0, 24, 2))]
-)
+@pytest.mark.parametrize("stops", [[0], [3], [4], [5], [6], [9, 10], [11, 12, 13], [23], list(range(0, 24, 2))])
 def test_resume_is_exact(whole, tmp_path, stops):
     result, asked, rows = whole
     config = tiny.get_config()
@@ -124,7 +122,9 @@ def test_short_epochs_are_saved_now_and_then_and_resume_is_exact(whole, tmp_path
 
 
 def test_the_longer_a_run_has_taken_the_rarer_it_saves(tmp_path, monkeypatch):
-    """A first epoch of 600 s, then epochs of 6 s: longer than `checkpoint_seconds`, less than a twentieth of the run."""
+    """A first epoch of 600 s, then epochs of 6 s: longer than `checkpoint_seconds`, less than a twentieth of the
+    run.
+    """
     config, saved, save, now = tiny.get_config(), [], CheckpointWriter.save, [0.0]
     config.train.checkpoint_seconds = 1.0
     monkeypatch.setattr(
@@ -140,9 +140,7 @@ def test_the_longer_a_run_has_taken_the_rarer_it_saves(tmp_path, monkeypatch):
             return super().batch(step)
 
     scores = {6: 0.5, 12: 0.4, 18: 0.3, 24: 0.2}
-    tiny.fit(
-        tmp_path, config, feed=Slow(), eval_fn=lambda state: tiny.Evaluation(scores[int(state.step)], 1.0, {})
-    )
+    tiny.fit(tmp_path, config, feed=Slow(), eval_fn=lambda state: tiny.Evaluation(scores[int(state.step)], 1.0, {}))
     assert saved == [6, 24]
     assert [saving.saving_interval(20.0, t) for t in (0, 100, 600, 12_000, 604_800)] == [20, 20, 30, 600, 600]
     assert [saving.saving_interval(least, 1e6) for least in (0.0, 600.0, 3600.0)] == [0.0, 600.0, 3600.0]
@@ -258,22 +256,13 @@ def test_divergence_stops_with_the_last_good_state(tmp_path):
     stopper = Stopper()
     good = tiny.fit(tmp_path / "good", feed=StopAt(7, stopper), stopper=stopper)
     assert saved.step == 13
-    assert bits(state.params) == bits(good.state.params) and bits(state.opt_state) == bits(
-        good.state.opt_state
-    )
+    assert bits(state.params) == bits(good.state.params) and bits(state.opt_state) == bits(good.state.opt_state)
 
 
 def test_unconverged_solver_is_told_once_and_counted_at_the_end(tmp_path, log):
     tiny.fit(tmp_path, train_step=tiny.make_train_step(tiny.get_config(), converged=False))
-    assert (
-        log.text.count("step 1: the forward solver has not converged for every sample (residual 0.25)") == 1
-    )
-    assert (
-        log.text.count(
-            "stopped above its tolerance for some samples in 24 of 24 steps (largest residual 0.25)"
-        )
-        == 1
-    )
+    assert log.text.count("step 1: the forward solver has not converged for every sample (residual 0.25)") == 1
+    assert log.text.count("stopped above its tolerance for some samples in 24 of 24 steps (largest residual 0.25)") == 1
     assert log.text.count("forward solver") == 2
 
 

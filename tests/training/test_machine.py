@@ -1,4 +1,5 @@
-"""What the machine refuses: full and read-only disks, an unwritable cache, a missing plugin, another JAX. One sentence each.
+"""What the machine refuses: full and read-only disks, an unwritable cache, a missing plugin, another JAX. One sentence
+each.
 
 Disks are real: a small file system in memory that only the program under test sees (Linux's mount namespaces).
 """
@@ -127,9 +128,7 @@ def test_an_unwritable_compilation_cache_is_told_once(tmp_path, name):
 def train_py(tmp_path: Path, *arguments: str, **more: object) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "train.py", "--workdir", tmp_path / "run", *arguments]
     surroundings = {"XDG_CACHE_HOME": tmp_path, "MPISJAX_CPU": "0", **more}  # compiling would be told, too
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment(**surroundings), check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**surroundings), check=False)
 
 
 def test_a_missing_gpu_plugin_is_told(tmp_path):
@@ -155,9 +154,7 @@ def test_another_jax_is_told(tmp_path, version, sentence):
     assert ended.returncode == 1 and not (tmp_path / "run").exists()
     first, *rest = ended.stderr.splitlines()
     assert first.startswith(sentence)
-    assert [line.startswith("error: data.name is 'nonsense'") for line in rest] == [True] * (
-        version != "0.9.2"
-    )
+    assert [line.startswith("error: data.name is 'nonsense'") for line in rest] == [True] * (version != "0.9.2")
 
 
 @pytest.mark.slow
@@ -174,6 +171,6 @@ def test_the_long_run_samples_a_short_one(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode in (0, 1) and "78 steps in" in done.stdout and ", 2 samples;" in done.stdout
-    # The first sample comes before the first step. Programs that compile for over a second are cached: how many do, is the
-    # machine's affair.
+    # The first sample comes before the first step. Programs that compile for over a second are cached: how many do, is
+    # the machine's affair.
     assert re.search(r"GREW: cached: 0 programs became [1-9]", done.stdout)

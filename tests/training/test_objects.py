@@ -1,4 +1,6 @@
-"""What settings name becomes an object: optimisers, schedules, a network of one's own; and what a step does with them."""
+"""What settings name becomes an object: optimisers, schedules, a network of one's own; and what a step does with
+them.
+"""
 
 from __future__ import annotations
 
@@ -68,9 +70,7 @@ def test_optimizers_decay_kernels_alone(name):
 
 def test_schedules_rise_and_fall():
     rates = np.array([cosine(0.4, 20, warmup_steps=4)(n) for n in range(21)])
-    assert rates[:5] == pytest.approx([0.1, 0.175, 0.25, 0.325, 0.4], rel=1e-5) and rates[
-        20
-    ] == pytest.approx(0)
+    assert rates[:5] == pytest.approx([0.1, 0.175, 0.25, 0.325, 0.4], rel=1e-5) and rates[20] == pytest.approx(0)
     assert (np.diff(rates[4:]) < 0).all()
     steps = [float(step_decay(1.0, 10, milestones=(0.5,), decay=0.1)(n)) for n in (0, 4, 6)]
     assert steps == pytest.approx([1.0, 1.0, 0.1])

@@ -1,4 +1,6 @@
-"""The switches of a training recipe: averages, decay of the feedback, another run's weights, the test split left out."""
+"""The switches of a training recipe: averages, decay of the feedback, another run's weights, the test split left
+out.
+"""
 
 from __future__ import annotations
 
@@ -158,9 +160,7 @@ def test_a_run_starts_from_a_pretrained_network():
     found = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(wanted))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.ema), found)
-    jax.tree.map(
-        np.testing.assert_array_equal, jax.device_get(state.opt_state), jax.device_get(parts.state.opt_state)
-    )
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.opt_state), jax.device_get(parts.state.opt_state))
     assert int(state.step) == 0
 
 
@@ -178,10 +178,7 @@ def test_a_run_starts_from_a_pretrained_network():
     ],
 )
 def test_recipes_that_cannot_be(first, tmp_path, settings, words):
-    given = {
-        key: value.format(first=first[0]) if isinstance(value, str) else value
-        for key, value in settings.items()
-    }
+    given = {key: value.format(first=first[0]) if isinstance(value, str) else value for key, value in settings.items()}
     with pytest.raises(UserError) as told:
         run(tiny(**given), tmp_path / "run")
     assert words in str(told.value)
@@ -216,9 +213,7 @@ def test_evaluation_counts_synaptic_operations_as_the_analysis_does(first):
             neuron=configuration.make_neuron(config),
             num_steps=count,
         )
-        assert (
-            score.synops == pytest.approx(sum(measured.cost.synops.values()), rel=1e-5) and score.synops > 0
-        )
+        assert score.synops == pytest.approx(sum(measured.cost.synops.values()), rel=1e-5) and score.synops > 0
         assert score.accuracy_spikes == pytest.approx(measured.accuracy_spikes)
 
 

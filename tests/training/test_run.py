@@ -61,11 +61,7 @@ def test_evaluation_reproduces_the_test_figures(done):
     parts, state, step = restore_best(workdir, config)
     assert step == result.best_step == result.test["checkpoint_step"]
     score = evaluation.as_json(evaluate_at(config, parts, state, parts.dataset.test, None))
-    assert (
-        {"checkpoint_step": step, **score}
-        == result.test
-        == json.loads((workdir / "results.json").read_text())
-    )
+    assert {"checkpoint_step": step, **score} == result.test == json.loads((workdir / "results.json").read_text())
     assert score["num_examples"] == 360 and score["num_steps"] == 2
     assert set(score["residual"]) == {"stream1"} and set(score["firing_rates"]) == {"stream1/layer1"}
 

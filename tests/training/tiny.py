@@ -184,9 +184,7 @@ def fit(
     from mpisjax.training.loop import LoopSettings
 
     config = config or get_config()
-    settings = LoopSettings(
-        **{name: config.train[name] for name in LoopSettings._fields if name in config.train}
-    )
+    settings = LoopSettings(**{name: config.train[name] for name in LoopSettings._fields if name in config.train})
     plain = configuration.to_plain(config)
     parts: dict[str, Any] = {
         "eval_fn": lambda state: evaluate(state, 1),
