@@ -5,8 +5,8 @@
 DIR holds the four IDX files; without it, prepared data or a download serve (docs/data.md).
 
 variant   parameters   the paper's     trained with                test accuracy
--         128,346      133K            rates, 6 + 2 solver steps   93.34% after 12 + 24 epochs (spikes alone, T = 30:
-93.15%) t30       128,346      133K, 93.14%    spikes, T = 30              not run here
+-         128,346      133K            rates, 6 + 2 solver steps   93.34% after 12 + 24 epochs (spikes: 93.15%)
+t30       128,346      133K, 93.14%    spikes, T = 30              not run here
 t100      128,346      133K, 93.23%    spikes, T = 100             not run here
 large_t1  2,629,514    ?, 93.83%       spikes, T = 1               not run here
 ide_t30   127,823      ?               spikes, T = 30              not run here
@@ -24,18 +24,18 @@ its rates.
 It goes on from trained rates (or from --config.train.init_from=fashion_mnist, or a run's folder) with the spikes' own
 answers after 1, 2 and 4 steps, differentiated through time.
 
-Measured on a 2-core AMD EPYC that other work kept busy, 2026-11-26, seed 0, commits af4f708 and de2bfe6, in two cycles,
-with
+Measured on a 2-core AMD EPYC that other work kept busy, 2026-11-26, seed 0, commits af4f708 and de2bfe6, in two
+cycles, with
     python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --workdir=runs/fashion_first
         --config.train.epochs=55
     python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --config.train.init_from=runs/fashion_first
         --config.train.epochs=24 --config.train.learning_rate=0.06 --config.train.warmup_epochs=0.2
 of which the first was interrupted in its thirteenth epoch (validation 92.98%): validation 94.14%, test 93.34%. The
 paper's 93.14% at T = 30 is reached by this one seed. Three seeds of the default, 30 epochs in one piece (2026-11-26,
-commit 8578c00): test 93.17 ± 0.10%, spikes alone 93.08 ± 0.28% (docs/pretrained.md). An epoch
-takes some 80 s. All these figures but those of `low` were measured with neurons that start from rest
-(--config.neuron.initial_potential=0); half the threshold is the default now. The solvers stop short of their
-tolerances: at the end the residual was 0.05 forward and 0.34 backward.
+commit 8578c00): test 93.17 ± 0.10%, spikes alone 93.08 ± 0.28% (docs/pretrained.md). An epoch takes some 80 s. All
+these figures but those of `low` were measured with neurons that start from rest (--config.neuron.initial_potential=0);
+half the threshold is the default now. The solvers stop short of their tolerances: at the end the residual was 0.05
+forward and 0.34 backward.
 """
 
 import ml_collections

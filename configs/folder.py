@@ -1,5 +1,4 @@
-"""Images of one's own, in DIR/CLASS or in DIR/train/CLASS and DIR/test/CLASS: PNG, JPEG, BMP or WebP, a few dozen or
-more.
+"""Images of one's own, in DIR/CLASS or in DIR/train/CLASS and DIR/test/CLASS: PNG, JPEG, BMP or WebP, a few dozen up.
 
     python train.py --config configs/folder.py --config.data.dir=DIR
 

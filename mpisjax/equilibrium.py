@@ -215,8 +215,7 @@ def _check_fires(traced: firing.Traced, params: Any, init: Any, x: Any) -> None:
     if strange or not any("fire" in found for found in seen):
         raise UserError(
             f"the transition returns {', '.join(strange or paths)} without calling fire on the way: return activity, "
-            "what "
-            "fire(name, current) gives."
+            "what fire(name, current) gives."
         )
 
 
@@ -242,8 +241,7 @@ def _check_batch(init: Any, batch_axis: int | None) -> None:
         if len(sizes) > 1:
             raise UserError(
                 f"init holds {sizes} samples on batch_axis {batch_axis} of its leaves: give all the same number, or "
-                "set "
-                "batch_axis to None."
+                "set batch_axis to None."
             )
 
 
@@ -337,8 +335,7 @@ def equilibrium_forward(
     if not callable(transition) or hasattr(transition, "apply"):
         raise UserError(
             f"the transition is {type(transition).__name__!r}: pass a function (params, rates, x, fire) -> rates; of a "
-            "Flax "
-            "module that is a function that calls its .apply."
+            "Flax module that is a function that calls its .apply."
         )
     _check_instance("neuron", neuron, (Neuron,), "mpisjax.LIF(leak=0.9)")  # type: ignore[arg-type]
     if isinstance(neuron, type):

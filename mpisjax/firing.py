@@ -52,8 +52,7 @@ def _batched(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tup
 def _not_here(*args: Any, **params: Any) -> Any:
     raise UserError(
         f"the population {params['name']!r} is differentiated inside the transition: take derivatives of the "
-        "equilibrium, "
-        "outside it."
+        "equilibrium, outside it."
     )
 
 
@@ -82,8 +81,7 @@ def _taken_apart(neuron: Any, current: Array, name: str) -> tuple[list[Array], _
         except ValueError as error:
             raise UserError(
                 f"the population {name!r} has a current of shape {list(current.shape)} and a neuron with a parameter "
-                "of "
-                f"shape {list(np.shape(leaf))}: make them fit, one value a channel, say."
+                f"of shape {list(np.shape(leaf))}: make them fit, one value a channel, say."
             ) from error
         # A selection, which XLA drops, gives it the current's type on a mesh.
         arrays.append(jax.lax.select(jnp.ones(current.shape, bool), same, current.astype(same.dtype)))
@@ -241,8 +239,7 @@ def check_rates(what: str, out: Any, init: Any) -> None:
     if structures[0] != structures[1]:
         raise UserError(
             f"the {what} returns rates of structure {structures[0]} but init is of structure {structures[1]}: give "
-            "both the "
-            "same structure, shapes and dtypes."
+            "both the same structure, shapes and dtypes."
         )
     if _describe(out) != _describe(init):
         raise UserError(
@@ -268,8 +265,7 @@ def _populations(jaxpr: Jaxpr) -> Iterator[tuple[str, Population]]:
             if eqn.primitive.name not in _NESTED:
                 raise UserError(
                     f"fire() is called inside {eqn.primitive.name!r}, where a neuron's state cannot be followed: call "
-                    "it "
-                    "outside, or inside jit, vmap, scan, cond or remat (a loop of fixed length is a jax.lax.scan)."
+                    "it outside, or inside jit, vmap, scan, cond or remat (a loop of fixed length is a jax.lax.scan)."
                 )
             for inner in jaxprs_in_params(eqn.params):
                 for name, found in _populations(inner):
@@ -309,8 +305,8 @@ def _follow(
             if activity.shape != current.shape or activity.dtype != current.dtype:
                 raise UserError(
                     f"the neuron of the population {name!r} gives an activity of "
-                    f"{activity.dtype}{list(activity.shape)} for "
-                    f"a current of {current.dtype}{list(current.shape)}: return the current's shape and dtype."
+                    f"{activity.dtype}{list(activity.shape)} for a current of {current.dtype}{list(current.shape)}: "
+                    "return the current's shape and dtype."
                 )
             out = [activity]
         elif _holds_fire(eqn):

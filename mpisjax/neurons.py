@@ -145,8 +145,7 @@ class LIF:
             if isinstance(getattr(self, name), jax.core.Tracer):
                 raise UserError(
                     f"neuron.{name} is traced, but the equilibrium does not depend on it and gives it no gradient: "
-                    "pass "
-                    "a number."
+                    "pass a number."
                 )
         if not 0 < self.leak <= 1:
             raise UserError(f"neuron.leak is {self.leak}: set it in (0, 1]; 1 means no leak (IF).")

@@ -96,8 +96,7 @@ class Adjoint:
         if self.damping and self.solver in _KRYLOV:
             raise UserError(
                 f"adjoint.damping is {self.damping} but adjoint.solver is {self.solver!r}, which has none: set it to "
-                "0, or "
-                "the solver to 'neumann', 'anderson' or 'phantom'."
+                "0, or the solver to 'neumann', 'anderson' or 'phantom'."
             )
 
 

@@ -99,10 +99,8 @@ def render(content: dict[str, Any]) -> str:
     parts += [f"Warning: {w}." for w in warnings]
     parts.append(
         "Change: ||r(t) - r(t-1)||; residual: ||f(r(t)) - r(t)||, means over samples; relative: over "
-        "||r(t)||. A change is no proof of an "
-        "equilibrium: averages over t steps move by about 1/t whatever they tend to. The residual is. The "
-        "paper shows "
-        "its Figure 3 as a plot; its values are not known here."
+        "||r(t)||. A change is no proof of an equilibrium: averages over t steps move by about 1/t whatever they tend "
+        "to. The residual is. The paper shows its Figure 3 as a plot; its values are not known here."
     )
     return "\n\n".join(parts)
 

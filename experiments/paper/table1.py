@@ -131,10 +131,8 @@ def render(content: dict[str, Any]) -> str:
     parts.append(" ".join(list(filter(None, sentences)) + _memory_sentences(content)))
     parts.append(
         "Accuracy: on the test split, with the state chosen on held-out training examples; the implicit "
-        "method's by "
-        "the equivalent path, BPTT's by its own readout. Memory: temporary bytes of the compiled training "
-        "step, a "
-        "device."
+        "method's by the equivalent path, BPTT's by its own readout. Memory: temporary bytes of the compiled training "
+        "step, a device."
     )
     return "\n\n".join(p for p in parts if p)
 

@@ -80,12 +80,9 @@ def render(content: dict[str, Any]) -> str:
         [
             table(header, lines),
             f"Spikes a neuron and time step: true counts over all T steps, mean over neurons and {number} "
-            "test examples. "
-            f"The paper's Table 2 has {reported.FIRING_RATES}; which of its layers is which of ours is not "
-            "known here. Its "
-            "public code does not accumulate spikes over the steps (see the page on it), which would make "
-            "them smaller. "
-            f"Energies are estimates, not measurements. {CONSTANTS}",
+            f"test examples. The paper's Table 2 has {reported.FIRING_RATES}; which of its layers is which of ours is "
+            "not known here. Its public code does not accumulate spikes over the steps (see the page on it), which "
+            f"would make them smaller. Energies are estimates, not measurements. {CONSTANTS}",
         ]
     )
 

@@ -78,10 +78,8 @@ def render(content: dict[str, Any]) -> str:
     lines = [[method, *(cell(by_layer[k]) for k in layers)] for method, by_layer in first["agreements"].items()]
     about = (
         f"{net['data']}, {net['title']}, T = {net['steps']}: cosine with the reference gradient and, in "
-        "brackets, the "
-        f"ratio of norms. Reference: {first['reference']}, on {first['samples']} training examples, running "
-        "statistics, "
-        f"seed {content['seeds'][0]}. The paper has no such table."
+        f"brackets, the ratio of norms. Reference: {first['reference']}, on {first['samples']} training examples, "
+        f"running statistics, seed {content['seeds'][0]}. The paper has no such table."
     )
     return f"{table(['gradient', *layers], lines)}\n\n{about}"
 

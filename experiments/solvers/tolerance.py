@@ -91,8 +91,8 @@ def render(content: dict[str, Any]) -> str:
     ]
     about = (
         "Rate-mode training; forward solver and adjoint with one tolerance, their limits apart. Steps and "
-        "residuals are means over the "
-        "second half of training; the solver's residual belongs to the iterate before the one that is used."
+        "residuals are means over the second half of training; the solver's residual belongs to the iterate before the "
+        "one that is used."
     )
     return f"{table(header, lines, 0)}\n\n{about}"
 

@@ -104,11 +104,9 @@ def render(content: dict[str, Any]) -> str:
             parts.append(f"The warm start saves {min(saved):.1f} to {max(saved):.1f} evaluations of f.")
     parts.append(
         f"{net['data']}, {net['title']}, trained with T = {net['steps']}: the relative residual of the worst "
-        "stream in a plain fixed-point "
-        "iteration, mean over samples, counts interpolated. The mean equilibrium knows nothing of a sample "
-        "or its label. "
-        "`equilibrium_forward(init=...)` and `model.apply(init=...)` take any start; training starts from "
-        "zeros."
+        "stream in a plain fixed-point iteration, mean over samples, counts interpolated. The mean equilibrium knows "
+        "nothing of a sample or its label. `equilibrium_forward(init=...)` and `model.apply(init=...)` take any start; "
+        "training starts from zeros."
     )
     return "\n\n".join(parts)
 

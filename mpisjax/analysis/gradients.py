@@ -110,8 +110,7 @@ class Problem:
         if not largest < 1e-2:
             raise UserError(
                 f"the gradient audit found no fixed point of this network (residual {largest:.2g}): train it "
-                "with "
-                "train.jacobian_penalty above 0, or audit another checkpoint."
+                "with train.jacobian_penalty above 0, or audit another checkpoint."
             )
         if sum(a[0].size for a in jax.tree.leaves(found.rates)) > LARGEST_DENSE:
             return "implicit, tight", gradient

@@ -194,8 +194,7 @@ def _facts(
         (
             "spectral radius of the Jacobian",
             f"{np.median(radius.value):.3f} in the median, {radius.value.max():.3f} at most, of {len(radius.value)} "
-            "examples; "
-            f"estimated to within {100 * np.max(radius.error):.1g}%",
+            f"examples; estimated to within {100 * np.max(radius.error):.1g}%",
         ),
         (
             "machine",

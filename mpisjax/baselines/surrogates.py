@@ -116,8 +116,7 @@ def with_surrogate(surrogate: str) -> Callable[[Neuron], Neuron]:
         if not isinstance(neuron, LIF) or not isinstance(neuron.threshold, (int, float)):
             raise UserError(
                 f"backpropagation through time has no surrogate derivative for {neuron!r}: use LIF or IF neurons with "
-                "a "
-                "number for a threshold."
+                "a number for a threshold."
             )
         return SurrogateLIF(neuron, surrogate)
 

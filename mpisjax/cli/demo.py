@@ -94,8 +94,7 @@ def demonstrate(given: argparse.Namespace) -> None:
     if novelty > 1:
         console.print(
             f"This image is unlike the training data of {trained.name}: {novelty:.1f} times as far from them as 99 of "
-            "100 "
-            "of their kind. Do not trust the answer.",
+            "100 of their kind. Do not trust the answer.",
             style="bold yellow",
         )
     title = f"{answer} after {at + 1} of {steps} steps, {found.spikes_until(at + 1):,} spikes ({trained.name})"

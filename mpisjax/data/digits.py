@@ -1,10 +1,9 @@
 """Scikit-learn's digits, as pictures and as an event camera would see them: both sets need no download.
 
 The 1,797 real handwritten digits of 8 x 8 pixels are the test part of the UCI "Optical Recognition of Handwritten
-Digits"
-set (E. Alpaydin and C. Kaynak, 1998): 32 x 32 bitmaps, summed over blocks of 4 x 4, so 17 grey levels. Scikit-learn's
-copy has no official split. One is made here: a fixed seed chooses 20% of each class for the test split, whatever the
-configuration says.
+Digits" set (E. Alpaydin and C. Kaynak, 1998): 32 x 32 bitmaps, summed over blocks of 4 x 4, so 17 grey levels.
+Scikit-learn's copy has no official split. One is made here: a fixed seed chooses 20% of each class for the test split,
+whatever the configuration says.
 
 The camera follows N-MNIST (G. Orchard, A. Jayawant, G. Cohen and N. Thakor, "Converting static image datasets to
 spiking neuromorphic datasets using saccades", 2015): three saccades of 105 ms each along a triangle, by (+3.5, +7),

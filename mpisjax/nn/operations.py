@@ -26,12 +26,9 @@ ADD_PJ, MULTIPLY_PJ, SRAM_PJ = 0.9, 3.7, 50.0
 MAC_PJ = ADD_PJ + MULTIPLY_PJ
 CONSTANTS = (
     "Horowitz, ISSCC 2014, 45 nm, 32-bit floating point: addition 0.9 pJ, multiply-accumulate 4.6 pJ, 32-bit "
-    "access "
-    "to a 1 MB SRAM 50 pJ (half of a 64-bit one). Memory traffic assumes no reuse, an upper bound: a "
-    "synaptic "
-    "operation reads a weight and reads and writes a membrane potential; a multiply-accumulate reads a "
-    "weight and an "
-    "activity; an update of a neuron reads and writes its potential."
+    "access to a 1 MB SRAM 50 pJ (half of a 64-bit one). Memory traffic assumes no reuse, an upper bound: a "
+    "synaptic operation reads a weight and reads and writes a membrane potential; a multiply-accumulate reads a "
+    "weight and an activity; an update of a neuron reads and writes its potential."
 )
 
 

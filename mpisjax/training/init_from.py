@@ -33,8 +33,7 @@ def config_of(checkpoint: Checkpoint) -> ml_collections.ConfigDict:
         run = checkpoint.path.parent.parent
         raise UserError(
             f"{run} was trained by mpisjax.fit, so no settings say what its network is; call mpisjax.fit again with "
-            "the same "
-            "objects, which gives its best weights"
+            "the same objects, which gives its best weights"
         )
     return configuration.with_defaults(configuration.from_plain(stored))
 

@@ -190,8 +190,7 @@ def assert_equal_across_processes(what: str, value: str) -> None:
     if other:
         raise CommonError(
             f"process {other[0]} has another {what} than process 0: start all processes with the same command, code "
-            "and "
-            "data"
+            "and data"
         )
 
 

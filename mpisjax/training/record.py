@@ -147,8 +147,7 @@ def check(checkpoint: Checkpoint, origin: Origin, steps_per_epoch: int) -> bool:
     if longer:
         _log.warning(
             "the run was complete after %s epochs and goes on to %s: from here on the learning rate is that of the "
-            "longer "
-            "run, so the outcome is not that of %s epochs from the start",
+            "longer run, so the outcome is not that of %s epochs from the start",
             theirs["train.epochs"], ours["train.epochs"], ours["train.epochs"],
         )  # fmt: skip
     if checkpoint.content["environment"] != environment():

@@ -96,8 +96,7 @@ def unreachable(workdir: Any, error: Exception) -> UserError:
     """The sentence for a bucket that cannot be read or written."""
     return UserError(
         f"{workdir} cannot be read or written ({' '.join(str(error).split())[:200] or type(error).__name__}); check "
-        "the "
-        "bucket's name, this machine's credentials and the network, and run the same command to go on"
+        "the bucket's name, this machine's credentials and the network, and run the same command to go on"
     )
 
 
