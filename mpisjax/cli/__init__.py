@@ -160,6 +160,9 @@ def report_user_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # Python 3.11 makes a RuntimeError of whatever is raised while a class body of an import is being finished.
+        if isinstance(error.__cause__, Preempted):
+            _leave(error.__cause__)
         sentence = explain(error)
         if sentence is None:
             raise
@@ -169,11 +172,15 @@ def report_user_errors() -> Iterator[None]:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
     except Preempted as stop:
-        # A second signal must not turn the orderly end into a death.
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        print(f"stopped by {stop}; run the same command to go on", file=sys.stderr, flush=True)
-        sys.exit(0)
+        _leave(stop)
+
+
+def _leave(stop: Preempted) -> NoReturn:
+    # A second signal must not turn the orderly end into a death.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    print(f"stopped by {stop}; run the same command to go on", file=sys.stderr, flush=True)
+    sys.exit(0)
 
 
 def set_up_log() -> None:

@@ -262,3 +262,21 @@ def test_help_has_every_setting_with_its_default_and_meaning():
     for name, setting in SETTINGS.items():
         line = next(line for line in shown.splitlines() if line.startswith(f"  --config.{name}="))
         assert str(setting.default).replace(" ", "") in line and setting.meaning.split()[0] in line
+
+
+def test_a_stop_while_a_class_is_made_is_a_stop(python):
+    """In Python 3.11 what is raised there comes out as a RuntimeError."""
+    code = """
+from mpisjax import cli
+from mpisjax.training.preemption import Preempted
+
+class Stops:
+    def __set_name__(self, owner, name):
+        raise Preempted("SIGTERM")
+
+with cli.report_user_errors():
+    class Made:
+        attribute = Stops()
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "stopped by SIGTERM; run the same command to go on\n")
