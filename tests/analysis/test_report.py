@@ -75,7 +75,7 @@ def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
     write_report(subject, dataset, dataset.test, tmp_path, path, steps=(2, 4), examples=20)
     page = Page()
     page.feed(path.read_text())
-    assert not page.links and len(page.images) == 6
+    assert not page.links and len(page.images) == 7  # the last one, of misclassified examples
     for uri in page.images:
         kind, _, encoded = uri.partition(",")
         assert kind == "data:image/png;base64"
@@ -88,7 +88,7 @@ def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
     write_report(subject, dataset, dataset.test, tmp_path, path, steps=(), examples=8)
     page = Page()
     page.feed(path.read_text())
-    assert len(page.images) == 4
+    assert len(page.images) == 5
 
 
 def test_raster_holds_the_simulation_s_spikes(run):
