@@ -2,9 +2,9 @@
 
 The chip is Intel's Loihi 2, as the technology brief "Taking neuromorphic computing to the next level with Loihi 2"
 (Intel Labs, 2021) lists it: 128 neuron cores, up to 1 million neurons (8,192 a core) and 120 million synapses a chip,
-192 KB of memory a core, shared as needed between synapses and neurons. How a compiler would place
-a network depends on more than that, so cores are counted by memory and by neurons alone. Convolutions share
-weights; where a placement cannot, `synapses` says how many there are.
+192 KB of memory a core, shared as needed between synapses and neurons. This last figure is not checked against the
+brief. How a compiler would place a network depends on more than that, so cores are counted by memory and by neurons
+alone. Convolutions share weights; where a placement cannot, `synapses` says how many there are.
 """
 
 from __future__ import annotations
