@@ -1,4 +1,5 @@
-"""Nothing CPU-only is left in the path: training step and evaluation lower for TPU, CUDA and CPU, for every config.
+"""Nothing CPU-only is left in the path: training step and evaluation lower for TPU, CUDA and CPU, for every kind of
+config.
 
 They are lowered as a run on eight devices would compile them, from shapes alone: no array is made, and no such device
 is needed. What a platform's compiler then does with the program is not tried here.
@@ -15,6 +16,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.sharding import AbstractMesh, AxisType
 
 from mpisjax import config_files, configuration, cpu
@@ -43,16 +45,35 @@ INPUTS = {
 }
 
 
+QUICK = ("digits", "mnist", "shd")  # spikes, rates and input over time; the others where there is time
+
+
+def structure_of(config: Any) -> tuple[Any, ...]:
+    """What of a config decides which operations its programs have: sizes and rates are left out."""
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return len(value)
+        return value if isinstance(value, str) else bool(value)
+
+    flat = flatten_dict({key: config[key].to_dict() for key in ("neuron", "forward", "adjoint", "model", "train")})
+    kinds = {key: kind(value) for key, value in flat.items()}
+    temporal, fused, leaky = INPUTS[config.data.name][0] > 0, config.model.num_streams > 1, config.neuron.leak < 1.0
+    return (temporal, fused, leaky, *sorted(kinds.items()))
+
+
 def every() -> list[Any]:
-    """All config files and variants; of each file one in the default run, the others where there is time."""
-    found = []
-    for path in sorted(FOLDER.glob("*.py")):
+    """Of the config files and their variants one of each structure."""
+    found: dict[Any, Any] = {}
+    for path in sorted(FOLDER.glob("*.py"), key=lambda path: (path.stem not in QUICK, path.stem)):
         module: dict[str, Any] = {}
         exec(compile(path.read_text(), path, "exec"), module)
         for variant in (None, *module.get("VARIANTS", {})):
-            marks = [pytest.mark.slow] if variant else []
-            found.append(pytest.param(path, variant, id=f"{path.stem}-{variant or 'plain'}", marks=marks))
-    return found
+            config = config_files.load_config(f"{path}:{variant}" if variant else str(path))
+            marks = [] if variant is None and path.stem in QUICK else [pytest.mark.slow]
+            name = f"{path.stem}-{variant or 'plain'}"
+            found.setdefault(structure_of(config), pytest.param(config, id=name, marks=marks))
+    return list(found.values())
 
 
 def shapes_of(config: Any) -> tuple[SimpleNamespace, Any, TrainState, Batch]:
@@ -124,9 +145,9 @@ def lower(config: Any) -> None:
         check(evaluated, variables, batch)
 
 
-@pytest.mark.parametrize(("path", "variant"), every())
-def test_every_config_lowers_for_every_platform(path, variant):
-    lower(config_files.load_config(f"{path}:{variant}" if variant else str(path)))
+@pytest.mark.parametrize("config", every())
+def test_every_kind_of_config_lowers_for_every_platform(config):
+    lower(config)
 
 
 @pytest.mark.slow
