@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum, hold_out
 from mpisjax.errors import UserError
@@ -19,10 +20,10 @@ CHUNK = 1024  # images scaled at a time
 
 
 def from_arrays(
-    x: Any,
-    y: Any,
-    x_test: Any = None,
-    y_test: Any = None,
+    x: ArrayLike,
+    y: ArrayLike,
+    x_test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
     *,
     value_range: tuple[float, float] | None = None,
     test_share: float = 0.2,

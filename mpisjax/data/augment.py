@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from jax.typing import DTypeLike
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -51,7 +52,7 @@ class Inputs(Protocol):
         """The number of classes."""
 
 
-def prepare_images(images: jax.Array, inputs: Inputs, dtype: Any = None) -> jax.Array:
+def prepare_images(images: jax.Array, inputs: Inputs, dtype: DTypeLike | None = None) -> jax.Array:
     """Makes a batch of bytes a network's input.
 
     Args:

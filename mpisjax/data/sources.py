@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from mpisjax.data.frames import make_binning
 from mpisjax.data.recordings import CIFAR10_CLASSES, EVENT_SETS, Recordings, load_recordings
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder, expand
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 DIGITS = tuple("0123456789")
 
@@ -48,7 +51,7 @@ OWN_SETTINGS = ("test_share", "num_validation", "validation_share", "split_seed"
 FRAME_SETTINGS = ("num_frames", "frames", "binning", "crop", "denoise_us")
 
 
-def load(config: Any) -> DataSet:
+def load(config: ConfigDict) -> DataSet:
     """Loads a data set.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import graphlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from mpisjax.export.nir_nodes import MAX_WEIGHTS, package
 from mpisjax.export.nir_populations import Population, find
 from mpisjax.neurons import LIF
 from mpisjax.nn.convolution import conv2d
+
+if TYPE_CHECKING:
+    import nir
 
 Array = jax.Array
 MAX_NEURONS = 2**26
@@ -48,7 +51,7 @@ class Imported(NamedTuple):
     graph: Any
 
 
-def from_nir(graph: Any, *, reset: str = "") -> Imported:
+def from_nir(graph: nir.NIRGraph | str | Path, *, reset: str = "") -> Imported:
     """Reads a NIR graph.
 
     Args:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import jax
+from jaxtyping import PyTree
 
 from mpisjax.equilibrium import Equilibrium, equilibrium_forward
-from mpisjax.firing import RateReading
+from mpisjax.firing import RateReading, Transition
 from mpisjax.neurons import LIF
 from mpisjax.nn.mpis import MPIS, sample_masks
+from mpisjax.nn.network import Rates, Variables
 from mpisjax.residuals import relative_residual
 from mpisjax.simulate import Simulation, SpikeForward, simulate, weighted_mean_frame
 from mpisjax.solvers import Adjoint, AdjointStats, RateForward
@@ -28,10 +30,10 @@ class Output(NamedTuple):
 
     logits: Array
     equilibrium: Equilibrium
-    batch_stats: Any
+    batch_stats: PyTree
 
 
-def init_variables(net: MPIS, rng: Array, images: Array, neuron: LIF) -> dict[str, Any]:
+def init_variables(net: MPIS, rng: Array, images: Array, neuron: LIF) -> Variables:
     """Parameters and running statistics: `{"params": ..., "batch_stats": ...}`.
 
     Args:
@@ -43,7 +45,7 @@ def init_variables(net: MPIS, rng: Array, images: Array, neuron: LIF) -> dict[st
     return dict(net.init(rng, images, RateReading(neuron)))
 
 
-def transition_of(net: MPIS) -> Any:
+def transition_of(net: MPIS) -> Transition[Rates]:
     """The network as `equilibrium_forward` takes it, with running statistics: `params` are all variables."""
 
     def transition(variables: Any, rates: Any, x: Any, fire: Any) -> Any:
@@ -54,7 +56,7 @@ def transition_of(net: MPIS) -> Any:
 
 def apply(
     net: MPIS,
-    variables: dict[str, Any],
+    variables: Variables,
     images: Array,
     *,
     neuron: LIF,
@@ -64,7 +66,7 @@ def apply(
     rng: Array | None = None,
     returns: str = "equivalent",
     probe: AdjointStats | None = None,
-    init: Any = None,
+    init: Rates | None = None,
 ) -> Output:
     """Classifies images by the equilibrium of the streams.
 
@@ -119,7 +121,7 @@ def apply(
     return Output(logits, equilibrium, stats)
 
 
-def spikes(net: MPIS, variables: dict[str, Any], images: Array, *, neuron: LIF, forward: SpikeForward) -> Simulation:
+def spikes(net: MPIS, variables: Variables, images: Array, *, neuron: LIF, forward: SpikeForward) -> Simulation:
     """Simulates the spiking network alone, with every population's rate and spike count recorded."""
     x = net.apply(variables, images, False, method="encode")
     return simulate(
@@ -134,13 +136,13 @@ def spikes(net: MPIS, variables: dict[str, Any], images: Array, *, neuron: LIF, 
     )
 
 
-def classify(net: MPIS, variables: dict[str, Any], rates: Any) -> Array:
+def classify(net: MPIS, variables: Variables, rates: Rates) -> Array:
     """The head alone, in evaluation: rates -> logits [batch, num_classes]."""
     return cast(Array, net.apply(variables, rates, False, method="classify"))
 
 
 def equivalent_step(
-    net: MPIS, variables: dict[str, Any], images: Array, rates: Any, neuron: LIF
+    net: MPIS, variables: Variables, images: Array, rates: Any, neuron: LIF
 ) -> tuple[Any, dict[str, Array], Any]:
     """One step of the equivalent map f, in evaluation.
 
@@ -154,6 +156,6 @@ def equivalent_step(
     return stepped, reading.activity, relative_residual(stepped, rates)
 
 
-def parameter_count(variables: dict[str, Any]) -> int:
+def parameter_count(variables: Variables) -> int:
     """Trainable parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

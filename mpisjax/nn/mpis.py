@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
 
 from mpisjax.errors import UserError
 from mpisjax.firing import Fire
@@ -85,12 +87,12 @@ class MPIS(nn.Module):
     head: str = "fused"
     neurons: tuple[str, ...] = ()
     learn_threshold: bool = False
-    neuron: Any = None
+    neuron: LIF | None = None
     dropout: float = 0.0
     temporal: bool = False
     momentum: float = 0.9
-    dtype: Any = None
-    sharding: Any = None
+    dtype: DTypeLike | None = None
+    sharding: NamedSharding | None = None
 
     def __post_init__(self) -> None:
         depth = len(self.layers)

@@ -13,17 +13,20 @@ plain JAX, Flax NNX (through `nnx.split` and `nnx.merge`) and Equinox fit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, cast
 
 import flax.linen as nn
 import jax
+from jaxtyping import Float, PyTree
 
 from mpisjax.errors import UserError
 from mpisjax.firing import Fire
 from mpisjax.nn.mpis import MPIS
 
 Array = jax.Array
-Variables = dict[str, Any]
+Variables: TypeAlias = dict[str, PyTree]
+Rates: TypeAlias = PyTree[Float[Array, "batch ..."]]
+Currents: TypeAlias = PyTree[Float[Array, "..."]]
 METHODS = ("init", "initial_rates", "encode", "transition", "classify")
 
 
@@ -41,21 +44,23 @@ class Network(Protocol):
     def init(self, key: Array, images: Array) -> Variables:
         """Random variables for images [batch, H, W, C] (temporal: [time, batch, H, W, C])."""
 
-    def initial_rates(self, images: Array) -> Any:
+    def initial_rates(self, images: Array) -> Rates:
         """Zeros of the rates that are fed back, a pytree of [batch, ...], for a batch of images."""
 
-    def encode(self, variables: Variables, images: Array, train: bool) -> tuple[Any, Any]:
+    def encode(self, variables: Variables, images: Array, train: bool) -> tuple[Currents, PyTree]:
         """What drives the neurons, constant over the time steps; and running statistics."""
 
-    def transition(self, variables: Variables, rates: Any, x: Any, fire: Fire, train: bool) -> tuple[Any, Any]:
+    def transition(
+        self, variables: Variables, rates: Rates, x: Currents, fire: Fire, train: bool
+    ) -> tuple[Rates, PyTree]:
         """One pass: rates -> rates; and running statistics. `fire(name, current)` is a population of neurons."""
 
-    def classify(self, variables: Variables, rates: Any, train: bool) -> tuple[Array, Any]:
+    def classify(self, variables: Variables, rates: Rates, train: bool) -> tuple[Array, PyTree]:
         """Rates -> logits [batch, num_classes]; and running statistics."""
 
 
-def as_module(network: Any) -> Any:
-    """A network of one's own as the package calls it: with linen's `init` and `apply`.
+def as_module(network: MPIS | nn.Module | Network) -> MPIS:
+    """A network of one's own as the package calls `MPIS`: with linen's `init` and `apply`.
 
     Args:
         network: A linen module or a `Network`, as this file says.
@@ -67,14 +72,14 @@ def as_module(network: Any) -> Any:
         UserError: The network lacks a method.
     """
     if isinstance(network, MPIS | _Module):
-        return network
+        return cast(MPIS, network)
     missing = [name for name in METHODS if not callable(getattr(network, name, None))]
     if missing:
         raise UserError(
             f"the network {type(network).__name__} has no {missing[0]}: give it the methods {', '.join(METHODS)} "
             "(mpisjax/nn/network.py says what they do)"
         )
-    return _Linen(network) if isinstance(network, nn.Module) else _Functions(network)
+    return cast(MPIS, _Linen(network) if isinstance(network, nn.Module) else _Functions(network))
 
 
 class _Module:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
@@ -51,7 +52,7 @@ def without_examples(inputs: Inputs) -> DataSet:
     )
 
 
-def as_pixels(images: Any, inputs: Inputs, value_range: tuple[float, float] | None = None) -> jax.Array:
+def as_pixels(images: ArrayLike, inputs: Inputs, value_range: tuple[float, float] | None = None) -> jax.Array:
     """A batch of images in the 0..255 that networks are trained on.
 
     Args:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from mpisjax.errors import UserError
 from mpisjax.pretrained.inputs import Inputs, as_pixels, without_examples
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     import ml_collections
 
     from mpisjax.neurons import LIF
+    from mpisjax.nn import MPIS
     from mpisjax.nn.model import Output
+    from mpisjax.nn.network import Variables
     from mpisjax.pretrained.familiar import Familiar
     from mpisjax.pretrained.predict import Prediction
     from mpisjax.simulate import SpikeForward
@@ -43,18 +47,18 @@ class Trained(NamedTuple):
     """
 
     name: str
-    net: Any
+    net: MPIS
     neuron: LIF
     forward: SpikeForward
     apply: Callable[..., Output]
-    params: Any
-    batch_stats: Any
+    params: PyTree
+    batch_stats: PyTree
     config: ml_collections.ConfigDict
     inputs: Inputs
     card: dict[str, Any]
 
     @property
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> Variables:
         """Parameters and running statistics, as `apply` and `mpisjax.nn` take them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
@@ -73,7 +77,7 @@ class Trained(NamedTuple):
 
     def predict(
         self,
-        images: Any,
+        images: ArrayLike | str | Path | Sequence[str | Path],
         *,
         value_range: tuple[float, float] | None = None,
         num_steps: int | None = None,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,7 +18,8 @@ from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import Augmentation, DataSet, Feed
 from mpisjax.errors import UserError
 from mpisjax.neurons import LIF
-from mpisjax.nn import as_module
+from mpisjax.nn import MPIS, Network, as_module
+from mpisjax.nn.network import Variables
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, RateForward
 from mpisjax.training import checkpoints, devices, processes, record, run_folder, step_runner
@@ -56,7 +58,7 @@ class FitResult(NamedTuple):
 
 
 def fit(
-    network: Any,
+    network: MPIS | nn.Module | Network,
     dataset: DataSet,
     *,
     workdir: str | Path,
@@ -78,13 +80,13 @@ def fit(
     rate_weight: float = 0.0,
     averaging: float = 0.0,
     accumulate: int = 1,
-    variables: dict[str, Any] | None = None,
+    variables: Variables | None = None,
     patience: int = 0,
     on_epoch: OnEpoch | None = None,
     on_end: Callable[[Path], None] | None = None,
     eval_batch_size: int = 256,
-    **how_to_save: Any,
-) -> tuple[dict[str, Any], FitResult]:
+    **how_to_save: float,
+) -> tuple[Variables, FitResult]:
     """Trains a network, from wherever the run in `workdir` stands, and measures its best state on the test split.
 
     The same call goes on after an interruption, bit for bit; with more `epochs` it goes on with a run that is complete.
@@ -161,7 +163,7 @@ def fit(
         "batch_size": batch_size,
     }  # fmt: skip
     result = train(
-        LoopSettings(epochs, batch_size, patience=patience, **how_to_save),
+        LoopSettings(epochs, batch_size, patience=patience, **how_to_save),  # type: ignore[arg-type]
         workdir,
         state=state,
         train_step=make_train_step(
