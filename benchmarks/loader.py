@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mpisjax import config_files, configuration, data
+from mpisjax import data
+from mpisjax.configuration import config_files, makers
 from mpisjax.training.run import Parts, assemble
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,7 @@ def config_of(name: str, data_dir: str = "") -> ml_collections.ConfigDict:
 
 def training_rate(config: ml_collections.ConfigDict, parts: Parts, repeats: int) -> float:
     """Images per second of the training step alone, on a batch that is loaded already."""
-    step = configuration.make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
+    step = makers.make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
     batch = parts.feed.batch(0)
     state = jax.tree.map(jnp.copy, parts.state)  # donated
 

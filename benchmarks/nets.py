@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from mpisjax import configuration
+from mpisjax.configuration import makers
 from mpisjax.data import Batch, prepare_images
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
@@ -83,7 +84,7 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     if batch_size:
         config.train.batch_size = batch_size
     dataset = Images()
-    return Case(title, config, dataset, configuration.make_network(config, cast(Any, dataset)))
+    return Case(title, config, dataset, makers.make_network(config, cast(Any, dataset)))
 
 
 def with_forward(c: Case, mode: int | str, **settings: Any) -> Case:
@@ -129,8 +130,8 @@ class Subject:
             self.mesh = jax.sharding.Mesh(jax.devices()[:num_devices], ("data",))
         self.batch = jax.device_put(host_batch(batch_size), batch_sharding(self.mesh))
         zeros = jnp.zeros((2, SIDE, SIDE, 1))
-        variables = model.init_variables(c.net, jax.random.key(0), zeros, configuration.make_neuron(c.config))
-        state = jax.device_put(configuration.init_state(c.config, variables, STEPS_PER_EPOCH), replicated(self.mesh))
+        variables = model.init_variables(c.net, jax.random.key(0), zeros, makers.make_neuron(c.config))
+        state = jax.device_put(makers.init_state(c.config, variables, STEPS_PER_EPOCH), replicated(self.mesh))
         step = self.train_step("rates")
         for _ in range(warmup):
             state, metrics = step(state, self.batch)
@@ -140,7 +141,7 @@ class Subject:
     def train_step(self, mode: int | str, **settings: Any) -> Any:
         """The `jit`-compiled training step, which donates its state."""
         c = with_forward(self.case, mode, **settings)
-        return configuration.make_train_step(c.config, c.net, cast(Any, c.dataset), STEPS_PER_EPOCH, self.mesh)
+        return makers.make_train_step(c.config, c.net, cast(Any, c.dataset), STEPS_PER_EPOCH, self.mesh)
 
     def step_arguments(self) -> tuple[TrainState, Batch]:
         """A copy of the state, to be donated, and the batch."""
@@ -149,7 +150,7 @@ class Subject:
     def inference(self, mode: int | str, **settings: Any) -> Any:
         """`jit`-compiled `(variables, batch) -> (logits, steps)`, by the equivalent path."""
         c = with_forward(self.case, mode, **settings)
-        neuron, forward = configuration.make_neuron(c.config), configuration.make_forward(c.config)
+        neuron, forward = makers.make_neuron(c.config), makers.make_forward(c.config)
 
         def run(variables: dict[str, Any], batch: Batch) -> tuple[Array, Array]:
             x = prepare_images(batch.images, c.dataset)

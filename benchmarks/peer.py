@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.nets import Subject, case
 from benchmarks.timing import measure
-from mpisjax import configuration
+from mpisjax.configuration import makers
 from mpisjax.data import prepare_images
 from mpisjax.nn import model
 from mpisjax.simulate import SpikeForward
@@ -44,7 +44,7 @@ def agreement(num_steps: Iterable[int], samples: int = 8) -> list[dict[str, Any]
     subject = Subject(case("f64c5"), warmup=3)
     variables = jax.tree.map(lambda a: np.asarray(a, np.float64), subject.variables())
     images = np.asarray(subject.batch.images)[:samples]
-    neuron = configuration.make_neuron(subject.case.config)
+    neuron = makers.make_neuron(subject.case.config)
     found = []
     with jax.enable_x64(True):
         x: Any = np.asarray(prepare_images(jnp.asarray(images), subject.case.dataset), np.float64)
@@ -81,7 +81,7 @@ def compare(num_steps: Iterable[int], repeats: int, others: int) -> list[dict[st
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(cores)
     subject = Subject(case("f64c5"))
-    config, neuron = subject.case.config, configuration.make_neuron(subject.case.config)
+    config, neuron = subject.case.config, makers.make_neuron(subject.case.config)
     variables = jax.tree.map(np.asarray, subject.variables())
     x = np.array(prepare_images(subject.batch.images, subject.case.dataset))
     channels_last = torch.channels_last

@@ -103,7 +103,7 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
     import jax
     import jax.numpy as jnp
 
-    from mpisjax import configuration
+    from mpisjax.configuration import makers
     from mpisjax.data import Batch
     from mpisjax.nn.flops import count
     from mpisjax.training import devices
@@ -117,10 +117,8 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
         std=(0.25,) * channels,
         train=SimpleNamespace(images=jax.ShapeDtypeStruct((size, side, side, channels), jnp.uint8)),
     )
-    net = configuration.make_network(config, dataset)
-    state = jax.eval_shape(
-        lambda: configuration.init_state(config, configuration.initial_variables(config, net, dataset), 100)
-    )
+    net = makers.make_network(config, dataset)
+    state = jax.eval_shape(lambda: makers.init_state(config, makers.initial_variables(config, net, dataset), 100))
     shardings = devices.state_sharding(state, mesh)
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
     rows = devices.batch_sharding(mesh)
@@ -130,10 +128,10 @@ def compile_step(config: Any, mesh: Any, inputs: tuple[int, int, int]) -> tuple[
         jax.ShapeDtypeStruct((size,), jnp.float32, sharding=rows),
     )
     batch = Batch(*shapes)
-    step: Any = configuration.make_train_step(config, net, dataset, 100, mesh)
+    step: Any = makers.make_train_step(config, net, dataset, 100, mesh)
     # Every solve taken to its limit: forward, then adjoint.
     trips = [float(config.forward.max_steps)] * (config.forward.mode == "rates") + [float(config.adjoint.max_steps)]
-    operations = count(configuration.make_train_step(config, net, dataset, 100), state, batch, trips=trips)
+    operations = count(makers.make_train_step(config, net, dataset, 100), state, batch, trips=trips)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return step.lower(state, batch).compile(), parameters, operations
 
@@ -156,12 +154,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", flags.devices)
     jax.config.update("jax_disable_most_optimizations", flags.quick)
-    from mpisjax import config_files, configuration
+    from mpisjax.configuration import config_files, makers
 
     config = config_files.load_config(flags.config)
     config.train.batch_size, config.model.dtype = flags.batch_size, flags.dtype
     config.devices.model_parallel = flags.model_parallel
-    mesh = configuration.make_mesh(config, flags.batch_size)
+    mesh = makers.make_mesh(config, flags.batch_size)
     executable, parameters, operations = compile_step(config, mesh, INPUTS[config.data.name])
     memory = executable.memory_analysis()
     result = {

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from benchmarks.loader import config_of
 from benchmarks.timing import compiled, measure
 from mpisjax import load_pretrained
-from mpisjax.configuration import make_evaluation_solver
+from mpisjax.configuration.makers import make_evaluation_solver
 from mpisjax.nn import model
 from mpisjax.pretrained import available
 from mpisjax.simulate import SpikeForward

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mpisjax import config_files, configuration
+from mpisjax.configuration import config_files, rules
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +38,7 @@ class Net(NamedTuple):
         """All settings of a run."""
         config = config_files.load_config(str(ROOT / self.config))
         config.update_from_flattened_dict({**self.settings, "seed": seed})
-        configuration.check(config)
+        rules.check(config)
         return config
 
     def command(self, seed: int = 0) -> str:

@@ -166,7 +166,7 @@ class Study:
         """The best state of a run, which is trained first if it is not yet."""
         import jax
 
-        from mpisjax import configuration
+        from mpisjax.configuration import makers
         from mpisjax.training.run import restore_best
         from mpisjax.training.state import evaluated_variables
 
@@ -179,8 +179,8 @@ class Study:
                 config=config,
                 dataset=parts.dataset,
                 network=parts.net,
-                neuron=configuration.make_neuron(config),
-                solver=configuration.make_evaluation_solver(config),
+                neuron=makers.make_neuron(config),
+                solver=makers.make_evaluation_solver(config),
                 variables=jax.device_get(evaluated_variables(state)),
             )
         return self._restored[key]

@@ -31,7 +31,7 @@ CORE = [
 LAYERS: list[dict[str, list[str]]] = [
     {
         "core": [f"mpisjax.{name}" for name in CORE],
-        "helpers": ["mpisjax.settings", "mpisjax.paths"],
+        "helpers": ["mpisjax.paths"],
     },
     {"cpu": ["mpisjax.cpu"]},
     {"nn": ["mpisjax.nn", "mpisjax.weights"]},
@@ -44,7 +44,6 @@ LAYERS: list[dict[str, list[str]]] = [
             "mpisjax.cli",
             "mpisjax.__main__",
             "mpisjax_launch",
-            "mpisjax.config_files",
             "mpisjax.pretrained.__main__",
             "mpisjax.export.__main__",
         ],

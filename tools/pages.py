@@ -49,7 +49,7 @@ def used_by(name: str, meaning: str) -> tuple[str, str]:
 def settings_tables() -> str:
     """All settings, a table for each group: name, type, default, meaning, and the mode that uses it."""
     sys.path.insert(0, str(ROOT))
-    from mpisjax.settings import SETTINGS, values
+    from mpisjax.configuration.settings import SETTINGS, values
 
     groups: dict[str, list[str]] = {}
     for name, setting in SETTINGS.items():

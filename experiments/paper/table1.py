@@ -45,13 +45,13 @@ def _memory_key(name: str, steps: int) -> str:
 
 def _step(study: Study, net: Net, num_steps: int) -> tuple[Any, Any]:
     """The training step for `num_steps` and its arguments."""
-    from mpisjax import configuration
+    from mpisjax.configuration import makers
     from mpisjax.training.run import assemble
 
     config = study.config(net, 0)
     config.forward.num_steps = num_steps
     parts = assemble(config)
-    step = configuration.make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
+    step = makers.make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
     return step, (parts.state, parts.feed.batch(0))
 
 

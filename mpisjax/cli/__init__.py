@@ -2,8 +2,8 @@
 
 Their flags and config are parsed, and whatever a user can mend is said in one sentence.
 
-A mistake on the command line is exit code 2 (`mpisjax.cli.arguments`, `mpisjax.config_files`), anything else that a
-user can mend exit code 1.
+A mistake on the command line is exit code 2 (`mpisjax.cli.arguments`, `mpisjax.configuration.config_files`), anything
+else that a user can mend exit code 1.
 
 Importing this module imports no JAX: programs choose their devices between parsing the command line and importing it.
 """
@@ -26,7 +26,7 @@ import ml_collections
 from absl import logging as absl_logging
 
 from mpisjax.cli.arguments import whole_number
-from mpisjax.config_files import apply_overrides, load_config, one_line, sort_arguments
+from mpisjax.configuration.config_files import apply_overrides, load_config, one_line, sort_arguments
 from mpisjax.errors import UserError
 from mpisjax.training.preemption import SIGNALS, Preempted
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _main(given, config) -> None:
-    from mpisjax.configuration import prepare_cores
+    from mpisjax.configuration.makers import prepare_cores
     from mpisjax.training import devices, processes
 
     prepare_cores(config)
@@ -77,9 +77,9 @@ def _evaluate(given, config, first: bool) -> None:
     """What `main` does on prepared devices; of several processes the first alone prints and writes."""
     from rich.console import Console
 
-    from mpisjax import configuration
     from mpisjax.analysis.classes import by_class
     from mpisjax.cli import tables
+    from mpisjax.configuration import makers
     from mpisjax.pretrained.save import inputs_of
     from mpisjax.training import evaluation
     from mpisjax.training.run import evaluate_at
@@ -92,8 +92,8 @@ def _evaluate(given, config, first: bool) -> None:
     origin, parts, state, step = named.restored(given, config)
     split = named.split_of(given, parts)
     console = Console(quiet=not first or given.json == "-")
-    readout = evaluation.readout_name(configuration.make_bptt(config))
-    examined = configuration.make_examiner(config, parts.net, parts.dataset)(evaluated_variables(state), split)
+    readout = evaluation.readout_name(makers.make_bptt(config))
+    examined = makers.make_examiner(config, parts.net, parts.dataset)(evaluated_variables(state), split)
     results = evaluation.as_json(examined.evaluation)
     classes = by_class(split.labels, examined.answers, examined.confidence, inputs_of(parts.dataset).classes)
     epoch = step // parts.feed.steps_per_epoch
@@ -131,14 +131,14 @@ def _early_exit(config, parts, state, split):
     """What it gives to stop at sure answers; None where spikes alone are no answer, or nothing is held out."""
     import jax
 
-    from mpisjax import configuration
     from mpisjax.analysis import anytime
     from mpisjax.analysis.measure import first_examples
+    from mpisjax.configuration import makers
     from mpisjax.nn.mpis import MPIS
     from mpisjax.training import processes
     from mpisjax.training.state import evaluated_variables
 
-    bptt = configuration.make_bptt(config)
+    bptt = makers.make_bptt(config)
     if (
         processes.count() > 1
         or not isinstance(parts.net, MPIS)
@@ -155,7 +155,7 @@ def _early_exit(config, parts, state, split):
             variables,
             parts.dataset,
             part,
-            neuron=configuration.make_neuron(config),
+            neuron=makers.make_neuron(config),
             num_steps=None if parts.dataset.temporal else config.forward.num_steps,
             batch_size=config.eval.batch_size,
         )

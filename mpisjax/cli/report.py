@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _main(given: Any, config: Any) -> None:
     from pathlib import Path
 
-    from mpisjax.configuration import prepare_cores
+    from mpisjax.configuration.makers import prepare_cores
     from mpisjax.errors import UserError
     from mpisjax.training import devices
 
@@ -68,6 +68,7 @@ def report(config: Any, parts: Any, state: Any, split: Any, origin: str, out: st
 
     from mpisjax import configuration
     from mpisjax.analysis.report import STEPS, Subject, write_report
+    from mpisjax.configuration import makers
     from mpisjax.pretrained.save import inputs_of
     from mpisjax.training.state import evaluated_variables
 
@@ -76,11 +77,11 @@ def report(config: Any, parts: Any, state: Any, split: Any, origin: str, out: st
         method=config.train.method,
         net=parts.net,
         variables=jax.device_get(evaluated_variables(state)),
-        neuron=configuration.make_neuron(config),
+        neuron=makers.make_neuron(config),
         num_steps=config.forward.num_steps,
-        solver=configuration.make_evaluation_solver(config),
+        solver=makers.make_evaluation_solver(config),
         evaluations=config.forward.max_steps,
-        through_time=configuration.make_bptt(config),
+        through_time=makers.make_bptt(config),
         batch_size=config.train.batch_size,
         settings=configuration.to_plain(config),
         classes=inputs_of(parts.dataset).classes,

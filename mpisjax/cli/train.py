@@ -29,7 +29,7 @@ import ml_collections
 
 from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path, whole_numbers
-from mpisjax.config_files import changed_by
+from mpisjax.configuration.config_files import changed_by
 from mpisjax.training.preemption import Stopper, watch
 
 _log = logging.getLogger("mpisjax.cli.train")
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _main(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
-    from mpisjax.configuration import prepare_cores
+    from mpisjax.configuration.makers import prepare_cores
     from mpisjax.training import devices, processes
 
     with watch() as stopper, processes.exit_on_failure():

@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mpisjax import cli, config_files
+from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path
+from mpisjax.configuration import config_files
 
 
 def main(argv: Sequence[str] | None = None) -> None:

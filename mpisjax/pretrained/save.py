@@ -11,6 +11,7 @@ import jax
 import ml_collections
 
 from mpisjax import configuration, weights
+from mpisjax.configuration import makers
 from mpisjax.data import DataSet, load
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
@@ -128,8 +129,8 @@ def _about(dataset: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _familiar(config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, dataset: DataSet) -> dict[str, Any]:
     """The region that the training data fill; see `mpisjax.pretrained.familiar`."""
-    net = configuration.make_network(config, dataset)
-    neuron = configuration.make_neuron(config)
+    net = makers.make_network(config, dataset)
+    neuron = makers.make_neuron(config)
     return measure(net, variables, inputs, neuron, dataset.train, dataset.validation).to_card()
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpisjax import configuration
 from mpisjax.analysis.raster import raster
+from mpisjax.configuration import makers
 from mpisjax.data import prepare_images
 from mpisjax.nn import model
 from mpisjax.pretrained import Trained
@@ -53,7 +53,7 @@ def trace(trained: Trained, image: np.ndarray, num_steps: int | None = None) -> 
         image: uint8 of `trained.inputs.shape`.
         num_steps: Time steps; None as its config says. Input over time has as many as frames.
     """
-    net, variables, neuron = trained.net, trained.variables, configuration.make_neuron(trained.config)
+    net, variables, neuron = trained.net, trained.variables, makers.make_neuron(trained.config)
     temporal = trained.inputs.temporal
     steps = None if temporal else num_steps or trained.config.forward.num_steps
     x = prepare_images(jnp.asarray(image)[None], trained.inputs)

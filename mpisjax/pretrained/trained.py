@@ -103,7 +103,7 @@ class Trained(NamedTuple):
         Raises:
             UserError: The network cannot read the images, or a file is missing or no image.
         """
-        from mpisjax import configuration
+        from mpisjax.configuration import makers
         from mpisjax.pretrained.predict import predict
 
         if num_steps is not None and (self.inputs.temporal or num_steps < 1):
@@ -115,8 +115,8 @@ class Trained(NamedTuple):
             images,
             inputs=self.inputs,
             neuron=self.neuron,
-            forward=configuration.make_spike_forward(self.config, self.inputs.temporal, num_steps),
-            through_time=configuration.make_bptt(self.config),
+            forward=makers.make_spike_forward(self.config, self.inputs.temporal, num_steps),
+            through_time=makers.make_bptt(self.config),
             confidence=confidence,
             value_range=value_range,
             batch_size=batch_size,
@@ -150,13 +150,14 @@ def from_variables(
     Raises:
         UserError: The weights are another network's.
     """
-    from mpisjax import configuration, weights
+    from mpisjax import weights
+    from mpisjax.configuration import makers
     from mpisjax.data import prepare_images
     from mpisjax.nn import model
 
-    net = configuration.make_network(config, without_examples(inputs))
-    neuron = configuration.make_neuron(config)
-    forward = configuration.make_spike_forward(config, inputs.temporal)
+    net = makers.make_network(config, without_examples(inputs))
+    neuron = makers.make_neuron(config)
+    forward = makers.make_spike_forward(config, inputs.temporal)
 
     def apply(variables: dict[str, Any], images: Any, value_range: tuple[float, float] | None = None) -> Output:
         x = prepare_images(as_pixels(images, inputs, value_range), inputs)

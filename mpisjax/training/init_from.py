@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from mpisjax import configuration, weights
+from mpisjax.configuration import makers
 from mpisjax.data import DataSet
 from mpisjax.errors import UserError
 from mpisjax.training import checkpoints, record
@@ -46,11 +47,11 @@ def abstract_state(config: ml_collections.ConfigDict, dataset: DataSet, place: A
         dataset: What the network reads.
         place: The sharding of every array.
     """
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
 
     def initial() -> TrainState:
-        variables = configuration.initial_variables(config, net, dataset)
-        return configuration.init_state(config, variables, 1)  # the schedule's length changes no shape
+        variables = makers.initial_variables(config, net, dataset)
+        return makers.init_state(config, variables, 1)  # the schedule's length changes no shape
 
     state = jax.eval_shape(initial)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state)

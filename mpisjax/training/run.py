@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mpisjax import configuration
+from mpisjax.configuration import makers, rules
 from mpisjax.cpu import library
 from mpisjax.data import Batch, DataSet, Feed, load, prepare_images, summary
 from mpisjax.errors import UserError
@@ -64,16 +65,16 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     Raises:
         UserError: A setting cannot be, or data are missing or damaged.
     """
-    configuration.check(config)
+    rules.check(config)
     look_for_devices()
     dataset = load(config.data)
-    net = configuration.make_network(config, dataset)
-    mesh = configuration.make_mesh(config, config.train.batch_size // config.train.accumulate)
+    net = makers.make_network(config, dataset)
+    mesh = makers.make_mesh(config, config.train.batch_size // config.train.accumulate)
     feed = Feed(dataset.train, config.train.batch_size, config.seed, devices.batch_sharding(mesh))
 
     def initial() -> TrainState:
-        variables = configuration.initial_variables(config, net, dataset)
-        return configuration.init_state(config, variables, feed.steps_per_epoch)
+        variables = makers.initial_variables(config, net, dataset)
+        return makers.init_state(config, variables, feed.steps_per_epoch)
 
     place = devices.state_sharding(jax.eval_shape(initial), mesh)
     state = jax.jit(initial, out_shardings=place)()
@@ -123,7 +124,7 @@ def run(
         UserError: A setting cannot be, data are missing or damaged, the folder is in use or does not belong to this
             config, the disk is full, or training diverged.
     """
-    configuration.check(config)
+    rules.check(config)
     with contextlib.ExitStack() as stack:
         stopper = stopper or stack.enter_context(watch())  # first: whoever sees the lock may send a signal
         with stopper.deferred():
@@ -136,8 +137,8 @@ def run(
         if config.train.init_from and not run_on_primary(lambda: checkpoints.steps(path / checkpoints.FOLDER)):
             parts = parts._replace(state=init_from.started_from(config, parts.dataset, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
-        train_step = configuration.make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
-        evaluator = configuration.make_evaluator(config, parts.net, parts.dataset)
+        train_step = makers.make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
+        evaluator = makers.make_evaluator(config, parts.net, parts.dataset)
 
         # Whatever a config can have wrong has been found by now: from here on the folder is written.
         if processes.is_primary():
@@ -184,7 +185,7 @@ def _meter(config: ml_collections.ConfigDict, parts: Parts, train_step: Any) -> 
     make: Any = jax.ShapeDtypeStruct
     batch = Batch(*(make(*one) for one in shapes))
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), parts.state)
-    loops = configuration.counted_loops(config, parts.dataset.temporal)
+    loops = makers.counted_loops(config, parts.dataset.temporal)
     return Meter(train_step, (state, batch), parts.mesh, loops=loops, batch_size=size, dtype=config.model.dtype)
 
 
@@ -196,7 +197,7 @@ def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
 
 def _threads_and_convolutions(config: ml_collections.ConfigDict) -> str:
     """What decides how fast a CPU is."""
-    whose = "compiled for this processor" if library.enabled() and configuration.served_on_cpu(config) else "of XLA"
+    whose = "compiled for this processor" if library.enabled() and makers.served_on_cpu(config) else "of XLA"
     return f"; {library.threads()} threads, convolutions {whose}"
 
 
@@ -226,7 +227,7 @@ def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, resul
     _log.info(
         "test accuracy %.2f%% by the %s%s, of the state of epoch %d; see %s",
         100 * test["accuracy"],
-        readout_name(configuration.make_bptt(config)),
+        readout_name(makers.make_bptt(config)),
         f", {100 * spikes:.2f}% by spikes alone (T = {test['num_steps']:g})" if spikes is not None else "",
         result.best_step // parts.feed.steps_per_epoch,
         path,
@@ -235,14 +236,14 @@ def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, resul
 
 def _diagnose(config: ml_collections.ConfigDict, parts: Parts, state: TrainState, step: int) -> str:
     """The spectral radius of the equivalent map's Jacobian at the equilibrium of the last batch."""
-    net, neuron = parts.net, configuration.make_neuron(config)
+    net, neuron = parts.net, makers.make_neuron(config)
     images = parts.feed.batch(step - 1).images[:SHOWN_SAMPLES]
 
     @jax.jit
     def radius(variables: Any, images: jax.Array) -> jax.Array:
         x = prepare_images(images, parts.dataset)
         rates = model.apply(
-            net, variables, x, neuron=neuron, forward=configuration.make_evaluation_solver(config)
+            net, variables, x, neuron=neuron, forward=makers.make_evaluation_solver(config)
         ).equilibrium.rates
         current = net.apply(variables, x, False, method="encode")
         current = weighted_mean_frame(current, neuron.leak) if net.temporal else current
@@ -313,5 +314,5 @@ def evaluate_at(
     config: ml_collections.ConfigDict, parts: Parts, state: TrainState, split: Any, num_steps: int | None
 ) -> Evaluation:
     """Measures a state on a split with `num_steps` time steps (None: as configured)."""
-    evaluator = configuration.make_evaluator(config, parts.net, parts.dataset, num_steps)
+    evaluator = makers.make_evaluator(config, parts.net, parts.dataset, num_steps)
     return evaluator(evaluated_variables(state), split)

@@ -1,6 +1,6 @@
 """Every setting of a run, in one table: its default, its meaning, and the values that it can take.
 
-`mpisjax.configuration.base` makes the `ConfigDict` from it, `configuration.check` its rules, and `python train.py
+`mpisjax.configuration.base` makes the `ConfigDict` from it, `rules.check` its rules, and `python train.py
 --help` its text. A setting's type is that of its default.
 """
 

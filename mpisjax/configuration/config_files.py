@@ -80,7 +80,7 @@ def sort_arguments(arguments: Sequence[str]) -> Arguments:
 
 def packaged_configs() -> dict[str, Path]:
     """The config files that come with the package, by name: in a wheel inside it, in a clone beside it."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package / "configs")
     return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 

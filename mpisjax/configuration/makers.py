@@ -1,113 +1,24 @@
-"""Settings as a `ConfigDict`: the defaults, a config file's variants, the rules, and the objects that settings stand
-for.
+"""The objects that settings stand for: neuron, solvers, network, optimiser, step and evaluator.
 
-`mpisjax.settings` has the table of all settings. Importing this module imports no JAX.
+What is slow to import waits until an object of it is made.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
-import re
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
 from mpisjax.errors import UserError
-from mpisjax.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     import jax
 
     from mpisjax.data import DataSet, Inputs
-
-# What these settings can name beside `package.module:function`.
-NETWORKS, OPTIMIZERS, SCHEDULES = ("mpis",), ("sgd", "adamw", "lion"), ("cosine", "step")
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-
-
-def base() -> ml_collections.ConfigDict:
-    """The settings that every config file starts from, locked: a misspelt one cannot be added."""
-    tree: dict[str, Any] = {}
-    for key, setting in SETTINGS.items():
-        *groups, name = key.split(".")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[name] = setting.default
-    return ml_collections.ConfigDict(tree).lock()
-
-
-def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A config that an earlier version wrote, with the defaults of the settings that it did not know."""
-    settings = base()
-
-    def fill(ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict) -> None:
-        for key, value in ours.items():
-            if key not in theirs:
-                theirs[key] = value
-            elif isinstance(value, ml_collections.ConfigDict):
-                fill(value, theirs[key])
-
-    with config.unlocked():
-        if "neuron" in config and "initial_potential" not in config.neuron:
-            config.neuron.initial_potential = 0.0  # neurons started from rest then
-        fill(settings, config)
-    return config
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """A config as JSON gives it back: plain dicts, and lists for tuples."""
-    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    return json.loads(json.dumps(tree))
-
-
-def from_plain(tree: dict[str, Any]) -> ml_collections.ConfigDict:
-    """The config that `to_plain` was given: lists become tuples again."""
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tuples(item) for key, item in value.items()}
-        return tuple(tuples(item) for item in value) if isinstance(value, list) else value
-
-    return ml_collections.ConfigDict(tuples(tree))
-
-
-def with_variant(
-    config: ml_collections.ConfigDict, variants: Mapping[str, Mapping[str, Any]], variant: str | None
-) -> ml_collections.ConfigDict:
-    """Applies one of a config file's variants, as `--config FILE:VARIANT` names it.
-
-    Args:
-        config: the settings without a variant; changed in place.
-        variants: by name, the settings that differ, by dotted key.
-        variant: one of them; None or empty for none.
-
-    Returns:
-        The config, its name followed by the variant's so that their runs have folders of their own.
-
-    Raises:
-        UserError: there is no such variant, or it sets what is no setting, or to a value of another type.
-    """
-    if not variant:
-        return config
-    if variant not in variants:
-        known = f"choose from {', '.join(variants)}, or leave it out" if variants else "leave it out"
-        raise UserError(f"the config {config.name!r} has no variant {variant!r}: {known}.")
-    for key, value in variants[variant].items():
-        try:
-            config.update_from_flattened_dict({key: value})
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"the variant {variant!r} of the config {config.name!r} cannot set {key} to {value!r}: see "
-                "mpisjax/settings.py for the settings and their types."
-            ) from error
-    config.name = f"{config.name}_{variant}"
-    return config
 
 
 def make_neuron(config: ml_collections.ConfigDict) -> Any:
@@ -335,71 +246,6 @@ def init_state(config: ml_collections.ConfigDict, variables: dict[str, Any], ste
 
     optimizer = make_optimizer(config, steps_per_epoch)
     return state.init_state(variables, optimizer, seed=config.seed, averaging=bool(config.train.ema))
-
-
-def _check_numbers(config: ml_collections.ConfigDict, prefix: str = "") -> None:
-    """Refuses numbers that no setting can have: of another type within a tuple, not finite, too large to count in."""
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            _check_numbers(value, f"{prefix}{key}.")
-        for number in value if isinstance(value, tuple) else (value,):
-            fraction = prefix + key == "train.milestones"
-            kinds = (int, float) if fraction else (int,)
-            if isinstance(value, tuple) and not (type(number) in kinds and number > 0):
-                wanted = "numbers above 0, as (0.5, 0.75)" if fraction else "whole numbers above 0, as (16, 32)"
-                raise UserError(f"{prefix}{key} is {value!r}: give {wanted}.")
-            if isinstance(number, int | float) and not abs(number) < 2**31:
-                raise UserError(f"{prefix}{key} is {value}: set it to a number below 2**31.")
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings of training that cannot be.
-
-    Raises:
-        UserError: In one sentence that names the setting.
-    """
-    _check_numbers(config)
-    for key, setting in SETTINGS.items():
-        _check_value(key, setting, config)
-    train, forward = config.train, config.forward
-    for key, value, known in (
-        ("model.name", config.model.name, NETWORKS),
-        ("train.optimizer", train.optimizer, OPTIMIZERS),
-        ("train.schedule", train.schedule, SCHEDULES),
-    ):
-        if value not in known and not _FUNCTION.fullmatch(value):
-            raise UserError(f"{key} is {value!r}: choose {', '.join(known)} or package.module:function.")
-    if train.batch_size % train.accumulate:
-        raise UserError(
-            f"train.accumulate is {train.accumulate}: choose a divisor of train.batch_size, which is "
-            f"{train.batch_size}."
-        )
-    if train.method == "bptt" and (forward.mode != "spikes" or forward.settle_tol):
-        raise UserError(
-            "train.method is 'bptt', which differentiates a simulation of fixed length: set forward.mode to "
-            "'spikes' and forward.settle_tol to 0."
-        )
-    if forward.returns == "spikes" and (forward.mode != "spikes" or train.method != "implicit"):
-        raise UserError(
-            "forward.returns is 'spikes', which trains the classifier on the rates of an implicit method's spikes: set "
-            "forward.mode to 'spikes' and train.method to 'implicit'."
-        )
-
-
-def _check_value(key: str, setting: Setting, config: ml_collections.ConfigDict) -> None:
-    """Refuses a value that the table of settings rules out."""
-    value = config
-    for part in key.split("."):
-        value = value[part]
-    if setting.choices and value not in setting.choices:
-        raise UserError(f"{key} is {value!r}: choose {' or '.join(map(repr, setting.choices))}.")
-    least, above, below = setting.least, setting.above, setting.below
-    if least is not None and below is not None and not least <= value < below:
-        raise UserError(f"{key} is {value}: set it in [{least:g}, {below:g}).")
-    if least is not None and not value >= least:
-        raise UserError(f"{key} is {value}: set it to {f'at least {least:g}' if least else '0 or more'}.")
-    if above is not None and not value > above:
-        raise UserError(f"{key} is {value}: set it above {above:g}.")
 
 
 def served_on_cpu(config: ml_collections.ConfigDict) -> bool:

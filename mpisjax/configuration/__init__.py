@@ -1,0 +1,96 @@
+"""Settings as a `ConfigDict`: the defaults, a config file's variants, and settings as JSON.
+
+`settings` has the table of all settings, `rules` checks their values, `makers` makes the objects that they stand for,
+and `config_files` reads config files and what the command line changes. Importing any of them imports no JAX.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from mpisjax.configuration.settings import SETTINGS
+from mpisjax.errors import UserError
+
+
+def base() -> ml_collections.ConfigDict:
+    """The settings that every config file starts from, locked: a misspelt one cannot be added."""
+    tree: dict[str, Any] = {}
+    for key, setting in SETTINGS.items():
+        *groups, name = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = setting.default
+    return ml_collections.ConfigDict(tree).lock()
+
+
+def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A config that an earlier version wrote, with the defaults of the settings that it did not know."""
+    settings = base()
+
+    def fill(ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict) -> None:
+        for key, value in ours.items():
+            if key not in theirs:
+                theirs[key] = value
+            elif isinstance(value, ml_collections.ConfigDict):
+                fill(value, theirs[key])
+
+    with config.unlocked():
+        if "neuron" in config and "initial_potential" not in config.neuron:
+            config.neuron.initial_potential = 0.0  # neurons started from rest then
+        fill(settings, config)
+    return config
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config as JSON gives it back: plain dicts, and lists for tuples."""
+    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    return json.loads(json.dumps(tree))
+
+
+def from_plain(tree: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The config that `to_plain` was given: lists become tuples again."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(item) for key, item in value.items()}
+        return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(tree))
+
+
+def with_variant(
+    config: ml_collections.ConfigDict, variants: Mapping[str, Mapping[str, Any]], variant: str | None
+) -> ml_collections.ConfigDict:
+    """Applies one of a config file's variants, as `--config FILE:VARIANT` names it.
+
+    Args:
+        config: the settings without a variant; changed in place.
+        variants: by name, the settings that differ, by dotted key.
+        variant: one of them; None or empty for none.
+
+    Returns:
+        The config, its name followed by the variant's so that their runs have folders of their own.
+
+    Raises:
+        UserError: there is no such variant, or it sets what is no setting, or to a value of another type.
+    """
+    if not variant:
+        return config
+    if variant not in variants:
+        known = f"choose from {', '.join(variants)}, or leave it out" if variants else "leave it out"
+        raise UserError(f"the config {config.name!r} has no variant {variant!r}: {known}.")
+    for key, value in variants[variant].items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the variant {variant!r} of the config {config.name!r} cannot set {key} to {value!r}: see "
+                "mpisjax/configuration/settings.py for the settings and their types."
+            ) from error
+    config.name = f"{config.name}_{variant}"
+    return config

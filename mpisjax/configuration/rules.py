@@ -1,0 +1,79 @@
+"""The rules that settings obey, alone and together."""
+
+from __future__ import annotations
+
+import re
+
+import ml_collections
+
+from mpisjax.configuration.settings import SETTINGS, Setting
+from mpisjax.errors import UserError
+
+# What these settings can name beside `package.module:function`.
+NETWORKS, OPTIMIZERS, SCHEDULES = ("mpis",), ("sgd", "adamw", "lion"), ("cosine", "step")
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def _check_numbers(config: ml_collections.ConfigDict, prefix: str = "") -> None:
+    """Refuses numbers that no setting can have: of another type within a tuple, not finite, too large to count in."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_numbers(value, f"{prefix}{key}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            fraction = prefix + key == "train.milestones"
+            kinds = (int, float) if fraction else (int,)
+            if isinstance(value, tuple) and not (type(number) in kinds and number > 0):
+                wanted = "numbers above 0, as (0.5, 0.75)" if fraction else "whole numbers above 0, as (16, 32)"
+                raise UserError(f"{prefix}{key} is {value!r}: give {wanted}.")
+            if isinstance(number, int | float) and not abs(number) < 2**31:
+                raise UserError(f"{prefix}{key} is {value}: set it to a number below 2**31.")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings of training that cannot be.
+
+    Raises:
+        UserError: In one sentence that names the setting.
+    """
+    _check_numbers(config)
+    for key, setting in SETTINGS.items():
+        _check_value(key, setting, config)
+    train, forward = config.train, config.forward
+    for key, value, known in (
+        ("model.name", config.model.name, NETWORKS),
+        ("train.optimizer", train.optimizer, OPTIMIZERS),
+        ("train.schedule", train.schedule, SCHEDULES),
+    ):
+        if value not in known and not _FUNCTION.fullmatch(value):
+            raise UserError(f"{key} is {value!r}: choose {', '.join(known)} or package.module:function.")
+    if train.batch_size % train.accumulate:
+        raise UserError(
+            f"train.accumulate is {train.accumulate}: choose a divisor of train.batch_size, which is "
+            f"{train.batch_size}."
+        )
+    if train.method == "bptt" and (forward.mode != "spikes" or forward.settle_tol):
+        raise UserError(
+            "train.method is 'bptt', which differentiates a simulation of fixed length: set forward.mode to "
+            "'spikes' and forward.settle_tol to 0."
+        )
+    if forward.returns == "spikes" and (forward.mode != "spikes" or train.method != "implicit"):
+        raise UserError(
+            "forward.returns is 'spikes', which trains the classifier on the rates of an implicit method's spikes: set "
+            "forward.mode to 'spikes' and train.method to 'implicit'."
+        )
+
+
+def _check_value(key: str, setting: Setting, config: ml_collections.ConfigDict) -> None:
+    """Refuses a value that the table of settings rules out."""
+    value = config
+    for part in key.split("."):
+        value = value[part]
+    if setting.choices and value not in setting.choices:
+        raise UserError(f"{key} is {value!r}: choose {' or '.join(map(repr, setting.choices))}.")
+    least, above, below = setting.least, setting.above, setting.below
+    if least is not None and below is not None and not least <= value < below:
+        raise UserError(f"{key} is {value}: set it in [{least:g}, {below:g}).")
+    if least is not None and not value >= least:
+        raise UserError(f"{key} is {value}: set it to {f'at least {least:g}' if least else '0 or more'}.")
+    if above is not None and not value > above:
+        raise UserError(f"{key} is {value}: set it above {above:g}.")
