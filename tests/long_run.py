@@ -134,13 +134,13 @@ def problems(samples: list[Sample]) -> list[str]:
 
 def main(given, config) -> int:
     """Runs, samples and judges."""
-    from mpisjax.configuration import prepare_cores
+    from mpisjax.configuration.makers import prepare_cores
 
     with watch() as stopper, tempfile.TemporaryDirectory() as temporary:
         prepare_cores(config)
         import jax
 
-        from mpisjax import configuration
+        from mpisjax.configuration import makers
         from mpisjax.training import run
 
         compiled, samples, began = [0], [], time.monotonic()
@@ -150,7 +150,7 @@ def main(given, config) -> int:
             compiled[0] += event == "/jax/core/compile/backend_compile_duration"
 
         jax.monitoring.register_event_duration_secs_listener(count)
-        make = configuration.make_train_step
+        make = makers.make_train_step
 
         def make_watched(*arguments, **settings):
             step = make(*arguments, **settings)
@@ -180,7 +180,7 @@ def main(given, config) -> int:
             watched.trace = step.trace  # what counts the arithmetic asks for it
             return watched
 
-        configuration.make_train_step = make_watched
+        makers.make_train_step = make_watched
         steps_per_epoch = run.assemble(config).feed.steps_per_epoch
         config.train.epochs = -(-given.steps // steps_per_epoch)
         result = run.run(config, given.workdir or temporary, stopper)

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import mpisjax
-from mpisjax import configuration, data, nn
+from mpisjax import data, nn
 from mpisjax.cli import demo
+from mpisjax.configuration import makers
 from mpisjax.cpu import cores
 from mpisjax.data import prepare_images
 from mpisjax.errors import UserError
@@ -90,10 +91,10 @@ def test_a_digit_is_classified_and_drawn(digits, monkeypatch, capsys, tmp_path):
 
 def test_a_trace_is_what_evaluation_computes(digits):
     trained, test = digits
-    neuron = configuration.make_neuron(trained.config)
+    neuron = makers.make_neuron(trained.config)
     found = trace(trained, test.images[0])
     x = prepare_images(jnp.asarray(test.images[:1]), trained.inputs)
-    forward = configuration.make_spike_forward(trained.config)
+    forward = makers.make_spike_forward(trained.config)
     simulation = nn.spikes(trained.net, trained.variables, x, neuron=neuron, forward=forward)
     assert found.scores.shape == (16, 10)
     for name, spikes in simulation.spike_counts.items():

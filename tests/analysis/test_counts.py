@@ -11,6 +11,7 @@ import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.analysis.audit import audit_solves, gradient_audit
 from mpisjax.analysis.measure import against_steps, first_examples, measure
+from mpisjax.configuration import makers
 from mpisjax.nn import operations
 
 pytestmark = pytest.mark.unoptimized
@@ -128,7 +129,7 @@ def digits():
     config.eval.batch_size = 32
     config.devices.all_cores = False
     dataset = data.load(config.data)
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
     images = jnp.zeros((2, 8, 8, 1))
     init = jax.jit(lambda key: nn.init_variables(net, key, images, mpisjax.IF()))
     return config, net, init(jax.random.key(0)), dataset
@@ -137,9 +138,9 @@ def digits():
 def test_measurements_agree_with_the_evaluation(digits):
     config, net, variables, dataset = digits
     split = first_examples(dataset.test, 50)
-    asked = {"neuron": configuration.make_neuron(config), "batch_size": 32}
+    asked = {"neuron": makers.make_neuron(config), "batch_size": 32}
     found = measure(net, variables, dataset, split, num_steps=5, **asked)
-    expected = configuration.make_evaluator(config, net, dataset)(variables, split)
+    expected = makers.make_evaluator(config, net, dataset)(variables, split)
     assert found.num_examples == 50 == found.confusion.sum()
     np.testing.assert_array_equal(found.confusion.sum(1), np.bincount(split.labels, minlength=10))
     assert found.accuracy == pytest.approx(expected.accuracy)
@@ -156,7 +157,7 @@ def test_the_evaluation_counts_spikes_where_neurons_leak(digits):
     config, net, variables, dataset = digits
     config = config.copy_and_resolve_references()
     config.neuron.update(leak=0.7)
-    neuron = configuration.make_neuron(config)
+    neuron = makers.make_neuron(config)
     split = first_examples(dataset.test, 20)
     images = (jnp.asarray(np.asarray(split.images), jnp.float32) / 255 - jnp.asarray(dataset.mean)) / jnp.asarray(
         dataset.std
@@ -174,7 +175,7 @@ def test_the_evaluation_counts_spikes_where_neurons_leak(digits):
     for _ in range(5):
         rates = net.apply(variables, rates, x, fire, False, method="transition")
     counted = {name: float(jnp.mean(count)) / 5 for name, count in counts.items()}
-    found = configuration.make_evaluator(config, net, dataset)(variables, split)
+    found = makers.make_evaluator(config, net, dataset)(variables, split)
     assert found.firing_rates == pytest.approx(counted, rel=1e-3)
     assert max(counted.values()) > 0.05
 
@@ -200,7 +201,7 @@ def test_nets_trained_through_time_answer_by_their_own_readout(digits, readout):
         split,
         neuron=mpisjax.IF(),
         num_steps=5,
-        through_time=configuration.make_bptt(config),
+        through_time=makers.make_bptt(config),
     )
     assert found.accuracy == pytest.approx(expected)
 

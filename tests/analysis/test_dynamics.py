@@ -8,6 +8,7 @@ import pytest
 import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.analysis.convergence import convergence
+from mpisjax.configuration import makers, rules
 from mpisjax.jacobian import jacobian_penalty, spectral_radius, warn_near_one
 
 pytestmark = pytest.mark.unoptimized
@@ -136,15 +137,15 @@ def test_penalty_in_training_makes_the_jacobian_smaller():
         config.train.update({"batch_size": 30, "warmup_epochs": 0.0, "jacobian_penalty": weight})
         config.forward.update({"mode": "rates", "max_steps": 4})
         config.adjoint.max_steps = 3
-        configuration.check(config)
+        rules.check(config)
         dataset = data.load(config.data)
-        net = configuration.make_network(config, dataset)
+        net = makers.make_network(config, dataset)
         batch = data.Feed(dataset.train, 30, seed=0).batch(0)
         images = data.prepare_images(batch.images, dataset)
-        neuron = configuration.make_neuron(config)
+        neuron = makers.make_neuron(config)
         variables = nn.init_variables(net, jax.random.key(0), images, neuron)
-        train = configuration.make_train_step(config, net, dataset, steps_per_epoch=20)
-        current = configuration.init_state(config, variables, 20)
+        train = makers.make_train_step(config, net, dataset, steps_per_epoch=20)
+        current = makers.init_state(config, variables, 20)
         for _ in range(10):
             current, metrics = train(current, batch)
         variables = {"params": current.params, "batch_stats": current.batch_stats}

@@ -16,6 +16,7 @@ from mpisjax import configuration, data, nn
 from mpisjax.analysis import figures
 from mpisjax.analysis.raster import raster
 from mpisjax.analysis.report import Subject, write_report
+from mpisjax.configuration import makers
 
 pytestmark = pytest.mark.unoptimized
 
@@ -28,7 +29,7 @@ def run():
     config.forward.num_steps = 6
     config.eval.batch_size = 16
     dataset = data.load(config.data)
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
     init = jax.jit(lambda key: nn.init_variables(net, key, jnp.zeros((2, 8, 8, 1)), mpisjax.IF()))
     return config, net, init(jax.random.key(0)), dataset
 
@@ -39,9 +40,9 @@ def subject_of(config, net, variables, dataset):
         method=config.train.method,
         net=net,
         variables=variables,
-        neuron=configuration.make_neuron(config),
+        neuron=makers.make_neuron(config),
         num_steps=config.forward.num_steps,
-        solver=configuration.make_evaluation_solver(config),
+        solver=makers.make_evaluation_solver(config),
         evaluations=config.forward.max_steps,
         through_time=None,
         batch_size=config.train.batch_size,

@@ -10,6 +10,7 @@ from mpisjax import configuration, data, nn
 from mpisjax.baselines import anytime
 from mpisjax.baselines.anytime import rates_after
 from mpisjax.baselines.bptt import BPTT, unroll
+from mpisjax.configuration import makers, rules
 from mpisjax.errors import UserError
 from mpisjax.neurons import dbrelu
 from mpisjax.training import run
@@ -97,26 +98,26 @@ def small_run(**bptt):
     config.neuron.initial_potential = 0.5
     config.forward.num_steps = 4
     config.bptt.update(bptt)
-    configuration.check(config)
+    rules.check(config)
     dataset = data.load(config.data)
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = data.prepare_images(batch.images, dataset)
-    variables = nn.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
-    trained = configuration.init_state(config, variables, 20)
+    variables = nn.init_variables(net, jax.random.key(0), images, makers.make_neuron(config))
+    trained = makers.init_state(config, variables, 20)
     return config, net, dataset, batch, trained
 
 
 def test_training_step_lowers_the_mean_loss_and_leaves_the_statistics():
     config, net, dataset, batch, trained = small_run(times=(1, 2, 4))
-    train = configuration.make_train_step(config, net, dataset, steps_per_epoch=20)
+    train = makers.make_train_step(config, net, dataset, steps_per_epoch=20)
     before = jax.tree.map(np.asarray, trained.batch_stats)
     images = data.prepare_images(batch.images, dataset)
     out = anytime.apply(
         net,
         {"params": trained.params, "batch_stats": trained.batch_stats},
         images,
-        neuron=configuration.make_neuron(config),
+        neuron=makers.make_neuron(config),
         times=(1, 2, 4),
     )
     assert out.logits.shape == (3, 30, 10)
@@ -131,7 +132,7 @@ def test_training_step_lowers_the_mean_loss_and_leaves_the_statistics():
 
 def test_logits_are_those_of_evaluation_at_each_time():
     config, net, dataset, batch, trained = small_run(times=(1, 3))
-    images, neuron = data.prepare_images(batch.images, dataset), configuration.make_neuron(config)
+    images, neuron = data.prepare_images(batch.images, dataset), makers.make_neuron(config)
     variables = {"params": trained.params, "batch_stats": trained.batch_stats}
     out = anytime.apply(net, variables, images, neuron=neuron, times=(1, 3))
     for steps, logits in zip((1, 3), out.logits, strict=True):

@@ -14,6 +14,7 @@ from mpisjax.baselines import bptt
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.baselines.surrogates import SURROGATES, spike
 from mpisjax.cli import tables
+from mpisjax.configuration import makers, rules
 from mpisjax.training import evaluation
 
 pytestmark = pytest.mark.unoptimized
@@ -199,14 +200,14 @@ def test_training_step_takes_the_switch():
     config.model.update({"stem": (4,), "layers": (6, 8), "num_streams": 1, "fusion_layer": 1})
     config.train.update({"method": "bptt", "batch_size": 30, "warmup_epochs": 0.0})
     config.forward.num_steps = 6
-    configuration.check(config)
+    rules.check(config)
     dataset = data.load(config.data)
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = data.prepare_images(batch.images, dataset)
-    variables = nn.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
-    train = configuration.make_train_step(config, net, dataset, steps_per_epoch=20)
-    trained = configuration.init_state(config, variables, 20)
+    variables = nn.init_variables(net, jax.random.key(0), images, makers.make_neuron(config))
+    train = makers.make_train_step(config, net, dataset, steps_per_epoch=20)
+    trained = makers.init_state(config, variables, 20)
     losses = []
     for _ in range(12):
         trained, metrics = train(trained, batch)
@@ -220,7 +221,7 @@ def test_rates_cannot_be_trained_through_time():
     config.train.method = "bptt"
     config.forward.mode = "rates"
     with pytest.raises(mpisjax.UserError, match=r"forward\.mode"):
-        configuration.check(config)
+        rules.check(config)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +235,11 @@ def test_rates_cannot_be_trained_through_time():
 def test_accuracy_is_named_by_the_readout_it_is_of(method, readout, said):
     config = configuration.base()
     config.train.method, config.bptt.readout = method, readout
-    assert evaluation.readout_name(configuration.make_bptt(config)) == said
+    assert evaluation.readout_name(makers.make_bptt(config)) == said
     result = {"accuracy": 0.5, "accuracy_spikes": 0.25, "loss": 1.0, "synops": None, "num_steps": 4}
     result |= {"residual": {}, "firing_rates": {}}
     console = Console(record=True, width=140, file=io.StringIO())
-    tables.show(console, "a run", result, evaluation.readout_name(configuration.make_bptt(config)))
-    tables.show_steps(console, [result], evaluation.readout_name(configuration.make_bptt(config)))
+    tables.show(console, "a run", result, evaluation.readout_name(makers.make_bptt(config)))
+    tables.show_steps(console, [result], evaluation.readout_name(makers.make_bptt(config)))
     shown = console.export_text()
     assert shown.count(said) >= 2 and (method == "implicit") == ("equivalent path" in shown)

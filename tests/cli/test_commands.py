@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpisjax import config_files
 from mpisjax.cli import main as program
 from mpisjax.cli import train
+from mpisjax.configuration import config_files
 from mpisjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,9 @@ def test_help_lists_every_command_and_each_has_a_main(capsys):
             "error: there is no config file 'digit'; give a Python file, or one of ",
         ),
         (["train", "--config=digits:small"], 1, "error: configs/digits.py has no variant 'small'"),
+        (["train", "--config.train.epochs=five"], 2, "error: config.train.epochs is 'five'; give a whole number"),
+        (["train", "--config"], 2, "error: --config needs a file"),
+        (["train", "stray"], 2, "error: unexpected argument 'stray'"),
     ],
 )
 def test_a_mistake_is_one_sentence(capsys, arguments, code, sentence):

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpisjax import cli, config_files, configuration
+from mpisjax import cli, configuration
+from mpisjax.configuration import config_files, makers, rules
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
 from mpisjax.training.loss import class_weights_of
@@ -50,17 +51,17 @@ VALUES = st.one_of(
 
 def make(config: ml_collections.ConfigDict) -> None:
     """Everything that a run makes of a config before it computes."""
-    configuration.check(config)
+    rules.check(config)
     empty = Split(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int32))
     dataset = DataSet("made up", 10, empty, empty, empty, (0.0,), (1.0,), False, "", "")
-    configuration.make_network(config, dataset)
-    configuration.make_neuron(config)
-    configuration.make_forward(config)
-    configuration.make_spike_forward(config)
-    configuration.make_evaluation_solver(config)
-    configuration.make_adjoint(config)
-    configuration.make_bptt(config)
-    configuration.make_optimizer(config, 19)
+    makers.make_network(config, dataset)
+    makers.make_neuron(config)
+    makers.make_forward(config)
+    makers.make_spike_forward(config)
+    makers.make_evaluation_solver(config)
+    makers.make_adjoint(config)
+    makers.make_bptt(config)
+    makers.make_optimizer(config, 19)
     class_weights_of(config.train.class_weights, dataset)
 
 

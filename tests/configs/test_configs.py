@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mpisjax import config_files, configuration, nn
+from mpisjax import configuration, nn
+from mpisjax.configuration import config_files, makers, rules
 from mpisjax.data import prepare_images
 from mpisjax.errors import UserError
 
@@ -67,7 +68,7 @@ def data_of(config: configuration.ml_collections.ConfigDict) -> SimpleNamespace:
 def parameters_of(config: configuration.ml_collections.ConfigDict) -> int:
     """The parameter count, without computing any of them."""
     dataset = data_of(config)
-    net, neuron = configuration.make_network(config, dataset), configuration.make_neuron(config)
+    net, neuron = makers.make_network(config, dataset), makers.make_neuron(config)
 
     def initial() -> dict:
         images = prepare_images(jnp.zeros((1, *dataset.shape), jnp.uint8), dataset)
@@ -91,16 +92,16 @@ def test_network_has_the_size_its_header_says(path, variant, count, paper):
 def test_settings_build(path, variant, count, paper):
     del count, paper
     config = config_of(path, variant)
-    configuration.check(config)
+    rules.check(config)
     assert config.name == (f"{path.stem}_{variant}" if variant else path.stem)
     temporal = data_of(config).temporal
-    forward = configuration.make_forward(config, temporal)
+    forward = makers.make_forward(config, temporal)
     if variant and (steps := re.search(r"t(\d+)$", variant)):
         assert forward.num_steps == int(steps[1])
     if config.forward.mode == "spikes" and not temporal:
         assert forward.num_steps == config.forward.num_steps
-    configuration.make_adjoint(config)
-    configuration.make_optimizer(config, steps_per_epoch=10)
+    makers.make_adjoint(config)
+    makers.make_optimizer(config, steps_per_epoch=10)
     # The schedule falls from its top only if the run is longer than its warm-up.
     assert config.train.warmup_epochs < config.train.epochs
 

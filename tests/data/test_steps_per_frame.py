@@ -10,6 +10,7 @@ import pytest
 from data_helpers import settings, write_nmnist
 
 from mpisjax import configuration, data, nn
+from mpisjax.configuration import makers
 from mpisjax.data.augment import over_time
 from mpisjax.errors import UserError
 from mpisjax.export import job
@@ -62,7 +63,7 @@ def test_potentials_are_carried_from_frame_to_frame():
 def test_the_whole_model_takes_that_many_steps(dataset):
     config = configuration.base()
     config.model.update(stem=(4,), layers=(6, 8))
-    net, neuron = configuration.make_network(config, dataset), LIF(leak=0.9)
+    net, neuron = makers.make_network(config, dataset), LIF(leak=0.9)
     x = data.prepare_images(jnp.asarray(dataset.train.images[:2]), dataset)
     variables = model.init_variables(net, jax.random.key(0), x, neuron)
     found = model.spikes(net, variables, x, neuron=neuron, forward=SpikeForward(None))

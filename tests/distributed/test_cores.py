@@ -19,7 +19,7 @@ PROGRAM = """
 import json, os, sys
 import jax
 from configs import fashion_mnist
-from mpisjax.configuration import prepare_cores
+from mpisjax.configuration.makers import prepare_cores
 from mpisjax.cpu import cores, library
 
 def found(case):

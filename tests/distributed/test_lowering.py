@@ -19,7 +19,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import AbstractMesh, AxisType
 
-from mpisjax import config_files, configuration, cpu
+from mpisjax import cpu
+from mpisjax.configuration import config_files, makers
 from mpisjax.data import Batch, prepare_images
 from mpisjax.nn import model
 from mpisjax.training.evaluation import make_eval_step
@@ -89,12 +90,12 @@ def shapes_of(config: Any) -> tuple[SimpleNamespace, Any, TrainState, Batch]:
         std=(0.3,) * channels,
         train=SimpleNamespace(images=jax.ShapeDtypeStruct((1, *shape), jnp.uint8)),
     )
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
 
     def initial() -> TrainState:
         images = prepare_images(jnp.zeros((1, *shape), jnp.uint8), dataset)
-        variables = model.init_variables(net, jax.random.key(0), images, configuration.make_neuron(config))
-        return configuration.init_state(config, variables, steps_per_epoch=100)
+        variables = model.init_variables(net, jax.random.key(0), images, makers.make_neuron(config))
+        return makers.init_state(config, variables, steps_per_epoch=100)
 
     size = -(-config.train.batch_size // DEVICES) * DEVICES
     batch = Batch(
@@ -133,13 +134,13 @@ def lower(config: Any) -> None:
     mesh = AbstractMesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     with cpu.disabled():  # as where the first platform is no CPU
-        check(configuration.make_train_step(config, net, dataset, 100, mesh), state, batch)
+        check(makers.make_train_step(config, net, dataset, 100, mesh), state, batch)
         evaluated = make_eval_step(
             net,
             dataset,
-            neuron=configuration.make_neuron(config),
-            forward=configuration.make_spike_forward(config, dataset.temporal),
-            bptt=configuration.make_bptt(config),
+            neuron=makers.make_neuron(config),
+            forward=makers.make_spike_forward(config, dataset.temporal),
+            bptt=makers.make_bptt(config),
             mesh=mesh,
         )
         check(evaluated, variables, batch)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpisjax import configuration
+from mpisjax.configuration import makers
 from mpisjax.data import Batch, load, prepare_images
 from mpisjax.nn import model
 from mpisjax.simulate import simulate
@@ -30,7 +30,7 @@ def dataset():
 
 
 def state_of(config, net, dataset):
-    return configuration.init_state(config, configuration.initial_variables(config, net, dataset), 10)
+    return makers.init_state(config, makers.initial_variables(config, net, dataset), 10)
 
 
 def batch_of(dataset, rows):
@@ -45,11 +45,11 @@ def test_accumulation_is_the_mean_over_its_parts(dataset):
     config.model.dropout, config.train.momentum, config.train.weight_decay = 0.0, 0.0, 0.0
     config.data.augment.update(rotate=0.0, zoom=0.0, shift=0)
     config.train.accumulate = 3
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
     batch = batch_of(dataset, np.arange(ROWS))
-    whole, metrics = configuration.make_train_step(config, net, dataset, 10)(state_of(config, net, dataset), batch)
+    whole, metrics = makers.make_train_step(config, net, dataset, 10)(state_of(config, net, dataset), batch)
     config.train.accumulate = 1
-    single = configuration.make_train_step(config, net, dataset, 10)
+    single = makers.make_train_step(config, net, dataset, 10)
     # All parts see the same parameters; running statistics take in one part after another.
     parts, stats = [], state_of(config, net, dataset).batch_stats
     for first in range(3):
@@ -67,10 +67,10 @@ def test_accumulation_is_the_mean_over_its_parts(dataset):
 def rates_of(dataset, dtype, mode):
     config = settings()
     config.model.dtype, config.model.dropout = dtype, 0.0
-    net = configuration.make_network(config, dataset)
-    variables = jax.jit(lambda: configuration.initial_variables(config, net, dataset))()
+    net = makers.make_network(config, dataset)
+    variables = jax.jit(lambda: makers.initial_variables(config, net, dataset))()
     x = prepare_images(jnp.asarray(dataset.train.images[:ROWS]), dataset)
-    neuron = configuration.make_neuron(config)
+    neuron = makers.make_neuron(config)
 
     @jax.jit
     def run(variables, x):
@@ -78,7 +78,7 @@ def rates_of(dataset, dtype, mode):
             forward = RateForward("anderson", max_steps=40, tol=1e-3)
             return model.apply(net, variables, x, neuron=neuron, forward=forward).equilibrium.rates
         return model.spikes(
-            net, variables, x, neuron=neuron, forward=configuration.make_spike_forward(config, num_steps=16)
+            net, variables, x, neuron=neuron, forward=makers.make_spike_forward(config, num_steps=16)
         ).rates
 
     return jax.tree.map(lambda a: np.asarray(a, np.float32), run(variables, x))
@@ -98,14 +98,14 @@ def test_rates_in_bfloat16_stay_close(dataset, mode, bound):
 def test_bfloat16_leaves_the_rest_in_float32(dataset):
     config = settings()
     config.model.dtype = "bfloat16"
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
     state, batch = jax.eval_shape(lambda: state_of(config, net, dataset)), batch_of(dataset, np.arange(ROWS))
-    new, metrics = jax.eval_shape(configuration.make_train_step(config, net, dataset, 10), state, batch)
+    new, metrics = jax.eval_shape(makers.make_train_step(config, net, dataset, 10), state, batch)
     for leaf in jax.tree.leaves((new.params, new.batch_stats, new.opt_state, metrics)):
         assert leaf.dtype != jnp.bfloat16
     rates = net.initial_rates(jnp.zeros((1, 8, 8, 1)))
     assert {leaf.dtype for leaf in jax.tree.leaves(rates)} == {jnp.dtype(jnp.bfloat16)}
-    text = configuration.make_train_step(config, net, dataset, 10).lower(state, batch).as_text()
+    text = makers.make_train_step(config, net, dataset, 10).lower(state, batch).as_text()
     convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert convolutions and all("bf16>" in line.rsplit("->", 1)[-1] for line in convolutions)
 
@@ -119,14 +119,14 @@ def test_membrane_potentials_keep_float32(dataset):
         return fire("one", x + 0 * rates)
 
     x = jnp.full((1, 1), 3e-3, jnp.bfloat16)
-    neuron = configuration.make_neuron(config)
+    neuron = makers.make_neuron(config)
     found = simulate(
         transition,
         (),
         x,
         jnp.zeros_like(x),
         neuron=neuron,
-        forward=configuration.make_spike_forward(config, num_steps=1000),
+        forward=makers.make_spike_forward(config, num_steps=1000),
     )
     # The current itself is rounded to 8 bits; its thousandfold sum is not rounded any more.
     assert float(found.rates[0, 0]) == pytest.approx(np.floor(1000 * float(x[0, 0])) / 1000, rel=0.01)

@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from mpisjax import configuration
+from mpisjax.configuration import makers
 from mpisjax.training import step_runner
 from mpisjax.training.step_runner import Meter, Tracer
 
@@ -33,7 +34,7 @@ def mesh(kind: str, devices: int) -> SimpleNamespace:
 
 
 def meter(kind: str, devices: int = 1, dtype: str = "float32") -> Meter:
-    loops = configuration.counted_loops(configuration.base())
+    loops = makers.counted_loops(configuration.base())
     shape = jax.ShapeDtypeStruct((SIDE, SIDE), jnp.float32)
     step_of = jax.jit(step)
     return Meter(step_of, (shape, shape), mesh(kind, devices), loops=loops, batch_size=10, dtype=dtype)
@@ -74,7 +75,7 @@ def test_what_cannot_be_told_is_left_out():
 def test_loops_of_a_config(settings, loops):
     config = configuration.base()
     config.update_from_flattened_dict(settings)
-    assert configuration.counted_loops(config) == loops
+    assert makers.counted_loops(config) == loops
 
 
 def test_a_trace_of_a_few_steps(tmp_path, monkeypatch):

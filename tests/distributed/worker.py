@@ -20,7 +20,7 @@ STEPS, BATCH = 20, 48
 
 def settings() -> Any:
     """Two fused streams and all that depends on a batch: augmentation, dropout, batch statistics."""
-    from mpisjax import config_files
+    from mpisjax.configuration import config_files
 
     config = config_files.load_config(str(Path(__file__).resolve().parents[2] / "configs" / "digits.py"))
     config.update_from_flattened_dict(
@@ -51,23 +51,23 @@ class Trainer:
         import jax
         import jax.numpy as jnp
 
-        from mpisjax import configuration
+        from mpisjax.configuration import makers
         from mpisjax.data import Feed
         from mpisjax.training import devices
 
-        self.net = configuration.make_network(config, dataset).clone(dtype=jnp.dtype(dtype))
-        self.mesh = configuration.make_mesh(config, BATCH)
+        self.net = makers.make_network(config, dataset).clone(dtype=jnp.dtype(dtype))
+        self.mesh = makers.make_mesh(config, BATCH)
         if num_devices is not None:
             self.mesh = jax.sharding.Mesh(jax.devices()[:num_devices], ("data",))
         self.feed = Feed(dataset.train, BATCH, config.seed, devices.batch_sharding(self.mesh))
 
         def initial() -> Any:
-            variables = configuration.initial_variables(config, self.net, dataset)
-            return configuration.init_state(config, variables, self.feed.steps_per_epoch)
+            variables = makers.initial_variables(config, self.net, dataset)
+            return makers.init_state(config, variables, self.feed.steps_per_epoch)
 
         place = devices.state_sharding(jax.eval_shape(initial), self.mesh)
         self.state = jax.jit(initial, out_shardings=place)()
-        self.step = configuration.make_train_step(config, self.net, dataset, self.feed.steps_per_epoch, self.mesh)
+        self.step = makers.make_train_step(config, self.net, dataset, self.feed.steps_per_epoch, self.mesh)
         self.losses: list[float] = []
 
     def advance(self, first: int, last: int) -> None:
@@ -146,12 +146,12 @@ def evaluate(config: Any, dataset: Any, out: Path) -> None:
 
     import jax
 
-    from mpisjax import configuration
+    from mpisjax.configuration import makers
     from mpisjax.training import processes
 
-    net = configuration.make_network(config, dataset)
-    variables = jax.jit(lambda: configuration.initial_variables(config, net, dataset))()
-    score = configuration.make_evaluator(config, net, dataset, num_steps=4)(jax.device_get(variables), dataset.test)
+    net = makers.make_network(config, dataset)
+    variables = jax.jit(lambda: makers.initial_variables(config, net, dataset))()
+    score = makers.make_evaluator(config, net, dataset, num_steps=4)(jax.device_get(variables), dataset.test)
     if processes.is_primary():
         (out / "evaluation.json").write_text(json.dumps(score._asdict()))
 

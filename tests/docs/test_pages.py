@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 import mpisjax
-from mpisjax.settings import SETTINGS
+from mpisjax.configuration.settings import SETTINGS
 from tools import streams
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import mpisjax
-from mpisjax import configuration, data, nn
+from mpisjax import data, nn
+from mpisjax.configuration import makers
 from mpisjax.data import prepare_images
 from mpisjax.export.__main__ import main
 
@@ -53,8 +54,8 @@ def test_it_runs_without_this_package(python, capsys, tmp_path, name, num_steps)
     done = python("-P", "program.py", cwd=tmp_path, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
     out = np.load(tmp_path / "out.npz")
-    neuron = configuration.make_neuron(trained.config)
-    forward = configuration.make_spike_forward(trained.config, trained.inputs.temporal, num_steps)
+    neuron = makers.make_neuron(trained.config)
+    forward = makers.make_spike_forward(trained.config, trained.inputs.temporal, num_steps)
     x = prepare_images(images, trained.inputs)
     simulation = nn.spikes(trained.net, trained.variables, x, neuron=neuron, forward=forward)
     logits = trained.net.apply(trained.variables, simulation.rates, False, method="classify")

@@ -7,6 +7,7 @@ import pytest
 
 import mpisjax
 from mpisjax import configuration, nn
+from mpisjax.configuration import makers, rules
 from mpisjax.hoisting import hoist
 from mpisjax.nn.convolution import conv_transpose2d
 from mpisjax.nn.spectral import SpectralConvTranspose, operator_norm
@@ -108,16 +109,16 @@ def test_a_config_switch_trains_it_and_the_direction_follows_the_weights():
     config.model.update(stem=(4,), layers=(6, 8), num_streams=1, fusion_layer=1, feedback_norm="spectral")
     config.forward.update(mode="rates", max_steps=5)
     config.train.update(batch_size=30, warmup_epochs=0.0)
-    configuration.check(config)
+    rules.check(config)
     dataset = data.load(config.data)
-    net = configuration.make_network(config, dataset)
+    net = makers.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = data.prepare_images(batch.images, dataset)
-    init = jax.jit(lambda key: nn.init_variables(net, key, images[:1], configuration.make_neuron(config)))
+    init = jax.jit(lambda key: nn.init_variables(net, key, images[:1], makers.make_neuron(config)))
     variables = init(jax.random.key(0))
     before = np.array(variables["params"]["trans_0"]["kernel"])  # the step takes the buffers
-    train = configuration.make_train_step(config, net, dataset, steps_per_epoch=20)
-    trained = configuration.init_state(config, variables, 20)
+    train = makers.make_train_step(config, net, dataset, steps_per_epoch=20)
+    trained = makers.init_state(config, variables, 20)
     losses = []
     for _ in range(12):
         trained, metrics = train(trained, batch)

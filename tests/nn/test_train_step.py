@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mpisjax import configuration, data, nn
+from mpisjax.configuration import makers
 from mpisjax.training import checkpoints
 
 pytestmark = pytest.mark.unoptimized
@@ -30,13 +31,11 @@ def make(num_steps=4, mode="spikes", batch_size=8, side=12):
     dataset = data.DataSet(
         "noise", 3, data.Split(images, labels), empty, empty, (0.5,), (0.3,), False, "made up", "0" * 64
     )
-    net = configuration.make_network(config, dataset)
-    variables = nn.init_variables(
-        net, jax.random.key(0), jnp.zeros((1, side, side, 1)), configuration.make_neuron(config)
-    )
-    train_state = configuration.init_state(config, variables, 10)
+    net = makers.make_network(config, dataset)
+    variables = nn.init_variables(net, jax.random.key(0), jnp.zeros((1, side, side, 1)), makers.make_neuron(config))
+    train_state = makers.init_state(config, variables, 10)
     batch = data.Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(batch_size))
-    return configuration.make_train_step(config, net, dataset, 10), train_state, batch
+    return makers.make_train_step(config, net, dataset, 10), train_state, batch
 
 
 def temporary_bytes(num_steps, **size):
@@ -109,6 +108,7 @@ def test_two_devices_take_the_steps_that_one_takes():
         jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
         cores.prepare()
         from mpisjax import configuration, data, nn
+        from mpisjax.configuration import makers
         from mpisjax.training import checkpoints
         from configs import digits
 
@@ -118,14 +118,14 @@ def test_two_devices_take_the_steps_that_one_takes():
         config.adjoint.update(max_steps=5, tol=0.0)
         config.train.update(batch_size=16, warmup_epochs=0.0, learning_rate=0.05)
         dataset = data.load(config.data)
-        net = configuration.make_network(config, dataset)
+        net = makers.make_network(config, dataset)
 
         def run(count):
             mesh = jax.sharding.Mesh(jax.devices()[:count], ("data",))
-            train_step = configuration.make_train_step(config, net, dataset, 10, mesh)
+            train_step = makers.make_train_step(config, net, dataset, 10, mesh)
             variables = nn.init_variables(net, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32),
-                                          configuration.make_neuron(config))
-            now = configuration.init_state(config, variables, 10)
+                                          makers.make_neuron(config))
+            now = makers.init_state(config, variables, 10)
             now = jax.device_put(now, devices.replicated(mesh))
             for k in range(4):
                 rows = slice(16 * k, 16 * k + 16)

@@ -13,7 +13,8 @@ from PIL import Image
 
 import mpisjax
 import mpisjax.pretrained.trace
-from mpisjax import config_files, configuration, data, pretrained
+from mpisjax import configuration, data, pretrained
+from mpisjax.configuration import config_files
 from mpisjax.errors import UserError
 from mpisjax.training.run import run
 

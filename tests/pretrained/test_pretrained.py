@@ -13,7 +13,8 @@ import pytest
 import safetensors.numpy
 
 import mpisjax
-from mpisjax import config_files, configuration, data, pretrained, weights
+from mpisjax import configuration, data, pretrained, weights
+from mpisjax.configuration import config_files
 from mpisjax.errors import UserError
 from mpisjax.pretrained import save
 from mpisjax.pretrained.__main__ import training_command

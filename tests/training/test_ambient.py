@@ -2,122 +2,105 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import contextlib
 from pathlib import Path
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
+from small_run import small_config
 
 from mpisjax.training import checkpoints
+from mpisjax.training.run import evaluate_at, restore_best, run, saved_config
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "--config.model.stem=(4,)",
-    "--config.model.layers=(4,)",
-    "--config.model.num_streams=1",
-    "--config.model.stride_layer=0",
-    "--config.model.fusion_layer=1",
-    "--config.model.dropout=0.1",
-    "--config.forward.num_steps=2",
-    "--config.train.epochs=1",
-    "--config.train.warmup_epochs=0.5",
-    "--config.train.checkpoint_every=10",
-    "--config.train.keep_checkpoints=9",
-]
+pytestmark = pytest.mark.unoptimized
 
 
-def program(name: str, *arguments: object, **settings: str) -> str:
-    """Runs a program of the repository; gives what it says."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("JAX_ENABLE_X64",)}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **settings}
-    command = [sys.executable, ROOT / name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+def config(**settings):
+    """Two checkpoints in the only epoch, the first of them after 10 of 19 steps."""
+    every = {"model.dropout": 0.1, "train.checkpoint_every": 10, "train.keep_checkpoints": 9}
+    return small_config({**every, **settings})
 
 
 def last(workdir: Path) -> tuple[checkpoints.Checkpoint, dict[str, bytes]]:
     """The newest checkpoint, and its bits by dtype."""
-    import orbax.checkpoint as ocp
-
     found = checkpoints.newest(workdir / checkpoints.FOLDER)
-    assert found is not None and found.one_piece
+    assert found is not None
     arrays = ocp.PyTreeCheckpointer().restore(found.path / checkpoints.STATE_NAME)
     return found, {dtype: array.tobytes() for dtype, array in arrays.items()}
 
 
+def evaluated(workdir: Path) -> float:
+    settings = saved_config(workdir)
+    parts, state, _ = restore_best(workdir, settings)
+    return evaluate_at(settings, parts, state, parts.dataset.test, None).accuracy
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "impl"),
+    ("setting", "impl"),
     [
-        ("JAX_DEFAULT_PRNG_IMPL", "rbg", "rbg"),
-        pytest.param("JAX_DEFAULT_PRNG_IMPL", "unsafe_rbg", "unsafe_rbg", marks=pytest.mark.slow),
-        pytest.param("JAX_ENABLE_X64", "1", "threefry2x32", marks=pytest.mark.slow),
+        (lambda: jax.default_prng_impl("rbg"), "rbg"),
+        pytest.param(lambda: jax.default_prng_impl("unsafe_rbg"), "unsafe_rbg", marks=pytest.mark.slow),
+        pytest.param(lambda: jax.enable_x64(True), "threefry2x32", marks=pytest.mark.slow),
     ],
+    ids=["rbg", "unsafe_rbg", "x64"],
 )
-def test_a_run_is_evaluated_and_goes_on_where_the_setting_is_another(tmp_path, name, value, impl):
-    train = ("train.py", f"--workdir={tmp_path / 'run'}", *SMALL)
-    program(*train, **{name: value})
-    found, whole = last(tmp_path / "run")
+def test_a_run_is_evaluated_and_goes_on_where_the_setting_is_another(tmp_path, log, setting, impl):
+    with setting():
+        first = run(config(), tmp_path)
+    found, whole = last(tmp_path)
     assert list(found.key_impls.values()) == [impl]
     assert {text.partition("[")[0] for text in found.layout.values()} == {"float32", "int32", "uint32"}
-    # Evaluation.
-    results = tmp_path / "results.json"
-    program("evaluate.py", f"--workdir={tmp_path / 'run'}", f"--json={results}")
-    measured = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert json.loads(results.read_text())["accuracy"] == pytest.approx(measured["accuracy"], abs=0.01)
+    assert evaluated(tmp_path) == pytest.approx(first.test["accuracy"], abs=0.01)
     # Going on from the middle of the run.
-    for step in checkpoints.steps(tmp_path / "run" / checkpoints.FOLDER)[1:]:
-        path = tmp_path / "run" / checkpoints.FOLDER / f"step_{step:08d}"
+    for step in checkpoints.steps(tmp_path / checkpoints.FOLDER)[1:]:
+        path = tmp_path / checkpoints.FOLDER / f"step_{step:08d}"
         path.rename(tmp_path / path.name)
-    assert "going on from the checkpoint of step 10 of 19" in program(*train)
-    again, bits = last(tmp_path / "run")
+    run(config(), tmp_path)
+    assert "going on from the checkpoint of step 10 of 19" in log.text
+    again, bits = last(tmp_path)
     assert again.step == found.step and again.key_impls == found.key_impls and again.layout == found.layout
-    if name == "JAX_DEFAULT_PRNG_IMPL":  # x64 itself draws other numbers
+    if impl != "threefry2x32":  # x64 itself draws other numbers
         assert bits == whole
     else:  # and the other way round
-        program("evaluate.py", f"--workdir={tmp_path / 'run'}", f"--json={results}", **{name: value})
+        with setting():
+            evaluated(tmp_path)
 
 
-SWITCHES = {
-    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-    "JAX_NUMPY_RANK_PROMOTION": "raise",
-    "JAX_CHECK_TRACER_LEAKS": "1",
-    "JAX_DEBUG_NANS": "1",
+def debugging():
+    """JAX's debugging switches, all of them."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(jax.numpy_dtype_promotion("strict"))
+    stack.enter_context(jax.numpy_rank_promotion("raise"))
+    stack.enter_context(jax.checking_leaks())
+    stack.enter_context(jax.debug_nans(True))
+    return stack
+
+
+EVERYTHING = {
+    "train.ema": 0.9,
+    "train.jacobian_penalty": 0.1,
+    "train.gradient_clip": 1.0,
+    "train.accumulate": 2,
+    "train.label_smoothing": 0.1,
+    "data.augment.mixup": 0.2,
+    "data.augment.flip": True,
+    "data.augment.cutout": 2,
+    "model.learn_threshold": True,
 }
-EVERYTHING = [
-    "--config.train.ema=0.9",
-    "--config.train.jacobian_penalty=0.1",
-    "--config.train.gradient_clip=1",
-    "--config.train.accumulate=2",
-    "--config.train.label_smoothing=0.1",
-    "--config.data.augment.mixup=0.2",
-    "--config.data.augment.flip=True",
-    "--config.data.augment.cutout=2",
-    "--config.model.learn_threshold=True",
-]
 
 
 @pytest.mark.parametrize(
     ("mode", "more", "switches"),
     [
-        ("rates", EVERYTHING, SWITCHES),
-        ("spikes", ["--config.adjoint.solver=anderson"], SWITCHES),
-        pytest.param("spikes", ["--config.train.method=bptt"], SWITCHES, marks=pytest.mark.slow),
-        pytest.param("rates", [], {"JAX_DISABLE_JIT": "1"}, marks=pytest.mark.slow),
+        ("rates", EVERYTHING, debugging),
+        ("spikes", {"adjoint.solver": "anderson"}, debugging),
+        pytest.param("spikes", {"train.method": "bptt"}, debugging, marks=pytest.mark.slow),
+        pytest.param("rates", {}, jax.disable_jit, marks=pytest.mark.slow),
     ],
 )
 def test_jaxs_debugging_switches_find_nothing_in_a_run(tmp_path, mode, more, switches):
     """Training steps, validation, the test split, checkpoints."""
-    quick = ["--config.train.batch_size=600", f"--config.forward.mode={mode}", "--config.forward.max_steps=3"]
-    assert "test accuracy" in program("train.py", f"--workdir={tmp_path}", *SMALL, *quick, *more, **switches)
-
-
-def test_a_key_of_an_earlier_version_is_read_by_its_length():
-    key = jax.random.key(3, impl="rbg")
-    impls, arrays = checkpoints.without_keys({"rng": key})
-    assert impls == {"['rng']": "rbg"}
-    back = checkpoints.with_keys(arrays, {"rng": jax.random.key(0, impl="threefry2x32")}, {})
-    assert back["rng"].dtype == key.dtype
+    with switches():
+        done = run(config(**{"train.batch_size": 600, "forward.mode": mode, "forward.max_steps": 3, **more}), tmp_path)
+    assert done.step == 2 and 0 <= done.test["accuracy"] <= 1

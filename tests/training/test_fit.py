@@ -157,17 +157,16 @@ def test_another_object_is_refused_by_its_name(tmp_path):
         fit(tmp_path, epochs=1, forward=mpisjax.RateForward(max_steps=5))
 
 
-@pytest.mark.parametrize("held_out", [64, 0])
-def test_on_epoch_ends_the_training_by_true_or_by_a_signal(tmp_path, held_out):
-    def stop(state, metrics):
+@pytest.mark.parametrize(("held_out", "by_signal"), [(64, True), (0, False)])
+def test_on_epoch_ends_the_training_by_true_or_by_a_signal(tmp_path, held_out, by_signal):
+    def on_epoch(state, metrics):
         assert ("accuracy" in metrics) == bool(held_out)
-        if metrics["epoch"] == 2:
+        if by_signal and metrics["epoch"] == 2:
             raise mpisjax.StopTraining
-        return False
+        return metrics["epoch"] == 2
 
-    for name, on_epoch in (("signal", stop), ("true", lambda state, metrics: metrics["epoch"] == 2)):
-        _, result = fit(tmp_path / name, epochs=5, dataset=digits(held_out), on_epoch=on_epoch)
-        assert result.step == 16 and not result.stopped and result.test is not None
+    _, result = fit(tmp_path, epochs=5, dataset=digits(held_out), on_epoch=on_epoch)
+    assert result.step == 16 and not result.stopped and result.test is not None
 
 
 def test_the_best_state_is_given_back(tmp_path):
@@ -205,6 +204,7 @@ def test_what_is_no_network_is_refused(tmp_path):
 
 def test_the_command_line_and_fit_train_the_same_network(tmp_path):
     from mpisjax import configuration
+    from mpisjax.configuration import makers
     from mpisjax.training.run import assemble, run
 
     config = configuration.base()
@@ -214,15 +214,15 @@ def test_the_command_line_and_fit_train_the_same_network(tmp_path):
     told = run(config, tmp_path / "command")
     parts = assemble(config)
     _, result = mpisjax.fit(
-        configuration.make_network(config, parts.dataset),
+        makers.make_network(config, parts.dataset),
         parts.dataset,
         workdir=tmp_path / "fit",
         epochs=2,
-        neuron=configuration.make_neuron(config),
-        forward=configuration.make_forward(config),
-        adjoint=configuration.make_adjoint(config),
-        optimizer=configuration.make_optimizer(config, parts.feed.steps_per_epoch),
-        augmentation=configuration.make_augmentation(config),
+        neuron=makers.make_neuron(config),
+        forward=makers.make_forward(config),
+        adjoint=makers.make_adjoint(config),
+        optimizer=makers.make_optimizer(config, parts.feed.steps_per_epoch),
+        augmentation=makers.make_augmentation(config),
         averaging=config.train.ema,
     )
     # The metrics differ, fit does not know the learning rate, so the two programs may be compiled differently.

@@ -112,15 +112,3 @@ def test_train_py_stopped_while_it_imports(tmp_path, delay):
     assert run.returncode == 0 and time.monotonic() - asked < 10, said
     assert "stopped by SIGTERM" in said and said.count("\n") == 1
     assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path):
-    with start(tmp_path, "--slow=0.05") as first:
-        assert first.stdout.readline()
-        with start(tmp_path) as second:
-            out, said = second.communicate(timeout=60)
-        assert (second.returncode, out) == (1, "")
-        assert said.count("\n") == 1 and f"is in use by another run (process {first.pid} on " in said
-        first.send_signal(signal.SIGTERM)
-        _, said = first.communicate(timeout=60)
-    assert first.returncode == 0 and "stopped by SIGTERM" in said

@@ -89,17 +89,26 @@ READ_ONLY = """
 mount -t tmpfs none "$DISK"
 mkdir "$DISK/there"
 mount -o remount,ro "$DISK"
-exec "$PYTHON" "$TINY" --workdir "$DISK/$NAME"
+exec "$PYTHON" -c '
+import sys
+from mpisjax.errors import UserError
+from mpisjax.training.run_folder import hold
+for name in ("there", "absent"):
+    try:
+        hold(f"{sys.argv[1]}/{name}").__enter__()
+    except UserError as error:
+        print(error)
+' "$DISK"
 """
 
 
 @mounts
-@pytest.mark.parametrize(("name", "what"), [("there", "written"), ("absent", "made")])
-def test_a_read_only_workdir_is_told(tmp_path, name, what):
-    ended = shell(READ_ONLY, DISK=tmp_path, TINY=TINY, NAME=name)
-    assert ended.returncode == 1 and not ended.stdout
-    assert ended.stderr.startswith("error: --workdir ") and ended.stderr.count("\n") == 1
-    assert f"cannot be {what} (Read-only file system); name a folder you may write to" in ended.stderr
+def test_a_read_only_workdir_is_told(tmp_path):
+    ended = shell(READ_ONLY, DISK=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    for said, what in zip(ended.stdout.splitlines(), ("written", "made"), strict=True):
+        assert said.startswith("--workdir ")
+        assert f"cannot be {what} (Read-only file system); name a folder you may write to" in said
 
 
 CACHE = """
@@ -140,21 +149,16 @@ def test_a_missing_gpu_plugin_is_told(tmp_path):
     assert ended.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("version", "sentence"), [
-    ("0.9.2", "error: JAX 0.9.2 is too old; mpisjax needs 0.10 or newer"),
-    ("0.99.0", "JAX 0.99.0 is newer than what mpisjax was tested with (before 0.13)"),
-])  # fmt: skip
-def test_another_jax_is_told(tmp_path, version, sentence):
+def test_another_jax_is_told(tmp_path):
     """`train.py` asks the installed package for its version; here a made-up one comes first on the path."""
-    about = tmp_path / "site" / f"jax-{version}.dist-info"
+    about = tmp_path / "site" / "jax-0.9.2.dist-info"
     about.mkdir(parents=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: jax\nVersion: {version}\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: jax\nVersion: 0.9.2\n")
     path = os.pathsep.join([str(about.parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    ended = train_py(tmp_path, "--config.data.name=nonsense", PYTHONPATH=path)
+    ended = train_py(tmp_path, PYTHONPATH=path)
     assert ended.returncode == 1 and not (tmp_path / "run").exists()
-    first, *rest = ended.stderr.splitlines()
-    assert first.startswith(sentence)
-    assert [line.startswith("error: data.name is 'nonsense'") for line in rest] == [True] * (version != "0.9.2")
+    assert ended.stderr.startswith("error: JAX 0.9.2 is too old; mpisjax needs 0.10 or newer")
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

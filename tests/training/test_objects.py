@@ -13,6 +13,7 @@ from test_fit import Linen, digits
 
 import mpisjax
 from mpisjax import configuration
+from mpisjax.configuration import makers, rules
 from mpisjax.data import Feed, prepare_images
 from mpisjax.errors import UserError
 from mpisjax.nn import as_module, model
@@ -59,7 +60,7 @@ def test_optimizers_decay_kernels_alone(name):
     config = configuration.base()
     config.train.optimizer, config.train.weight_decay, config.train.warmup_epochs = name, 0.5, 0.0
     weights = {"kernel": jnp.full((2, 2), 10.0), "bias": jnp.full(2, 10.0)}
-    new = moved(configuration.make_optimizer(config, 10), weights)
+    new = moved(makers.make_optimizer(config, 10), weights)
     step_of_bias, step_of_kernel = 10 - new["bias"][0], 10 - new["kernel"][0, 0]
     assert 0 < step_of_bias < step_of_kernel
     rate = config.train.learning_rate
@@ -83,10 +84,10 @@ def test_functions_of_the_working_folder_are_found(own):
         "mine:falling",
         "mine:network",
     )
-    configuration.check(config)
-    assert float(configuration.make_schedule(config, 10)(50)) == pytest.approx(0.05)
-    assert isinstance(configuration.make_optimizer(config, 10), optax.GradientTransformation)
-    network = configuration.make_network(config, digits())
+    rules.check(config)
+    assert float(makers.make_schedule(config, 10)(50)) == pytest.approx(0.05)
+    assert isinstance(makers.make_optimizer(config, 10), optax.GradientTransformation)
+    network = makers.make_network(config, digits())
     assert network.network == Linen()
 
 
@@ -108,9 +109,9 @@ def test_what_names_nothing_is_refused(own, key, value, words):
     config = configuration.base()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError) as told:
-        configuration.check(config)
-        configuration.make_network(config, digits())
-        configuration.make_optimizer(config, 10)
+        rules.check(config)
+        makers.make_network(config, digits())
+        makers.make_optimizer(config, 10)
     assert key in str(told.value) and words in str(told.value) and "\n" not in str(told.value)
 
 

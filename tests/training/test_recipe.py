@@ -4,51 +4,37 @@ out.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_run import small_config
 
 import mpisjax
 from mpisjax import configuration, data
 from mpisjax.analysis.measure import measure
+from mpisjax.configuration import config_files, makers
 from mpisjax.errors import UserError
 from mpisjax.training import init_from
 from mpisjax.training.metrics import read_rows
 from mpisjax.training.run import assemble, evaluate_at, restore_best, run, saved_config
 from mpisjax.training.state import evaluated_variables
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.unoptimized
 
 
 def tiny(**settings):
-    """The digits with a network that compiles in seconds; settings by dotted key, `__` for the dot."""
-    spec = importlib.util.spec_from_file_location("digits_config", ROOT / "configs" / "digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    config.model.update(stem=(4,), layers=(4,), num_streams=1, stride_layer=0, fusion_layer=1)
-    config.forward.update(mode="rates", max_steps=3, num_steps=3)
-    config.adjoint.max_steps = 3
-    config.train.update(epochs=1, warmup_epochs=0.5, learning_rate=0.05, ema=0.0)
-    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
-    return config
-
-
-@pytest.fixture(autouse=True)
-def compiled_quickly():
-    """Nothing here is compared with another process; the fixture of tests/conftest.py restores the default."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """Rates, without averages; settings by dotted key, `__` for the dot."""
+    few = {"forward.mode": "rates", "forward.max_steps": 3, "forward.num_steps": 3, "adjoint.max_steps": 3}
+    given = {key.replace("__", "."): value for key, value in settings.items()}
+    return small_config({**few, "train.learning_rate": 0.05, "train.ema": 0.0, **given})
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A run with averages whose test split is left alone."""
-    jax.config.update("jax_disable_most_optimizations", True)
     workdir = tmp_path_factory.mktemp("recipe") / "first"
     return workdir, run(tiny(train__ema=0.8, train__test_at_end=False), workdir)
 
@@ -57,7 +43,7 @@ def test_the_averages_are_those_of_their_formula(first):
     """Parameters and running statistics, against NumPy over the states of three steps."""
     config = tiny(train__ema=0.8)
     parts = assemble(config)
-    train_step = configuration.make_train_step(config, parts.net, parts.dataset, 19)
+    train_step = makers.make_train_step(config, parts.net, parts.dataset, 19)
     state = jax.device_put(jax.device_get(parts.state))
     mean = jax.tree.map(np.asarray, jax.device_get(evaluated_variables(state)))
     for k in range(3):
@@ -94,9 +80,9 @@ def test_the_test_split_is_left_alone_until_it_is_asked_for(first):
 
 def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
     dataset = data.load(tiny().data)
-    net = configuration.make_network(tiny(), dataset)
+    net = makers.make_network(tiny(), dataset)
     random = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: configuration.initial_variables(tiny(), net, dataset))["params"]
+    shapes = jax.eval_shape(lambda: makers.initial_variables(tiny(), net, dataset))["params"]
     params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype), shapes)
     for feedback in (0.0, 0.25):
         config = tiny(
@@ -105,8 +91,8 @@ def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
             train__momentum=0.0,
             train__warmup_epochs=0.0,
         )
-        optimizer = configuration.make_optimizer(config, 10)
-        state = configuration.init_state(config, {"params": params}, 10)
+        optimizer = makers.make_optimizer(config, 10)
+        state = makers.init_state(config, {"params": params}, 10)
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state.opt_state, params)
         for path, update in jax.tree_util.tree_leaves_with_path(updates):
             module, leaf = path[0].key, path[-1].key
@@ -149,10 +135,7 @@ def test_a_run_starts_from_another_runs_averages(first, tmp_path):
 
 
 def test_a_run_starts_from_a_pretrained_network():
-    spec = importlib.util.spec_from_file_location("digits_config", ROOT / "configs" / "digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = config_files.load_config("digits")
     config.train.init_from, config.train.ema = "digits", 0.9
     parts = assemble(config)
     state = init_from.started_from(config, parts.dataset, parts.state)
@@ -192,7 +175,7 @@ def test_the_classifier_may_be_trained_on_the_spikes_own_rates():
     for returns in ("equivalent", "spikes"):
         config = tiny(forward__mode="spikes", forward__num_steps=1, forward__returns=returns)
         parts = assemble(config)
-        step = configuration.make_train_step(config, parts.net, parts.dataset, 19)
+        step = makers.make_train_step(config, parts.net, parts.dataset, 19)
         batch = jax.device_put(jax.device_get(parts.feed.batch(0)))
         losses[returns] = float(step(jax.device_put(jax.device_get(parts.state)), batch)[1].loss)
     assert abs(losses["equivalent"] - losses["spikes"]) > 1e-3, losses
@@ -210,7 +193,7 @@ def test_evaluation_counts_synaptic_operations_as_the_analysis_does(first):
             jax.device_get(evaluated_variables(state)),
             parts.dataset,
             few,
-            neuron=configuration.make_neuron(config),
+            neuron=makers.make_neuron(config),
             num_steps=count,
         )
         assert score.synops == pytest.approx(sum(measured.cost.synops.values()), rel=1e-5) and score.synops > 0

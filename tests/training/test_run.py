@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from jax.tree import leaves
+from small_run import small_config
 
 from mpisjax.analysis.curves import draw_curves
 from mpisjax.errors import UserError
@@ -19,20 +15,12 @@ from mpisjax.training import evaluation
 from mpisjax.training.metrics import DivergenceError, read_rows
 from mpisjax.training.run import evaluate_at, restore_best, run, saved_config
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.unoptimized
 
 
 def digits():
-    """The default config with a network small enough to compile in seconds."""
-    spec = importlib.util.spec_from_file_location("digits_config", ROOT / "configs" / "digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    config.model.stem, config.model.layers, config.model.num_streams = (4,), (4,), 1
-    config.model.stride_layer, config.model.fusion_layer = 0, 1
-    config.forward.num_steps = 2
-    config.train.epochs, config.train.warmup_epochs = 2, 0.5
-    return config
+    """Two epochs."""
+    return small_config({"train.epochs": 2})
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +90,6 @@ def test_settings_that_cannot_be_leave_nothing_behind(tmp_path, setting, value, 
         run(config, tmp_path / "run")
     assert words in str(told.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_train_py_without_a_plugin(tmp_path):
-    environment = {**os.environ, "JAX_PLATFORMS": "nonsense", "XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, ROOT / "train.py", "--workdir", tmp_path / "run"]
-    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert said.returncode == 1
-    assert said.stderr.startswith("error: JAX finds no device for JAX_PLATFORMS='nonsense'")
-    assert said.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_a_home_is_expanded_wherever_a_run_is_named(done, monkeypatch):
