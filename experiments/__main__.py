@@ -77,7 +77,7 @@ def run(names: tuple[str, ...], scale: Scale, flags: argparse.Namespace) -> None
 
         from experiments.study import Study
         from experiments.tables import save_figures
-        from mpisjax.training.run_folder import write_atomically
+        from mpisjax.storage.run_folder import write_atomically
 
         out = flags.out or Path("runs") / "experiments" / scale.name
         study = Study(scale, out, flags.data_dir, stopper, timing=not flags.no_timing, flags=shown_flags(flags))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from mpisjax.storage.run_folder import write_atomically
 from mpisjax.training.preemption import Preempted, Stopper
-from mpisjax.training.run_folder import write_atomically
 
 _log = logging.getLogger("experiments")
 

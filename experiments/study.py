@@ -124,7 +124,7 @@ class Study:
         from flax.traverse_util import flatten_dict
 
         from mpisjax import configuration
-        from mpisjax.training import record
+        from mpisjax.storage import record
 
         flat = flatten_dict(configuration.to_plain(net.load(seed)), sep=".")
         return {**{k: v for k, v in flat.items() if k not in record.FREE_KEYS}, **more}

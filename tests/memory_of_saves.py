@@ -34,8 +34,8 @@ def growth(way: str, saves: int) -> float:
     import jax
     import orbax.checkpoint as ocp
 
-    from mpisjax.training import checkpoints
-    from mpisjax.training.saving import CheckpointWriter
+    from mpisjax.storage import checkpoints
+    from mpisjax.storage.saving import CheckpointWriter
 
     keys = jax.random.split(jax.random.key(0), 140)
     state: Any = {f"a{n}": jax.random.normal(key, (3745,)) for n, key in enumerate(keys)}

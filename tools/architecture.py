@@ -35,7 +35,12 @@ LAYERS: list[dict[str, list[str]]] = [
     },
     {"cpu": ["mpisjax.cpu"]},
     {"nn": ["mpisjax.nn", "mpisjax.weights"]},
-    {"baselines": ["mpisjax.baselines"], "training": ["mpisjax.training"], "data": ["mpisjax.data"]},
+    {
+        "baselines": ["mpisjax.baselines"],
+        "data": ["mpisjax.data"],
+        "training": ["mpisjax.training"],
+        "storage": ["mpisjax.storage"],
+    },
     {"settings to objects": ["mpisjax.configuration", "mpisjax.training.run", "mpisjax.training.init_from"]},
     {"analysis": ["mpisjax.analysis"], "pretrained": ["mpisjax.pretrained"], "export": ["mpisjax.export"]},
     {

@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mpisjax.analysis.figures import TEST, TRAIN, VALIDATION, as_png, new_figure, tidy
+from mpisjax.storage.run_folder import write_atomically
 from mpisjax.training.metrics import FILE_NAME, read_rows
-from mpisjax.training.run_folder import write_atomically
 
 CURVES_NAME = "curves.png"
 Rows = list[dict[str, Any]]

@@ -28,8 +28,8 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
 from mpisjax.solvers import RateForward
+from mpisjax.storage.run_folder import write_atomically
 from mpisjax.training.metrics import FILE_NAME, read_rows
-from mpisjax.training.run_folder import write_atomically
 
 STEPS = (1, 2, 5, 10, 20, 30)
 EXAMPLES, FOLLOWED, CONVERGENCE_STEPS = 1000, 16, 100

@@ -50,7 +50,7 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def process_arguments(given: argparse.Namespace) -> tuple[str | None, int | None, int | None, int]:
-    """What these flags say, as `mpisjax.training.processes.initialize` takes it."""
+    """What these flags say, as `mpisjax.storage.processes.initialize` takes it."""
     return given.coordinator, given.num_processes, given.process_id, given.heartbeat_seconds
 
 

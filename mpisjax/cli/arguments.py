@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mpisjax import settings
+from mpisjax.configuration import settings
 from mpisjax.paths import expand
 
 _KINDS = {"int": "a whole number", "float": "a number"}

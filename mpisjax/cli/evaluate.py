@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _main(given, config) -> None:
     from mpisjax.configuration.makers import prepare_cores
-    from mpisjax.training import devices, processes
+    from mpisjax.storage import processes
+    from mpisjax.training import devices
 
     prepare_cores(config)
     with processes.exit_on_failure():
@@ -81,9 +82,9 @@ def _evaluate(given, config, first: bool) -> None:
     from mpisjax.cli import tables
     from mpisjax.configuration import makers
     from mpisjax.pretrained.save import inputs_of
+    from mpisjax.storage.run_folder import write_atomically
     from mpisjax.training import evaluation
     from mpisjax.training.run import evaluate_at
-    from mpisjax.training.run_folder import write_atomically
     from mpisjax.training.state import evaluated_variables
 
     for name, file in (("--json", given.json), ("--report", given.report)):
@@ -135,7 +136,7 @@ def _early_exit(config, parts, state, split):
     from mpisjax.analysis.measure import first_examples
     from mpisjax.configuration import makers
     from mpisjax.nn.mpis import MPIS
-    from mpisjax.training import processes
+    from mpisjax.storage import processes
     from mpisjax.training.state import evaluated_variables
 
     bptt = makers.make_bptt(config)

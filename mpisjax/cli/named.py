@@ -16,16 +16,16 @@ def config_of_run(given, config_file: str | None):
         import mpisjax
 
         return mpisjax.load_pretrained(given.pretrained).config
+    from mpisjax.storage.run_folder import path_of
     from mpisjax.training.run import saved_config
-    from mpisjax.training.run_folder import path_of
 
     return saved_config(path_of(given.workdir))
 
 
 def restored(given, config):
     """What --workdir or --pretrained names: a name for it, the parts, the state, and the step it was saved at."""
+    from mpisjax.storage.run_folder import path_of
     from mpisjax.training.run import restore_best
-    from mpisjax.training.run_folder import path_of
 
     if given.pretrained is None:
         return given.workdir, *restore_best(path_of(given.workdir), config)

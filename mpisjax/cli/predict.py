@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(given: argparse.Namespace) -> None:
     from mpisjax.cpu import cores
+    from mpisjax.storage.run_folder import write_atomically
     from mpisjax.training import devices
-    from mpisjax.training.run_folder import write_atomically
 
     if given.out is not None and not given.out.absolute().parent.is_dir():
         raise UserError(f"--out {given.out} lies in no folder; make the folder or name another file")

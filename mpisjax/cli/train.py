@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _main(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
     from mpisjax.configuration.makers import prepare_cores
-    from mpisjax.training import devices, processes
+    from mpisjax.storage import processes
+    from mpisjax.training import devices
 
     with watch() as stopper, processes.exit_on_failure():
         # The devices must be settled before anything makes JAX look for them.
@@ -101,8 +102,8 @@ def _train(config: ml_collections.ConfigDict, workdir: str, stopper: Stopper, pr
 
 def _sweep(given: argparse.Namespace, config: ml_collections.ConfigDict, stopper: Stopper) -> None:
     """Trains with each seed, prints mean and deviation, and writes them to `seeds.json`."""
-    from mpisjax.training import processes
-    from mpisjax.training.run_folder import path_of, write_atomically
+    from mpisjax.storage import processes
+    from mpisjax.storage.run_folder import path_of, write_atomically
 
     workdir = given.workdir or f"runs/{config.name}_seeds"
     results: dict[int, dict[str, float]] = {}

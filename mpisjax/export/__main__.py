@@ -117,7 +117,7 @@ def _write_nir(trained: Any, given: argparse.Namespace, out: Path) -> str:
 
 def _write_stablehlo(trained: Any, given: argparse.Namespace, out: Path) -> str:
     from mpisjax.export.stablehlo import PLATFORMS, to_stablehlo
-    from mpisjax.training.run_folder import write_atomically
+    from mpisjax.storage.run_folder import write_atomically
 
     write_atomically(out, bytes(to_stablehlo(trained, given.num_steps, batch_size=given.batch_size)))
     batch = given.batch_size or "any"

@@ -13,7 +13,7 @@ import jax
 from mpisjax import weights
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
-from mpisjax.training.run_folder import write_atomically
+from mpisjax.storage.run_folder import write_atomically
 
 KEPT = (
     "inputs",

@@ -19,8 +19,9 @@ from mpisjax.pretrained.familiar import measure
 from mpisjax.pretrained.files import write
 from mpisjax.pretrained.inputs import Inputs, without_examples
 from mpisjax.pretrained.trained import Trained, from_variables
-from mpisjax.training import checkpoints, init_from, record
-from mpisjax.training.run_folder import path_of
+from mpisjax.storage import checkpoints, record
+from mpisjax.storage.run_folder import path_of
+from mpisjax.training import init_from
 
 MAX_BYTES = 2_000_000  # of the weights of a network that comes with the package
 INPUTS_NAME = "inputs.json"  # in a run's folder

@@ -22,15 +22,16 @@ from mpisjax.nn import MPIS, Network, as_module
 from mpisjax.nn.network import Variables
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, RateForward
-from mpisjax.training import checkpoints, devices, processes, record, run_folder, step_runner
+from mpisjax.storage import checkpoints, processes, record, run_folder
+from mpisjax.storage.record import Origin
+from mpisjax.storage.run_folder import hold
+from mpisjax.storage.saving import Saver
+from mpisjax.training import devices, step_runner
 from mpisjax.training.evaluation import make_evaluator
 from mpisjax.training.loop import EvalFn, LoopSettings, OnEpoch, TrainingRun
 from mpisjax.training.loss import class_weights_of
 from mpisjax.training.metrics import DivergenceMonitor
 from mpisjax.training.preemption import Stopper, watch
-from mpisjax.training.record import Origin
-from mpisjax.training.run_folder import hold
-from mpisjax.training.saving import Saver
 from mpisjax.training.state import cosine, evaluated_variables, init_state, initial_variables, sgd
 from mpisjax.training.step import make_train_step
 from mpisjax.training.step_runner import Batches, Meter, StepRunner, Tracer, TrainStep

@@ -14,9 +14,9 @@ from mpisjax import configuration, weights
 from mpisjax.configuration import makers
 from mpisjax.data import DataSet
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, record
-from mpisjax.training.checkpoints import Checkpoint
-from mpisjax.training.run_folder import path_of
+from mpisjax.storage import checkpoints, record
+from mpisjax.storage.checkpoints import Checkpoint
+from mpisjax.storage.run_folder import path_of
 from mpisjax.training.state import TrainState, evaluated_variables
 
 Variables = dict[str, Any]

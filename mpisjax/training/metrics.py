@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mpisjax.errors import UserError
-from mpisjax.training import processes, run_folder
-from mpisjax.training.processes import run_on_primary
+from mpisjax.storage import processes, run_folder
+from mpisjax.storage.processes import run_on_primary
 
 FILE_NAME = "metrics.jsonl"
 SOLVERS = ("forward", "adjoint")

@@ -25,14 +25,15 @@ from mpisjax.jacobian import spectral_radius
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
-from mpisjax.training import checkpoints, devices, init_from, processes, record, run_folder
+from mpisjax.storage import checkpoints, processes, record, run_folder
+from mpisjax.storage.processes import run_on_primary
+from mpisjax.storage.record import Origin
+from mpisjax.storage.run_folder import hold
+from mpisjax.training import devices, init_from
 from mpisjax.training.evaluation import Evaluation, readout_name
 from mpisjax.training.fit import FitResult, measured_on, train
 from mpisjax.training.loop import LoopSettings, OnEpoch
 from mpisjax.training.preemption import Stopper, watch
-from mpisjax.training.processes import run_on_primary
-from mpisjax.training.record import Origin
-from mpisjax.training.run_folder import hold
 from mpisjax.training.state import TrainState, evaluated_variables
 from mpisjax.training.step_runner import Meter
 

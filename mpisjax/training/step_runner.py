@@ -14,8 +14,8 @@ import jax
 from mpisjax.nn.flops import Counter
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, RateForward
-from mpisjax.training import processes
-from mpisjax.training.processes import Votes
+from mpisjax.storage import processes
+from mpisjax.storage.processes import Votes
 
 PROFILE_FOLDER = "profile"
 SKIPPED, TRACED = 10, 5  # steps of this process before the trace (compiling is over by then), and in it

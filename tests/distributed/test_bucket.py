@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, run_folder
-from mpisjax.training.run_folder import hold
-from mpisjax.training.saving import CheckpointWriter
+from mpisjax.storage import checkpoints, run_folder
+from mpisjax.storage.run_folder import hold
+from mpisjax.storage.saving import CheckpointWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_devices import environment, free_port

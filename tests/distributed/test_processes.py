@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import processes
+from mpisjax.storage import processes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_devices import difference, environment, finish, free_port, start

@@ -82,7 +82,8 @@ class Trainer:
         import jax
         import numpy as np
 
-        from mpisjax.training import devices, processes
+        from mpisjax.storage import processes
+        from mpisjax.training import devices
 
         tree = devices.to_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
         arrays = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
@@ -107,7 +108,7 @@ def main() -> None:
 
     from mpisjax.cpu import cores
     from mpisjax.data import load
-    from mpisjax.training import checkpoints, processes, saving
+    from mpisjax.storage import checkpoints, processes, saving
 
     jax.config.update("jax_disable_most_optimizations", True)
     cores.prepare()
@@ -147,7 +148,7 @@ def evaluate(config: Any, dataset: Any, out: Path) -> None:
     import jax
 
     from mpisjax.configuration import makers
-    from mpisjax.training import processes
+    from mpisjax.storage import processes
 
     net = makers.make_network(config, dataset)
     variables = jax.jit(lambda: makers.initial_variables(config, net, dataset))()

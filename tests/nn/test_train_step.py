@@ -13,7 +13,7 @@ import pytest
 
 from mpisjax import configuration, data, nn
 from mpisjax.configuration import makers
-from mpisjax.training import checkpoints
+from mpisjax.storage import checkpoints
 
 pytestmark = pytest.mark.unoptimized
 
@@ -109,7 +109,7 @@ def test_two_devices_take_the_steps_that_one_takes():
         cores.prepare()
         from mpisjax import configuration, data, nn
         from mpisjax.configuration import makers
-        from mpisjax.training import checkpoints
+        from mpisjax.storage import checkpoints
         from configs import digits
 
         config = digits.get_config()

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from small_run import small_config
 
-from mpisjax.training import checkpoints
+from mpisjax.storage import checkpoints
 from mpisjax.training.run import evaluate_at, restore_best, run, saved_config
 
 pytestmark = pytest.mark.unoptimized

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints
-from mpisjax.training.saving import CheckpointWriter
+from mpisjax.storage import checkpoints
+from mpisjax.storage.saving import CheckpointWriter
 
 
 class State(NamedTuple):
@@ -252,7 +252,8 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, saving
+from mpisjax.storage import checkpoints
+from mpisjax.storage import saving
 directory = Path(sys.argv[1])
 noise = np.random.default_rng(0).normal(size=100_000)
 writer = saving.CheckpointWriter(directory)
@@ -285,7 +286,8 @@ HOSTILE = """
 import pickle, shutil, sys
 from pathlib import Path
 import numpy as np
-from mpisjax.training import checkpoints, saving
+from mpisjax.storage import checkpoints
+from mpisjax.storage import saving
 directory, seen, one_piece = Path(sys.argv[1]), [], sys.argv[2] == "one piece"
 checkpoints.is_whole = lambda state: one_piece
 state = {"w": np.arange(300.0), "b": np.ones(3)}

@@ -15,9 +15,9 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 import pytest
 
-from mpisjax.training import checkpoints
+from mpisjax.storage import checkpoints
+from mpisjax.storage.run_folder import LOCK_NAME
 from mpisjax.training.metrics import TIMING, read_rows
-from mpisjax.training.run_folder import LOCK_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 20

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 import mpisjax
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints
+from mpisjax.storage import checkpoints
 from mpisjax.training.metrics import TIMING, read_rows
 
 pytestmark = pytest.mark.unoptimized

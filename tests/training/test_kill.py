@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mpisjax.training import checkpoints
+from mpisjax.storage import checkpoints
 from mpisjax.training.metrics import TIMING, read_rows
 
 EPOCHS = 6

@@ -13,12 +13,12 @@ import time
 import pytest
 
 from mpisjax.errors import UserError
+from mpisjax.storage.run_folder import hold
 from mpisjax.training.preemption import Preempted, watch
-from mpisjax.training.run_folder import hold
 
 HOLD = """
 import sys
-from mpisjax.training.run_folder import hold
+from mpisjax.storage.run_folder import hold
 with hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

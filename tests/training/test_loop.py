@@ -13,10 +13,11 @@ import pytest
 import tiny
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, loop, saving
+from mpisjax.storage import checkpoints, saving
+from mpisjax.storage.saving import CheckpointWriter
+from mpisjax.training import loop
 from mpisjax.training.metrics import TIMING, DivergenceError, read_rows
 from mpisjax.training.preemption import Stopper
-from mpisjax.training.saving import CheckpointWriter
 
 
 class StopAt(tiny.Feed):

@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_older_checkpoint_stands(tmp_
     assert before == [] or (len(before) == 1 and "rows were not written" in before[0])
     standing = (out / "standing").read_text().split()
     assert standing and all(name.startswith("step_") for name in standing)
-    from mpisjax.training import checkpoints
+    from mpisjax.storage import checkpoints
 
     newest = checkpoints.newest(out / "run" / checkpoints.FOLDER)
     assert newest is not None
@@ -92,7 +92,7 @@ mount -o remount,ro "$DISK"
 exec "$PYTHON" -c '
 import sys
 from mpisjax.errors import UserError
-from mpisjax.training.run_folder import hold
+from mpisjax.storage.run_folder import hold
 for name in ("there", "absent"):
     try:
         hold(f"{sys.argv[1]}/{name}").__enter__()

@@ -17,7 +17,7 @@ from tensorboardX.proto import event_pb2
 from mpisjax import configuration
 from mpisjax.analysis.curves import save_curves
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints, record
+from mpisjax.storage import checkpoints, record
 from mpisjax.training.console import describe, display, duration
 from mpisjax.training.metrics import DivergenceMonitor, MetricsLog, average, read_rows
 from mpisjax.training.step_runner import StepRunner

@@ -179,8 +179,8 @@ def fit(
     **more: Any,
 ) -> Any:
     from mpisjax import configuration
+    from mpisjax.storage import record
     from mpisjax.training import fit as fitting
-    from mpisjax.training import record
     from mpisjax.training.loop import LoopSettings
 
     config = config or get_config()

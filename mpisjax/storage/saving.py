@@ -14,11 +14,11 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from mpisjax.training import checkpoints, processes, record
-from mpisjax.training.checkpoints import STATE_NAME, Checkpoint
-from mpisjax.training.processes import run_on_primary
-from mpisjax.training.record import Origin, Progress
-from mpisjax.training.run_folder import is_bucket
+from mpisjax.storage import checkpoints, processes, record
+from mpisjax.storage.checkpoints import STATE_NAME, Checkpoint
+from mpisjax.storage.processes import run_on_primary
+from mpisjax.storage.record import Origin, Progress
+from mpisjax.storage.run_folder import is_bucket
 
 LONGEST_INTERVAL = 600.0  # seconds, unless more is asked for
 

@@ -1,6 +1,6 @@
 """A checkpoint on disk: its record, how it is verified, and how it is read.
 
-A checkpoint is a folder `step_00000123`. Orbax writes the training state into `state/` (`mpisjax.training.saving`).
+A checkpoint is a folder `step_00000123`. Orbax writes the training state into `state/` (`mpisjax.storage.saving`).
 Beside it lies `checkpoint.json`, the record: the step, what the loop wants back, and the SHA-256 of every file of the
 state. The record carries its own digest. It can be replaced in one rename, so that validation results join a checkpoint
 that is on disk.
@@ -41,8 +41,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mpisjax.errors import UserError
-from mpisjax.training.processes import run_on_primary
-from mpisjax.training.run_folder import is_bucket, unreachable, write_atomically
+from mpisjax.storage.processes import run_on_primary
+from mpisjax.storage.run_folder import is_bucket, unreachable, write_atomically
 
 FOLDER = "checkpoints"  # in a run's folder
 FORMAT = 2  # 1 had no "one_piece": its arrays are written one by one

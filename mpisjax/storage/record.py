@@ -11,10 +11,10 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from mpisjax.errors import UserError
-from mpisjax.training import checkpoints
-from mpisjax.training.checkpoints import FOLDER, Checkpoint, DamagedError
-from mpisjax.training.processes import run_on_primary
-from mpisjax.training.run_folder import path_of
+from mpisjax.storage import checkpoints
+from mpisjax.storage.checkpoints import FOLDER, Checkpoint, DamagedError
+from mpisjax.storage.processes import run_on_primary
+from mpisjax.storage.run_folder import path_of
 
 # Settings that leave the trajectory as it is: where files lie, how often something is written, when to give up.
 # Data that come from another place must still be the same data: their checksum is compared. `train.epochs` is

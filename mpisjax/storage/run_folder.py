@@ -22,7 +22,7 @@ import filelock
 
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder, expand
-from mpisjax.training.processes import run_on_primary
+from mpisjax.storage.processes import run_on_primary
 
 LOCK_NAME = ".lock"
 
