@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from mpisjax.data.events import import_tonic
+from mpisjax.data.events.readers import import_tonic
 from mpisjax.errors import UserError
 
 PROBE_SECONDS = 4.0  # to answer a request for the file's size; a run without network waits no longer

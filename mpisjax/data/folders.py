@@ -16,10 +16,10 @@ from tqdm import tqdm
 from mpisjax.data import cache
 from mpisjax.data.arrays import listed
 from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum
-from mpisjax.data.events import Recording
+from mpisjax.data.events.frames import make_binning
+from mpisjax.data.events.readers import Recording
+from mpisjax.data.events.recordings import Recordings, load_recordings
 from mpisjax.data.files import Files, find_files, of_common_classes, refusal
-from mpisjax.data.frames import make_binning
-from mpisjax.data.recordings import Recordings, load_recordings
 from mpisjax.errors import UserError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -117,7 +117,8 @@ def from_recordings(
         unsorted: What happens to a recording whose time goes back: "refuse", "sort" or "skip".
         invalid: See `from_folder`.
         cache_dir: Where frames are kept; empty: the user's cache folder.
-        framing: `num_frames`, `frames`, `binning`, `crop` and `denoise_us`; see `mpisjax.data.frames.make_binning`.
+        framing: `num_frames`, `frames`, `binning`, `crop` and `denoise_us`; see
+            `mpisjax.data.events.frames.make_binning`.
 
     Returns:
         The data set; its examples are frames [T, H, W, 2].

@@ -14,8 +14,9 @@ import numpy as np
 
 from mpisjax.data import arrays, cache, digits, fetch, folders, images, prepared
 from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum
-from mpisjax.data.frames import make_binning
-from mpisjax.data.recordings import CIFAR10_CLASSES, EVENT_SETS, Recordings, load_recordings
+from mpisjax.data.events import saccades
+from mpisjax.data.events.frames import make_binning
+from mpisjax.data.events.recordings import CIFAR10_CLASSES, EVENT_SETS, Recordings, load_recordings
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder, expand
 
@@ -92,8 +93,8 @@ def _load(config: Any) -> DataSet:
     if name in IMAGE_SETS:
         return _load_images(place, held)
     if name == "saccade_digits":
-        binning = make_binning(digits.SENSOR_SIZE, digits.SENSOR_SIZE, **framing)
-        framed, sentence, known = digits.load_saccades(binning, place.cache_dir), digits.EVENT_SENTENCE, None
+        binning = make_binning(saccades.SENSOR_SIZE, saccades.SENSOR_SIZE, **framing)
+        framed, sentence, known = saccades.load_saccades(binning, place.cache_dir), saccades.SENTENCE, None
         num_classes, classes = 10, DIGITS
     else:
         known = EVENT_SETS[name]

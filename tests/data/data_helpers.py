@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from mpisjax.data import events, images
+from mpisjax.data import images
+from mpisjax.data.events import readers
 
 
 def settings(**changes) -> ConfigDict:
@@ -106,7 +107,7 @@ def images_of(planes: np.ndarray) -> np.ndarray:
 
 def random_events(rng: np.random.Generator, size: int, width: int, height: int, duration: int = 300_000) -> np.ndarray:
     """Valid events in time order."""
-    recorded = np.empty(size, events.EVENT)
+    recorded = np.empty(size, readers.EVENT)
     for name, end in (("x", width), ("y", height), ("p", 2)):
         recorded[name] = rng.integers(0, end, size)
     recorded["t"] = np.sort(rng.integers(0, duration, size))

@@ -36,11 +36,12 @@ from data_helpers import (
     tar_bytes,
 )
 
-from mpisjax.data import arrays, events, fetch, folders, images, prepared
-from mpisjax.data.images import unpickle
+from mpisjax.data import arrays, fetch, folders, images, prepared
+from mpisjax.data.events import readers
+from mpisjax.data.pickles import unpickle
 from mpisjax.errors import UserError
 
-REFUSED = (UserError, events.Invalid)
+REFUSED = (UserError, readers.Invalid)
 LIMIT = 8 << 20
 
 
@@ -88,8 +89,8 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
 
 def read_events(parse: Callable[[bytes], np.ndarray], size: int) -> Callable[[bytes], None]:
     def read(content: bytes) -> None:
-        got = events.check(parse(content), size, size)
-        assert got.dtype == events.EVENT and len(got) and (np.diff(got["t"]) >= 0).all() and got["t"][0] >= 0
+        got = readers.check(parse(content), size, size)
+        assert got.dtype == readers.EVENT and len(got) and (np.diff(got["t"]) >= 0).all() and got["t"][0] >= 0
         assert set(np.unique(got["p"])) <= {0, 1}
         for name in ("x", "y"):
             assert got[name].min() >= 0 and got[name].max() < size
@@ -166,11 +167,11 @@ def targets() -> dict[str, Target]:
         "CIFAR python": Target(batches, read_python),
         "pickle": Target([pickle.dumps({"a": [1, (2, 3)], "b": {"c": b"d"}}, n) for n in range(5)], read_pickle),
         "TFRECORD": Target([tfrecord(b"abc") + tfrecord(b"") + tfrecord(bytes(50))], read_tfrecords),
-        "N-MNIST": Target([nmnist_bytes(small), bytes([0, 240, 0, 0, 0]) * 5], read_events(events.parse_nmnist, 34)),
-        "AEDAT 2": Target([aedat2_bytes(large)], read_events(events.parse_aedat2, 128)),
-        "AEDAT 3": Target([aedat3_bytes(large, 16)], read_events(events.parse_aedat3, 128)),
+        "N-MNIST": Target([nmnist_bytes(small), bytes([0, 240, 0, 0, 0]) * 5], read_events(readers.parse_nmnist, 34)),
+        "AEDAT 2": Target([aedat2_bytes(large)], read_events(readers.parse_aedat2, 128)),
+        "AEDAT 3": Target([aedat3_bytes(large, 16)], read_events(readers.parse_aedat3, 128)),
         "event array": Target(
-            [saved.getvalue(), zipped.getvalue(), structured.getvalue()], read_events(events.parse_array, 128)
+            [saved.getvalue(), zipped.getvalue(), structured.getvalue()], read_events(readers.parse_array, 128)
         ),
         "image": Target(image_files(), read_image),
         "own arrays": Target([own.getvalue()], read_npz),

@@ -14,8 +14,9 @@ import pytest
 from data_helpers import aedat2_bytes, aedat3_bytes, nmnist_bytes, random_events, settings, write_nmnist
 
 from mpisjax import data
-from mpisjax.data import digits, events, fetch, recordings
-from mpisjax.data.frames import Binning, Frames, stored_row, to_frames
+from mpisjax.data import digits, fetch
+from mpisjax.data.events import readers, recordings, saccades
+from mpisjax.data.events.frames import Binning, Frames, stored_row, to_frames
 from mpisjax.errors import UserError
 
 tonic = pytest.importorskip("tonic")
@@ -30,8 +31,8 @@ def rng():
 def read(tmp_path, suffix, content, width=128, height=128):
     path = tmp_path / f"recording{suffix}"
     path.write_bytes(content)
-    events.forget()
-    return events.read(events.Recording(path, 0), width, height)
+    readers.forget()
+    return readers.read(readers.Recording(path, 0), width, height)
 
 
 def gesture_bytes(recorded):
@@ -54,7 +55,7 @@ def test_every_format_gives_its_events_back(tmp_path, rng):
 def test_aedat4_written_by_the_makers_library():
     """The file was written by dv-processing 2.0.4."""
     pytest.importorskip("aedat")
-    got = events.read(events.Recording(FILES / "small.aedat4", 0), 128, 128)
+    got = readers.read(readers.Recording(FILES / "small.aedat4", 0), 128, 128)
     wanted = np.load(FILES / "small_aedat4_events.npy")
     assert np.array_equal(np.stack([got[name] for name in "xytp"], 1), wanted)
 
@@ -63,7 +64,7 @@ def test_damaged_aedat4_is_invalid(tmp_path):
     pytest.importorskip("aedat")
     content = (FILES / "small.aedat4").read_bytes()
     for broken in (b"", content[:100], content[:-700], b"\0" * 500):
-        with pytest.raises(events.Invalid):
+        with pytest.raises(readers.Invalid):
             read(tmp_path, ".aedat4", broken)
 
 
@@ -74,7 +75,7 @@ def test_nmnist_clock_overflows_as_tonic_has_them(tmp_path, rng):
     later = recorded.copy()
     later["t"][50:] += 8192
     assert np.array_equal(read(tmp_path, ".bin", bytes(content), 34, 34), later)
-    with pytest.raises(events.Invalid, match="overflows"):
+    with pytest.raises(readers.Invalid, match="overflows"):
         read(tmp_path, ".bin", bytes([0, 240, 0, 0, 0]) * 2000)
 
 
@@ -117,7 +118,7 @@ def test_invalid_recordings_say_why(tmp_path, rng):
         (".npy", _npy(np.array([[0, 0, 0, -1]])), "before time 0"),
     ]
     for suffix, content, says in cases:
-        with pytest.raises(events.Invalid, match=says):
+        with pytest.raises(readers.Invalid, match=says):
             read(tmp_path, suffix, content, *((34, 34) if suffix == ".bin" else (128, 128)))
 
 
@@ -137,7 +138,7 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(globals(), "TRACE", TRACE)
         np.save(buffer, array, allow_pickle=True)
-    with pytest.raises(events.Invalid, match="no array"):
+    with pytest.raises(readers.Invalid, match="no array"):
         read(tmp_path, ".npy", buffer.getvalue())
     assert not TRACE
 
@@ -178,15 +179,15 @@ def test_frames_are_those_of_tonic(rng, by, crop, denoise_us):
 
 
 def test_many_events_on_one_pixel_do_not_wrap_around():
-    recorded = np.zeros(70_000, events.EVENT)
+    recorded = np.zeros(70_000, readers.EVENT)
     recorded["t"] = np.arange(70_000)
     assert to_frames(recorded, binning(num_frames=1)).ravel()[:2].tolist() == [255, 0]
 
 
 def test_recordings_too_short_for_the_frames_are_invalid():
-    recorded = np.zeros(5, events.EVENT)
+    recorded = np.zeros(5, readers.EVENT)
     for by in ("time", "count"):
-        with pytest.raises(events.Invalid, match="too"):
+        with pytest.raises(readers.Invalid, match="too"):
             to_frames(recorded, binning(by=by))
 
 
@@ -334,18 +335,18 @@ def test_cifar10_dvs_as_its_authors_have_it(tmp_path, rng):
 
 def test_simulated_events_are_deterministic_and_valid():
     (images, _), _ = digits.load_images()
-    made = list(digits.events_of(images[:60], seed=0))
+    made = list(saccades.events_of(images[:60], seed=0))
     for recorded in made:
-        events.check(recorded, 34, 34)
+        readers.check(recorded, 34, 34)
         assert recorded["t"][-1] <= 315_000
-    again = list(digits.events_of(images[40:60], seed=0, first=40))
+    again = list(saccades.events_of(images[40:60], seed=0, first=40))
     assert all(np.array_equal(one, other) for one, other in zip(made[40:], again, strict=True))
-    other = next(digits.events_of(images[:1], seed=1))
+    other = next(saccades.events_of(images[:1], seed=1))
     assert not np.array_equal(other, made[0])
     joined = np.concatenate(made)
     assert hashlib.sha256(joined.tobytes()).hexdigest() == FROZEN
     assert 2000 < len(joined) / 60 < 6000 and 0.4 < joined["p"].mean() < 0.6
-    assert np.array_equal(events.parse_nmnist(nmnist_bytes(made[0]))["t"], made[0]["t"]), (
+    assert np.array_equal(readers.parse_nmnist(nmnist_bytes(made[0]))["t"], made[0]["t"]), (
         "the format of N-MNIST holds them"
     )
 
@@ -357,7 +358,7 @@ def test_simulated_events_follow_the_edges_of_the_motion():
     """A bright bar, moved to the left by the third saccade, brightens its left side and darkens its right."""
     bar = np.zeros((1, 8, 8))
     bar[:, :, 3:5] = 1
-    (recorded,) = digits.events_of(bar)
+    (recorded,) = saccades.events_of(bar)
     last = recorded[recorded["t"] > 250_000]
     middle = last[(last["y"] > 10) & (last["y"] < 22)]
     assert np.median(middle["x"][middle["p"] == 1]) < np.median(middle["x"][middle["p"] == 0]) - 2
@@ -365,7 +366,7 @@ def test_simulated_events_follow_the_edges_of_the_motion():
 
 def test_a_still_picture_gives_noise_alone(monkeypatch):
     monkeypatch.setattr(digits, "CORNERS", np.zeros((4, 2)))
-    (recorded,) = digits.events_of(np.ones((1, 8, 8)))
+    (recorded,) = saccades.events_of(np.ones((1, 8, 8)))
     assert 100 < len(recorded) < 300
 
 

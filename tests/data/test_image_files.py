@@ -13,7 +13,7 @@ from data_helpers import cifar_members, idx_bytes, images_of, settings, tar_byte
 
 from mpisjax import data
 from mpisjax.data import fetch, images
-from mpisjax.data.images import unpickle
+from mpisjax.data.pickles import unpickle
 from mpisjax.errors import UserError
 
 # Without the time of day, which would get into the names of the tests below and part the processes that share them.

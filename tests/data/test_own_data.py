@@ -9,7 +9,7 @@ from data_helpers import aedat2_bytes, nmnist_bytes, random_events, settings
 from PIL import Image
 
 from mpisjax import data
-from mpisjax.data import events
+from mpisjax.data.events import readers
 from mpisjax.errors import UserError
 
 
@@ -429,5 +429,5 @@ def test_structured_arrays_without_the_fields_are_invalid(folder):
     for dtype in ([("x", int), ("y", int), ("t", int)], [("x", "U3"), ("y", int), ("t", int), ("p", int)]):
         buffer = io.BytesIO()
         np.save(buffer, np.zeros(3, dtype))
-        with pytest.raises(events.Invalid):
-            events.parse_array(buffer.getvalue())
+        with pytest.raises(readers.Invalid):
+            readers.parse_array(buffer.getvalue())

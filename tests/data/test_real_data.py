@@ -13,8 +13,8 @@ import pytest
 from data_helpers import settings
 
 from mpisjax import data
-from mpisjax.data import events, recordings
-from mpisjax.data.frames import Binning, to_frames
+from mpisjax.data.events import readers, recordings
+from mpisjax.data.events.frames import Binning, to_frames
 
 FOLDER = os.environ.get("MPISJAX_TEST_DATA", "")
 pytestmark = pytest.mark.skipif(
@@ -89,7 +89,7 @@ def test_every_nmnist_recording_against_tonic():
     binning = Binning(10, "time", False, 34, 34, 0, 0.0)
     for place, recording in enumerate([*found.train, *found.test]):
         assert recording.label == int(recording.path.parent.name)
-        got = events.read(recording, 34, 34)
+        got = readers.read(recording, 34, 34)
         wanted = tonic.io.read_mnist_file(recording.path, dtype)
         for name in "xytp":
             assert np.array_equal(got[name], wanted[name]), recording.path

@@ -7,7 +7,7 @@ import pytest
 from data_helpers import settings, write_spike_trains
 
 from mpisjax import data
-from mpisjax.data import events, recordings
+from mpisjax.data.events import readers, recordings
 from mpisjax.errors import UserError
 
 tonic = pytest.importorskip("tonic")
@@ -74,7 +74,7 @@ def test_damaged_files_are_refused(folder, rng):
     config = settings(name="shd", dir=str(folder), num_frames=3, num_validation=0)
 
     def refused(says):
-        events.forget()
+        readers.forget()
         with pytest.raises(UserError, match=says) as caught:
             data.load(config)
         assert "\n" not in str(caught.value) and "shd_train.h5" in str(caught.value)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpisjax.data import cache
 from mpisjax.data.dataset import Loaded
-from mpisjax.data.events import Invalid, import_tonic
+from mpisjax.data.events.readers import Invalid, import_tonic
 from mpisjax.errors import UserError
 
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from mpisjax.data import cache
 from mpisjax.data.dataset import Loaded
-from mpisjax.data.events import Invalid, Recording, Unsorted, forget, import_tonic, open_spike_trains, read
-from mpisjax.data.frames import Binning, count_frames, store_frames, stored_frames, with_sensor
+from mpisjax.data.events.frames import Binning, count_frames, store_frames, stored_frames, with_sensor
+from mpisjax.data.events.readers import Invalid, Recording, Unsorted, forget, import_tonic, open_spike_trains, read
 from mpisjax.errors import UserError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

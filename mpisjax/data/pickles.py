@@ -1,0 +1,124 @@
+"""Pickles of arrays and lists, such as those of CIFAR, read without trust.
+
+A pickle is a program that may call whatever it can name. Ours names stand-ins for NumPy's arrays and nothing else. Its
+opcodes are listed before it is run, as three of them need a bound that `Unpickler` has no place for: a memo of any
+size that a file claims, texts that are copied without end, and tuples nested so deeply that their hash ends the
+process.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import warnings
+from typing import Any
+
+import numpy as np
+
+from mpisjax.errors import UserError
+
+_OPCODES = (
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING "
+    "BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
+    "EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT "
+    "LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
+)
+_MAX_TUPLES = 1000  # a file of CIFAR has six, for its array
+
+
+class _Dtype:
+    """Stands in for `numpy.dtype`; only its code counts."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignores byte order and the like, which bytes do not have."""
+
+
+class _Array:
+    """Stands in for a `numpy.ndarray` of bytes; `value` is it."""
+
+    value: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        """Takes (version, shape, dtype, is_fortran, data)."""
+        _, shape, dtype, fortran, data = state
+        data = data.encode("latin-1") if isinstance(data, str) else data
+        if not isinstance(dtype, _Dtype) or dtype.code not in ("u1", "|u1") or not isinstance(data, bytes):
+            raise pickle.UnpicklingError("an array of something other than bytes")
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 4:
+            raise pickle.UnpicklingError("an array of impossible shape")
+        if math.prod(shape) != len(data):
+            raise pickle.UnpicklingError("an array that is truncated")
+        self.value = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin-1")
+        self._room = len(content)  # for bytes, which protocol 2 writes as text
+
+    def find_class(self, module: str, name: str) -> Any:
+        stand_ins = {
+            "numpy.core.multiarray _reconstruct": lambda *_: _Array(),
+            "numpy._core.multiarray _reconstruct": lambda *_: _Array(),
+            "numpy ndarray": None,
+            "numpy dtype": _Dtype,
+            "_codecs encode": self._encode,
+            "__builtin__ bytes": lambda: b"",
+        }
+        if f"{module} {name}" not in stand_ins:
+            raise pickle.UnpicklingError(f"the name {f'{module} {name}'[:80]!r}")
+        return stand_ins[f"{module} {name}"]
+
+    def _encode(self, text: str, _: str) -> bytes:
+        self._room -= len(text)
+        if self._room < 0:
+            raise pickle.UnpicklingError("more bytes than the file has")
+        return text.encode("latin-1")
+
+
+def _check_opcodes(content: bytes) -> None:
+    tuples, before, known = 0, "", frozenset(_OPCODES.split())
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name not in known:
+            raise pickle.UnpicklingError(f"the opcode {opcode.name}")
+        if "PUT" in opcode.name and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError("more objects than the file has")
+        # Arguments that are used up at once cannot get into another tuple.
+        tuples += opcode.name.startswith("TUPLE") - (opcode.name == "REDUCE" and before.startswith("TUPLE"))
+        before = opcode.name
+    if tuples > _MAX_TUPLES:
+        raise pickle.UnpicklingError(f"{tuples} tuples, which are for keys other than text")
+
+
+def unpickle(content: bytes, name: str) -> dict[str, Any]:
+    """Reads a pickled dictionary of arrays, lists, numbers and text.
+
+    Args:
+        content: The pickle, from Python 2 or 3.
+        name: What to call the file in an error.
+
+    Returns:
+        The dictionary. Its keys, and text and bytes of Python 2, are text (Latin-1); arrays are uint8.
+
+    Raises:
+        UserError: If it holds anything else, or is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strange escapes within text
+            _check_opcodes(content)
+            result = _Unpickler(content).load()
+    except Exception as error:  # a damaged pickle makes Python raise whatever it likes
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{name} is not a pickle of plain arrays and lists ({why}): fetch the file again") from error
+    if not isinstance(result, dict) or not all(isinstance(key, str | bytes) for key in result):
+        raise UserError(f"{name} is not a pickled dictionary with text as keys: fetch the file again")
+    return {
+        key.decode("latin-1") if isinstance(key, bytes) else key: value.value if isinstance(value, _Array) else value
+        for key, value in result.items()
+    }
