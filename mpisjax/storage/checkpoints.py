@@ -41,14 +41,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mpisjax.errors import UserError
-from mpisjax.storage.processes import run_on_primary
+from mpisjax.storage.processes import run_on_primary, to_devices, to_host
 from mpisjax.storage.run_folder import is_bucket, unreachable, write_atomically
 
 FOLDER = "checkpoints"  # in a run's folder
-FORMAT = 2  # 1 had no "one_piece": its arrays are written one by one
+FORMAT = 2
 RECORD_NAME = "checkpoint.json"
 STATE_NAME = "state"
-KEY_LENGTHS = {2: "threefry2x32", 4: "rbg"}  # of keys in checkpoints that do not name the implementation
 COMMIT_NAME = "commit_success.txt"  # in a bucket orbax counts a checkpoint from this file on
 STEP_NAME = re.compile(r"step_(\d{8,})")
 _log = logging.getLogger(__name__)
@@ -62,7 +61,6 @@ class Checkpoint(NamedTuple):
         step: Training steps taken when it was written.
         layout: Dtype and shape of each array by its place in the tree, in the tree's order.
         content: What the writer stored beside the arrays (JSON).
-        one_piece: Whether the arrays of a dtype are written as one.
         key_impls: The implementation (`jax.random.key_impl`) of each random key by its place.
     """
 
@@ -70,7 +68,6 @@ class Checkpoint(NamedTuple):
     step: int
     layout: dict[str, str]
     content: dict[str, Any]
-    one_piece: bool = False
     key_impls: Mapping[str, str] = {}
 
 
@@ -147,8 +144,8 @@ def read(directory: Path, step: int, *, verify: bool = True) -> Checkpoint:
         raise DamagedError(f"{path / RECORD_NAME} is missing") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"{path / RECORD_NAME} is not a checkpoint record") from error
-    if version not in (1, FORMAT):
-        raise UserError(f"{path} has checkpoint format {version}, not {FORMAT}; use the version that wrote it")
+    if version != FORMAT or not record.get("one_piece", True):  # False: arrays one by one, as format 1 had them
+        raise UserError(f"{path} has a checkpoint format that is no longer read; use the version that wrote it")
     present = digests(path / STATE_NAME) if verify else files
     for name in sorted(files.keys() | present.keys()):
         if not name.endswith(COMMIT_NAME) and files.get(name) != present.get(name):
@@ -177,11 +174,7 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
         )
     path = absolute(checkpoint.path / STATE_NAME)
     with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
-        if checkpoint.one_piece:
-            arrays = unpack(checkpointer.restore(path), shapes)
-        else:
-            how = ocp.checkpoint_utils.construct_restore_args(shapes)
-            arrays = checkpointer.restore(path, shapes, restore_args=how)
+        arrays = unpack(checkpointer.restore(path), shapes)
     return with_keys(arrays, template, checkpoint.key_impls)
 
 
@@ -299,21 +292,15 @@ def with_keys(arrays: Any, template: Any, impls: Mapping[str, str]) -> Any:
     def one(place: Any, leaf: Any, array: Any) -> Any:
         if not is_key(leaf):
             return array
-        impl = impls.get(jax.tree_util.keystr(place)) or KEY_LENGTHS.get(array.shape[-1])
-        return jax.random.wrap_key_data(array, impl=impl)
+        return jax.random.wrap_key_data(array, impl=impls[jax.tree_util.keystr(place)])
 
     return jax.tree_util.tree_map_with_path(one, template, arrays)
 
 
-def is_whole(state: Any) -> bool:
-    """Whether each array is whole on every device that has it."""
-    return all(getattr(leaf, "is_fully_replicated", True) for leaf in jax.tree.leaves(state))
-
-
 def pack(state: Any) -> dict[str, np.ndarray]:
-    """All arrays of a dtype as one flat array on the host, in the tree's order."""
+    """All arrays of a dtype as one flat array on the host, in the tree's order; every process must call this."""
     parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
-    for leaf in jax.tree.leaves(jax.device_get(state)):
+    for leaf in jax.tree.leaves(to_host(state)):
         parts[str(leaf.dtype)].append(np.ravel(leaf))
     return {dtype: np.concatenate(arrays) for dtype, arrays in parts.items()}
 
@@ -325,7 +312,6 @@ def unpack(flat: Mapping[str, np.ndarray], shapes: Any) -> Any:
     def take(leaf: Any) -> jax.Array:
         name = str(leaf.dtype)
         piece, rest[name] = rest[name][: leaf.size], rest[name][leaf.size :]
-        # Not an alias, since a training step overwrites the state that it is given.
-        return jax.device_put(piece.reshape(leaf.shape), leaf.sharding, may_alias=False)
+        return to_devices(piece.reshape(leaf.shape), leaf.sharding)
 
     return jax.tree.map(take, shapes)

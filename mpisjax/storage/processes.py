@@ -2,8 +2,8 @@
 
 Every process runs the same program on the same steps; arrays are global, and each process holds the parts that lie on
 its own devices. The disk belongs to the first process: it takes the lock, reads and judges checkpoints, writes logs,
-plots and metrics, and tells the others what it found. (Arrays of a checkpoint are the exception: orbax lets every
-process write and read its own parts, so that the run's folder must be one that all of them see.)
+plots and metrics, and tells the others what it found. (Arrays of a checkpoint are the exception: every process reads
+them, so that the run's folder must be one that all of them see.)
 
 With one process nothing here does anything.
 """
@@ -192,6 +192,26 @@ def assert_equal_across_processes(what: str, value: str) -> None:
             f"process {other[0]} has another {what} than process 0: start all processes with the same command, code "
             "and data"
         )
+
+
+def to_host(tree: Any) -> Any:
+    """Device arrays as whole host arrays, in every process; all of them must call this."""
+
+    def one(array: Any) -> Any:
+        if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+            assert isinstance(array.sharding, jax.sharding.NamedSharding)
+            whole = jax.sharding.NamedSharding(array.sharding.mesh, jax.sharding.PartitionSpec())
+            array = jax.jit(lambda a: a, out_shardings=whole)(array)
+        return jax.device_get(array)
+
+    return jax.tree.map(one, tree)
+
+
+def to_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A host array, the same in every process, onto devices; never an alias, so that a step may overwrite it."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding, may_alias=False)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index].copy())
 
 
 class Votes:

@@ -1,7 +1,7 @@
 """How and when a run is saved: orbax's `CheckpointManager`, and the clock.
 
-Orbax writes a checkpoint whole or not at all, removes old ones and what a killed run left half written, knows buckets,
-and lets each of several processes write what its devices hold.
+Orbax writes a checkpoint whole or not at all, removes old ones and what a killed run left half written, and knows
+buckets.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class CheckpointWriter(contextlib.AbstractContextManager):
 
         Args:
             step: Training steps taken so far; names the checkpoint.
-            state: Any pytree of arrays. Of several processes each writes what its devices hold.
+            state: Any pytree of arrays.
             content: Anything that JSON can hold.
             best: The step of a checkpoint to keep beside the latest ones.
 
@@ -107,14 +107,13 @@ class CheckpointWriter(contextlib.AbstractContextManager):
             UserError: The disk is full or the folder cannot be written. Earlier checkpoints stand.
         """
         impls, arrays = checkpoints.without_keys(state)
-        one_piece = checkpoints.is_whole(arrays) and processes.count() == 1
         layout, path = checkpoints.layout_of(arrays), checkpoints.path_of_step(self.directory, step)
-        made = Checkpoint(path, step, layout, content, one_piece, impls)
+        made = Checkpoint(path, step, layout, content, impls)
         self._handler.record = made
         try:
             if step in self._manager.all_steps():  # what stands there is not what this run continues from
                 self._manager.delete(step)
-            saved = ocp.args.PyTreeSave(checkpoints.pack(arrays) if one_piece else arrays)
+            saved = ocp.args.PyTreeSave(checkpoints.pack(arrays))
             self._manager.save(step, args=ocp.args.Composite(**{STATE_NAME: saved}), force=True)
             for old in [other for other in self._manager.all_steps()[: -self._keep] if other != best]:
                 self._manager.delete(old)

@@ -15,6 +15,7 @@ from mpisjax.cpu.cores import jax_setting
 from mpisjax.data.feed import put
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder
+from mpisjax.storage.processes import to_host
 
 
 def data_mesh(batch_size: int, all_devices: bool = True, model_parallel: int = 1) -> jax.sharding.Mesh:
@@ -115,19 +116,6 @@ def reshard(tree: Any, shardings: Any) -> Any:
         return put(to_host(array), sharding)
 
     return jax.tree.map(one, tree, shardings)
-
-
-def to_host(tree: Any) -> Any:
-    """Device arrays as whole host arrays, in every process; all of them must call this."""
-
-    def one(array: Any) -> Any:
-        if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-            assert isinstance(array.sharding, jax.sharding.NamedSharding)
-            whole = replicated(array.sharding.mesh)
-            array = jax.jit(lambda a: a, out_shardings=whole)(array)
-        return jax.device_get(array)
-
-    return jax.tree.map(one, tree)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

@@ -365,7 +365,7 @@ def test_simulated_events_follow_the_edges_of_the_motion():
 
 
 def test_a_still_picture_gives_noise_alone(monkeypatch):
-    monkeypatch.setattr(digits, "CORNERS", np.zeros((4, 2)))
+    monkeypatch.setattr(saccades, "CORNERS", np.zeros((4, 2)))
     (recorded,) = saccades.events_of(np.ones((1, 8, 8)))
     assert 100 < len(recorded) < 300
 

@@ -83,9 +83,8 @@ class Trainer:
         import numpy as np
 
         from mpisjax.storage import processes
-        from mpisjax.training import devices
 
-        tree = devices.to_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
+        tree = processes.to_host({"params": self.state.params, "batch_stats": self.state.batch_stats})
         arrays = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
         if processes.is_primary():
             np.savez(path, losses=np.asarray(self.losses), **arrays)

@@ -77,26 +77,16 @@ def test_round_trip_is_exact(tmp_path):
     assert bits(state) == bits(state_at(3))
 
 
-def test_arrays_are_written_in_one_piece_or_one_by_one_and_read_either_way(tmp_path, monkeypatch):
-    save(tmp_path, 1)
-    monkeypatch.setattr(checkpoints, "is_whole", lambda state: False)
-    save(tmp_path, 2)
-    first, second = (checkpoints.read(tmp_path, step) for step in (1, 2))
-    assert (first.one_piece, second.one_piece) == (True, False)
-    for found in first, second:
-        assert bits(checkpoints.restore(found, state_at(0))) == bits(state_at(found.step))
-
-
-def test_a_checkpoint_of_the_first_format_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "is_whole", lambda state: False)
+def test_a_format_of_earlier_versions_is_refused(tmp_path):
     save(tmp_path, 1)
     path = tmp_path / "step_00000001" / checkpoints.RECORD_NAME
-    written = json.loads(path.read_text())
-    written.pop("one_piece")  # as version 1 had it
-    written["format"] = 1
-    written["digest"] = checkpoints._digest_of_record(written)
-    path.write_text(json.dumps(written))
-    assert bits(checkpoints.restore(checkpoints.read(tmp_path, 1), state_at(0))) == bits(state_at(1))
+    sound = json.loads(path.read_text())
+    for change in ({"format": 1}, {"one_piece": False}):
+        written = {**sound, **change}
+        written["digest"] = checkpoints._digest_of_record(written)
+        path.write_text(json.dumps(written))
+        with pytest.raises(UserError, match="no longer read; use the version that wrote it"):
+            checkpoints.read(tmp_path, 1)
 
 
 def test_what_comes_back_lies_where_the_template_does(tmp_path):
@@ -288,8 +278,7 @@ from pathlib import Path
 import numpy as np
 from mpisjax.storage import checkpoints
 from mpisjax.storage import saving
-directory, seen, one_piece = Path(sys.argv[1]), [], sys.argv[2] == "one piece"
-checkpoints.is_whole = lambda state: one_piece
+directory, seen = Path(sys.argv[1]), []
 state = {"w": np.arange(300.0), "b": np.ones(3)}
 with saving.CheckpointWriter(directory / "sound") as writer:
     writer.save(1, state, {})
@@ -318,7 +307,7 @@ for name in files:
         (directory / "hostile" / name).write_bytes(payload)
         path = directory / "hostile" / "step_00000001"
         if name.name != checkpoints.RECORD_NAME:  # signed again, as somebody would who can write the folder
-            signed = checkpoints.Checkpoint(path, 1, checkpoints.layout_of(state), {}, one_piece)
+            signed = checkpoints.Checkpoint(path, 1, checkpoints.layout_of(state), {})
             checkpoints.write_record(signed, checkpoints.digests(path / "state"))
         tried += 1
         try:
@@ -329,10 +318,9 @@ print(tried, refused, (directory / "executed").exists(), seen)
 """
 
 
-@pytest.mark.parametrize("how", ["one piece", "array by array"])
-def test_nothing_in_a_checkpoint_is_executed_even_with_the_right_digests(tmp_path, how):
+def test_nothing_in_a_checkpoint_is_executed_even_with_the_right_digests(tmp_path):
     """Every file in turn becomes a program, as a pickle or as an expression: none of them runs."""
-    ended = subprocess.run([sys.executable, "-c", HOSTILE, tmp_path, how], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", HOSTILE, tmp_path], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     tried, refused, executed, seen = ended.stdout.split(maxsplit=3)
     assert int(tried) >= 10 and int(refused) >= 2 and executed == "False"

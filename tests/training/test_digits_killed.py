@@ -43,7 +43,6 @@ def final(workdir: Path) -> tuple[int, dict[str, bytes], list[dict], dict]:
     found = checkpoints.newest(workdir / checkpoints.FOLDER)
     assert found is not None
     path = found.path / checkpoints.STATE_NAME
-    assert found.one_piece  # as numpy arrays, whatever devices wrote them: bits by dtype, in the order of the layout
     state = ocp.PyTreeCheckpointer().restore(path)
     bits = {"layout": json.dumps(found.layout).encode(), **{k: v.tobytes() for k, v in state.items()}}
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir / "metrics.jsonl")]
