@@ -22,22 +22,22 @@ to meet the paper's count. LIF neurons of leak 0.99. `ide_t30` is the baseline o
 its feedback bounded by its operator norm, a dense layer on its rates.
 
 `laptop` is a network for two cores, `laptop_low` its second stage for few time steps: add --then laptop_low.
+configs/cifar100.py has the settings of this file but for the widths of `small` and `ide_t30`.
 """
+
+from typing import Any
 
 import ml_collections
 
 from mpisjax import configuration
 
-SMALL = {"model.layers": (192, 320, 640)}
 STEPS = {f"t{n}": {"forward.mode": "spikes", "forward.num_steps": n} for n in (5, 10, 30)}
 IDE = {
     "model.num_streams": 1,
     "model.fusion_layer": 1,
     "model.feedback_norm": "spectral",
     "model.head": "smallest",
-    "model.layers": (456, 920, 1832),
 }
-SMALLS = {f"small_{name}": {**SMALL, **s} for name, s in STEPS.items()}
 LAPTOP = {
     "model.stem": (32, 32),
     "model.layers": (64, 96, 128),
@@ -61,21 +61,31 @@ LOW = {
     "train.learning_rate": 0.02,
     "train.warmup_epochs": 0.05,
 }
-VARIANTS = {
-    **STEPS,
-    "small": SMALL,
-    **SMALLS,
-    "ide_t30": {**IDE, **STEPS["t30"]},
-    "laptop": LAPTOP,
-    "laptop_low": LOW,
-}
 
 
-def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-    """The settings, as a variant changes them."""
+def variants_of(small: tuple[int, ...], one_stream: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """The variants by name.
+
+    Args:
+        small: Widths of the small network's layers.
+        one_stream: Widths of the layers of the baseline with one stream.
+    """
+    narrow: dict[str, Any] = {"model.layers": small}
+    return {
+        **STEPS,
+        "small": narrow,
+        **{f"small_{name}": {**narrow, **steps} for name, steps in STEPS.items()},
+        "ide_t30": {**IDE, "model.layers": one_stream, **STEPS["t30"]},
+        "laptop": LAPTOP,
+        "laptop_low": LOW,
+    }
+
+
+def settings_of(name: str, variants: dict[str, dict[str, Any]], variant: str | None) -> ml_collections.ConfigDict:
+    """The settings for a data set, as a variant changes them."""
     c = configuration.base()
-    c.name = "cifar10"
-    c.data.name = "cifar10"
+    c.name = name
+    c.data.name = name
     c.data.num_validation = 5000
     c.data.augment.flip = True
     c.data.augment.shift = 4
@@ -92,4 +102,12 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     c.train.epochs = 100
     c.train.batch_size = 128
     c.train.label_smoothing = 0.1
-    return configuration.with_variant(c, VARIANTS, variant)
+    return configuration.with_variant(c, variants, variant)
+
+
+VARIANTS = variants_of(small=(192, 320, 640), one_stream=(456, 920, 1832))
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """The settings, as a variant changes them."""
+    return settings_of("cifar10", VARIANTS, variant)

@@ -35,72 +35,16 @@ The loss, of 20 steps each, fell from 4.69 to 4.03 in 200 steps, and the accurac
 of a narrow network, not the paper's.
 """
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import ml_collections
 
-from mpisjax import configuration
-
-SMALL = {"model.layers": (192, 256, 768)}
-STEPS = {f"t{n}": {"forward.mode": "spikes", "forward.num_steps": n} for n in (5, 10, 30)}
-IDE = {
-    "model.num_streams": 1,
-    "model.fusion_layer": 1,
-    "model.feedback_norm": "spectral",
-    "model.head": "smallest",
-    "model.layers": (392, 776, 1560),
-}
-SMALLS = {f"small_{name}": {**SMALL, **s} for name, s in STEPS.items()}
-LAPTOP = {
-    "model.stem": (32, 32),
-    "model.layers": (64, 96, 128),
-    "neuron.leak": 1.0,
-    "forward.max_steps": 5,
-    "forward.tol": 5e-2,
-    "forward.damping": 0.3,
-    "forward.num_steps": 8,
-    "adjoint.max_steps": 2,
-    "adjoint.tol": 5e-2,
-    "adjoint.damping": 0.3,
-    "train.epochs": 30,
-    "train.ema": 0.998,
-}
-LOW = {
-    **LAPTOP,
-    "forward.mode": "spikes",
-    "train.method": "bptt",
-    "bptt.times": (2, 4, 8),
-    "train.epochs": 3,
-    "train.learning_rate": 0.02,
-    "train.warmup_epochs": 0.05,
-}
-VARIANTS = {
-    **STEPS,
-    "small": SMALL,
-    **SMALLS,
-    "ide_t30": {**IDE, **STEPS["t30"]},
-    "laptop": LAPTOP,
-    "laptop_low": LOW,
-}
+shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cifar10.py"))))
+VARIANTS = shared.variants_of(small=(192, 256, 768), one_stream=(392, 776, 1560))
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
-    """The settings, as a variant changes them."""
-    c = configuration.base()
-    c.name = "cifar100"
-    c.data.name = "cifar100"
-    c.data.num_validation = 5000
-    c.data.augment.flip = True
-    c.data.augment.shift = 4
-    c.model.stem = (128, 128)
-    c.model.stem_strides = (1, 2)
-    c.model.layers = (256, 512, 1024)
-    c.model.fusion_layer = 1
-    c.neuron.leak = 0.99
-    c.forward.mode = "rates"
-    c.forward.max_steps = 6
-    c.forward.tol = 2e-2
-    c.adjoint.max_steps = 6
-    c.adjoint.tol = 2e-2
-    c.train.epochs = 100
-    c.train.batch_size = 128
-    c.train.label_smoothing = 0.1
-    return configuration.with_variant(c, VARIANTS, variant)
+    """The settings of configs/cifar10.py, as a variant changes them."""
+    return shared.settings_of("cifar100", VARIANTS, variant)

@@ -8,6 +8,7 @@ is needed. What a platform's compiler then does with the program is not tried he
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,9 +68,7 @@ def every() -> list[Any]:
     """Of the config files and their variants one of each structure."""
     found: dict[Any, Any] = {}
     for path in sorted(FOLDER.glob("*.py"), key=lambda path: (path.stem not in QUICK, path.stem)):
-        module: dict[str, Any] = {}
-        exec(compile(path.read_text(), path, "exec"), module)
-        for variant in (None, *module.get("VARIANTS", {})):
+        for variant in (None, *runpy.run_path(str(path)).get("VARIANTS", {})):
             config = config_files.load_config(f"{path}:{variant}" if variant else str(path))
             marks = [] if variant is None and path.stem in QUICK else [pytest.mark.slow]
             name = f"{path.stem}-{variant or 'plain'}"
