@@ -9,7 +9,6 @@ import pytest
 from experiments import __main__ as program
 from experiments import tables
 from experiments.catalog import EXPERIMENTS, document
-from experiments.nets import Pair
 from experiments.paper import reported, table1
 from experiments.rows import Rows
 from experiments.scales import NAMES, scale_of
@@ -94,21 +93,6 @@ def study_of(tmp_path, scale):
     # Not the main thread's signals: the stopper of a test listens to nobody.
     assert threading.current_thread() is threading.main_thread()
     return Study(scale, tmp_path, "", Stopper(), timing=False)
-
-
-@pytest.mark.slow  # seven compilations; tests/baselines asserts the same of the gradient alone
-@pytest.mark.optimized
-def test_memory_through_time_grows_linearly_and_ours_does_not(tmp_path):
-    """Of the whole compiled training step, as the table reports it."""
-    pair = scale_of("smoke").through_time[0]
-    scale = scale_of("smoke")._replace(through_time=(Pair(*map(tiny, pair)),), memory_steps=(8, 32, 64))
-    study = study_of(tmp_path, scale)
-    at = scale.memory_steps
-    ours, other = ([table1.memory(study, net, t)["temporary"] for t in at] for net in scale.through_time[0])
-    slope, _, r_squared = table1.fit(at, other)
-    assert r_squared > 0.99
-    assert slope * (at[-1] - at[0]) > 0.5 * ours[0]
-    assert table1.growth(ours) <= 0.02
 
 
 @pytest.mark.slow
