@@ -176,8 +176,8 @@ def _bytes(x: Any, value_range: tuple[float, float] | None, name: str) -> np.nda
         raise UserError(f"{name} is no array of numbers (dtype {images.dtype}): give all examples one shape")
     if images.ndim not in (3, 4, 5) or not images.size:
         raise UserError(
-            f"{name} has the shape {list(images.shape)}: give images [N, H, W] or [N, H, W, C], or frames [N, T, H, W, "
-            "C]"
+            f"{name} has the shape {list(images.shape)}: give images [N, H, W] or [N, H, W, C], or frames "
+            "[N, T, H, W, C]"
         )
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
         raise UserError(f"{name} has the shape {list(images.shape)}: put the channels last, x.transpose(0, 2, 3, 1)")
@@ -187,8 +187,7 @@ def _bytes(x: Any, value_range: tuple[float, float] | None, name: str) -> np.nda
     if images.dtype != np.uint8:
         raise UserError(
             f"{name} is {images.dtype} from {float(images.min()):g} to {float(images.max()):g}: say which numbers it "
-            "can hold with"
-            " data.value_range, such as 0,1, or give uint8"
+            "can hold with data.value_range, such as 0,1, or give uint8"
         )
     return images
 
@@ -223,8 +222,7 @@ def split_test(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray
     if not 0 < count < len(labels):
         raise UserError(
             f"data.test_share is {share:g}, which makes {count} of {len(labels)} examples the test split: choose a "
-            "share"
-            " that leaves some for both"
+            "share that leaves some for both"
         )
     return hold_out(labels, count, SPLIT_SEED)
 
@@ -267,8 +265,7 @@ def in_both_splits(train: np.ndarray, test: np.ndarray, classes: Sequence[str], 
         more = f" ({len(alone)} classes are in one split alone)" if len(alone) > 1 else ""
         raise UserError(
             f"class {classes[alone[0]]!r} has no {split} example{more}: add one, remove the class, or set data.invalid "
-            "to"
-            " skip to leave it out"
+            "to skip to leave it out"
         )
     kept = tuple(name for name, kept in zip(classes, both, strict=True) if kept)
     if len(kept) < 2:

@@ -116,14 +116,12 @@ class DataSet:
             if tuple(split.images.shape[1:]) != shape:
                 raise UserError(
                     f"the {name} images of {self.name} have the shape {list(split.images.shape[1:])}, but those of "
-                    "train"
-                    f" {list(shape)}: give all splits the same"
+                    f"train {list(shape)}: give all splits the same"
                 )
             if len(split.labels) and split.labels.max() >= self.num_classes:
                 raise UserError(
                     f"the {name} labels of {self.name} go up to {split.labels.max()}, but its {self.num_classes} "
-                    "classes"
-                    f" are 0 to {self.num_classes - 1}: number the classes from 0, or raise num_classes"
+                    f"classes are 0 to {self.num_classes - 1}: number the classes from 0, or raise num_classes"
                 )
         for name in ("mean", "std"):
             values = np.asarray(getattr(self, name), np.float64)
@@ -219,8 +217,7 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     if not 0 <= count < size:
         raise UserError(
             f"data.num_validation is {count}, but must be 0 to {size - 1}, as the train split has {size}: set it "
-            "lower, or to 0"
-            " and data.validation_share to 0.15, say"
+            "lower, or to 0 and data.validation_share to 0.15, say"
         )
     order = permutation(seed, 0, size)
     place = np.empty(size)
