@@ -16,7 +16,8 @@ from mpisjax.data import arrays, cache, digits, fetch, folders, images, prepared
 from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum
 from mpisjax.data.events import saccades
 from mpisjax.data.events.frames import make_binning
-from mpisjax.data.events.recordings import CIFAR10_CLASSES, EVENT_SETS, Recordings, load_recordings
+from mpisjax.data.events.recordings import Recordings, load_recordings
+from mpisjax.data.events.sets import CIFAR10_CLASSES, EVENT_SETS
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder, expand
 

@@ -15,7 +15,7 @@ from data_helpers import aedat2_bytes, aedat3_bytes, nmnist_bytes, random_events
 
 from mpisjax import data
 from mpisjax.data import digits, fetch
-from mpisjax.data.events import readers, recordings, saccades
+from mpisjax.data.events import readers, saccades, sets
 from mpisjax.data.events.frames import Binning, Frames, stored_row, to_frames
 from mpisjax.errors import UserError
 
@@ -322,14 +322,14 @@ def test_wrong_gesture_labels_are_refused(tmp_path, rng, text, says):
 
 
 def test_cifar10_dvs_as_its_authors_have_it(tmp_path, rng):
-    for name in recordings.CIFAR10_CLASSES:
+    for name in sets.CIFAR10_CLASSES:
         (tmp_path / name).mkdir()
         for number in range(12):
             recorded = random_events(rng, 100 + number, 128, 128, 1_300_000)
             (tmp_path / name / f"cifar10_{name}_{number}.aedat").write_bytes(aedat2_bytes(recorded))
     dataset = data.load(settings(name="cifar10_dvs", dir=str(tmp_path), num_validation=0, num_frames=2, crop=64))
     assert len(dataset.train.labels) == 110 and dataset.test.images.shape == (10, 2, 64, 64, 2)
-    found = recordings.find_cifar10_dvs(tmp_path)
+    found = sets.find_cifar10_dvs(tmp_path)
     assert [recording.path.stem[-3:] for recording in found.test] == ["_11"] * 10, "by number, not by letter"
 
 

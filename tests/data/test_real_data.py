@@ -13,7 +13,7 @@ import pytest
 from data_helpers import settings
 
 from mpisjax import data
-from mpisjax.data.events import readers, recordings
+from mpisjax.data.events import readers, sets
 from mpisjax.data.events.frames import Binning, to_frames
 
 FOLDER = os.environ.get("MPISJAX_TEST_DATA", "")
@@ -81,7 +81,7 @@ def test_cifar10():
 
 def test_every_nmnist_recording_against_tonic():
     tonic = pytest.importorskip("tonic")
-    found = recordings.find_nmnist(Path(FOLDER) / "nmnist")
+    found = sets.find_nmnist(Path(FOLDER) / "nmnist")
     if found is None:
         pytest.skip(f"{FOLDER} has no nmnist, so it was not compared")
     dtype = tonic.datasets.NMNIST.dtype

@@ -7,7 +7,7 @@ import pytest
 from data_helpers import settings, write_spike_trains
 
 from mpisjax import data
-from mpisjax.data.events import readers, recordings
+from mpisjax.data.events import readers, sets
 from mpisjax.errors import UserError
 
 tonic = pytest.importorskip("tonic")
@@ -113,4 +113,4 @@ def test_tonic_knows_the_same_files():
         known = getattr(tonic.datasets, name.upper())
         for split in ("train", "test"):
             assert getattr(known, f"{split}_zip") == f"{name}_{split}.h5.zip"
-        assert recordings.EVENT_SETS[name].channels == known.sensor_size[0]
+        assert sets.EVENT_SETS[name].channels == known.sensor_size[0]
