@@ -6,6 +6,7 @@ No data is needed: shapes alone are computed.
 
 import math
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,8 +110,7 @@ def test_settings_build(path, variant, count, paper):
 @pytest.mark.parametrize("path", [p for p in FILES if p.stem != "digits"], ids=lambda p: p.stem)
 def test_header_has_every_variant_and_a_command(path):
     said = [variant for variant, _, _ in rows(path)]
-    module = {}
-    exec(compile(path.read_text(), path, "exec"), module)
+    module = runpy.run_path(str(path))
     assert said == [None, *module.get("VARIANTS", {})]
     assert f"python train.py --config configs/{path.name}" in module["__doc__"]
 
