@@ -89,9 +89,9 @@ def test_the_slope_of_each_sample_is_exact_beside_one_that_diverges():
 
     def loss(x):
         eq = mpisjax.equilibrium_forward(
-            lambda p, z, x, fire: fire("o", slopes * z + x),
+            lambda p, z, x, fire: fire("o", x["slope"] * z + x["current"]),
             {},
-            x,
+            {"slope": slopes, "current": x},
             jnp.zeros((128, 1)).at[7].set(0.2),
             forward=RateForward(max_steps=200, tol=1e-6),
             adjoint=Adjoint(max_steps=200, tol=1e-6),
