@@ -49,7 +49,8 @@ class RateForward:
       solver: "picard" (fixed-point iteration) or "anderson".
       max_steps: most evaluations of f, >= 1.
       tol: a sample stops when each of its streams has a relative residual ||f(r) - r|| / ||f(r)|| of at most
-        this; 0 takes `max_steps` steps.
+        this; 0 takes `max_steps` steps. No stream stops before the others: they feed each other, so a stream that
+        has settled moves again while another one moves.
       history: iterates that Anderson mixes.
       damping: in [0, 1): solve with r <- damping * r + (1 - damping) * f(r), which can settle a map that
         overshoots.

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpisjax.data import Split, eval_batches, prepare_images
+from mpisjax.analysis.measure import first_examples
+from mpisjax.data import DataSet, Split, eval_batches, prepare_images
 from mpisjax.neurons import Neuron
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
@@ -22,6 +23,7 @@ from mpisjax.nn.operations import synapses, synops
 from mpisjax.simulate import Step, accumulate, firing_rate, over_time, wide_zeros
 
 Array = jax.Array
+MOST_HELD_OUT = 2000  # examples that the threshold of the early exit is chosen on
 
 
 class Answers(NamedTuple):
@@ -193,6 +195,17 @@ def choose_threshold(found: Record, tolerance: float = 0.001) -> float:
         if early_exit(found, float(threshold)).accuracy >= wanted:
             return float(threshold)
     return 2.0
+
+
+def held_out_count(dataset: DataSet) -> int:
+    """How many held-out examples `on_held_out` looks at."""
+    return min(len(dataset.validation.labels), MOST_HELD_OUT)
+
+
+def on_held_out(net: Any, variables: dict[str, Any], dataset: DataSet, **of_network: Any) -> EarlyExit:
+    """The threshold that the first held-out examples choose, and what it gives them; the rest is as for `record`."""
+    found = record(net, variables, dataset, first_examples(dataset.validation, MOST_HELD_OUT), **of_network)
+    return early_exit(found, choose_threshold(found))
 
 
 def early_exit(found: Record, threshold: float) -> EarlyExit:

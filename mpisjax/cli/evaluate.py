@@ -25,8 +25,6 @@ from mpisjax.cli import named
 from mpisjax.cli.arguments import Parser, path, whole_numbers
 from mpisjax.errors import UserError
 
-MOST_HELD_OUT = 2000  # examples that the threshold of the early exit is chosen on
-
 
 def make_parser() -> Parser:
     """The command's flags."""
@@ -108,7 +106,9 @@ def _evaluate(given, config, first: bool) -> None:
         tables.show_steps(console, results["by_steps"], readout)
     if given.early_exit and (found := _early_exit(config, parts, state, split)) is not None:
         results["early_exit"] = found._asdict()
-        tables.show_early_exit(console, found, min(len(parts.dataset.validation.labels), MOST_HELD_OUT))
+        from mpisjax.analysis.anytime import held_out_count
+
+        tables.show_early_exit(console, found, held_out_count(parts.dataset))
     if not first:
         return
     if given.report is not None:
@@ -133,7 +133,6 @@ def _early_exit(config, parts, state, split):
     import jax
 
     from mpisjax.analysis import anytime
-    from mpisjax.analysis.measure import first_examples
     from mpisjax.configuration import makers
     from mpisjax.nn.mpis import MPIS
     from mpisjax.storage import processes
@@ -148,18 +147,12 @@ def _early_exit(config, parts, state, split):
     ):
         return None
 
+    of_network = {
+        "neuron": makers.make_neuron(config),
+        "num_steps": None if parts.dataset.temporal else config.forward.num_steps,
+        "batch_size": config.eval.batch_size,
+    }
     variables = jax.device_get(evaluated_variables(state))
-
-    def record(part):
-        return anytime.record(
-            parts.net,
-            variables,
-            parts.dataset,
-            part,
-            neuron=makers.make_neuron(config),
-            num_steps=None if parts.dataset.temporal else config.forward.num_steps,
-            batch_size=config.eval.batch_size,
-        )
-
-    threshold = anytime.choose_threshold(record(first_examples(parts.dataset.validation, MOST_HELD_OUT)))
-    return anytime.early_exit(record(split), threshold)
+    chosen = anytime.on_held_out(parts.net, variables, parts.dataset, **of_network)
+    found = anytime.record(parts.net, variables, parts.dataset, split, **of_network)
+    return anytime.early_exit(found, chosen.threshold)

@@ -16,11 +16,15 @@ import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path
 from mpisjax.configuration import config_files
+
+if TYPE_CHECKING:
+    from mpisjax.data import DataSet
+    from mpisjax.pretrained.trained import Trained
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,14 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--note", default="", help="anything else worth knowing")
     given = parser.parse_args(argv)
     with cli.report_user_errors():
+        from mpisjax.data import load
         from mpisjax.pretrained import save
         from mpisjax.training.run import saved_config
 
         config = saved_config(Path(given.workdir))
         if given.data_dir is not None:
             config.data.dir = given.data_dir
+        trained = save.from_run(given.workdir, config)
         written = save.save(
-            save.from_run(given.workdir, config),
+            trained._replace(card={**trained.card, **early_exit(trained, load(config.data))}),
             given.name,
             given.out,
             command=given.command or training_command(config),
@@ -59,6 +65,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             note=given.note,
         )
         print(f"{written}: {written.stat().st_size:,} bytes; its card is {written.with_suffix('.json').name}")
+
+
+def early_exit(trained: Trained, dataset: DataSet) -> dict[str, Any]:
+    """For the card: the confidence at which the demo stops, and what it gives; nothing without held-out examples."""
+    from mpisjax.analysis import anytime
+
+    examples = anytime.held_out_count(dataset)
+    if not examples:
+        return {}
+    found = anytime.on_held_out(
+        trained.net, trained.variables, dataset, neuron=trained.neuron, num_steps=trained.forward.num_steps
+    )
+    return {
+        "early_exit": {
+            "confidence": found.threshold,
+            "split": "validation",
+            "examples": examples,
+            "accuracy": found.accuracy,
+            "full_accuracy": found.full_accuracy,
+            "mean_steps": found.mean_steps,
+            "synops": found.synops,
+            "full_synops": found.full_synops,
+        }
+    }
 
 
 def training_command(config: Any, root: Path | None = None) -> str:

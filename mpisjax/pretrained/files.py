@@ -19,6 +19,7 @@ KEPT = (
     "inputs",
     "validation",
     "test",
+    "early_exit",
     "data",
     "training",
     "familiar",

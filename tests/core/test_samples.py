@@ -89,9 +89,9 @@ def test_the_slope_of_each_sample_is_exact_beside_one_that_diverges():
 
     def loss(x):
         eq = mpisjax.equilibrium_forward(
-            lambda p, z, x, fire: fire("o", slopes * z + x),
+            lambda p, z, x, fire: fire("o", x["slope"] * z + x["current"]),
             {},
-            x,
+            {"slope": slopes, "current": x},
             jnp.zeros((128, 1)).at[7].set(0.2),
             forward=RateForward(max_steps=200, tol=1e-6),
             adjoint=Adjoint(max_steps=200, tol=1e-6),
@@ -101,6 +101,23 @@ def test_the_slope_of_each_sample_is_exact_beside_one_that_diverges():
     found = jax.grad(loss)(x)
     np.testing.assert_allclose(np.delete(found, 7), 5, rtol=1e-4)
     assert np.isfinite(found[7])
+
+
+@pytest.mark.parametrize("solver", ["picard", "anderson"])
+def test_a_sample_goes_on_until_its_slowest_and_smallest_stream_has_settled(solver):
+    """The quick stream settles at once, a thousand times larger than the slow one: it neither hides nor stops it."""
+
+    def two_streams(p, z, x, fire):
+        return {"quick": fire("quick", x), "slow": fire("slow", 0.9 * z["slow"] + 1e-4 * z["quick"])}
+
+    x = jnp.full((3, 2), 0.5).at[1].set(0)
+    eq = mpisjax.equilibrium_forward(
+        two_streams, {}, x, {"quick": x, "slow": jnp.zeros((3, 2))}, forward=RateForward(solver, 200, 1e-4)
+    )
+    assert eq.converged.all()
+    assert (eq.residual["quick"] == 0).all() and (eq.residual["slow"] <= 1e-4).all()
+    assert eq.residual["slow"][0] > 0, "reported by stream"
+    np.testing.assert_allclose(eq.rates["slow"], 1e-3 * x, rtol=2e-3)  # tol / (1 - 0.9), and rounding
 
 
 def test_a_transition_that_couples_its_samples_is_one_problem(x64):

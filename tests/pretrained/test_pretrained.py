@@ -240,6 +240,7 @@ def test_the_command_makes_a_network_and_evaluate_py_measures_it(python, tmp_pat
     found = mpisjax.load_pretrained("tiny", tmp_path)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found.card["test"] == results and found.config.model.layers == (4,)
+    assert found.card["early_exit"]["confidence"] > 0 and found.card["early_exit"]["mean_steps"] <= 2
     assert "--config.forward.num_steps=2" in found.card["training"]["command"]
     said = python("evaluate.py", "--pretrained", "absent")
     assert said.returncode == 1 and said.stderr.startswith("error: there is no pretrained network 'absent'")
