@@ -7,8 +7,9 @@ differentiated implicitly. Everything else in the package serves it.
 from typing import TYPE_CHECKING, Any
 
 from mpisjax import cpu
-from mpisjax.equilibrium import Equilibrium, adjoint_probe, equilibrium_forward
+from mpisjax.equilibrium import Equilibrium, equilibrium_forward
 from mpisjax.errors import UserError
+from mpisjax.implicit import adjoint_probe
 from mpisjax.neurons import IF, LIF, GradedIF, Neuron, TernaryIF, dbrelu
 from mpisjax.pretrained import Trained, load, load_pretrained
 from mpisjax.simulate import Simulation, SpikeForward, simulate

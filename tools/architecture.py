@@ -14,12 +14,11 @@ ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
 CORE = [
     "equilibrium",
+    "implicit",
     "neurons",
     "firing",
     "simulate",
     "solvers",
-    "bicgstab",
-    "samples",
     "meshes",
     "hoisting",
     "jacobian",

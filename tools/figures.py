@@ -1,13 +1,15 @@
 """The plots of the pages, each a small SVG, from the committed results or from a computation of seconds.
 
-python -m tools.figures            # writes docs/figures/*.svg
+python -m tools.figures                 # writes docs/figures/*.svg
+python -m tools.figures latency work    # these alone
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -36,8 +38,8 @@ def _numbers(page: str, heading: str) -> list[list[float]]:
     """The rows of numbers in the first table under a heading of a page."""
     text = (ROOT / "docs" / page).read_text().partition(heading)[2]
     table = next(block for block in text.split("\n\n") if block.startswith("|"))
-    rows = [re.findall(r"[\d.]+", line) for line in table.splitlines()[2:]]
-    return [[float(n) for n in row] for row in rows]
+    rows = [re.findall(r"[\d.,]+", line) for line in table.splitlines()[2:]]
+    return [[float(n.replace(",", "")) for n in row] for row in rows]
 
 
 def accuracy() -> Figure:
@@ -53,6 +55,36 @@ def accuracy() -> Figure:
     axis.minorticks_off()
     axis.legend(frameon=False, loc="lower right")
     return figure
+
+
+STAGES = (  # of tutorials/low_latency.md: heading, the column of accuracy by spikes alone, label
+    ("## 1. What few steps cost", 2, "as trained, from rest"),
+    ("## 2. Start at half the threshold", 2, "from half the threshold"),
+    ("## 3. A second stage of training", 1, "and a second stage"),
+)
+
+
+def _stages(x: str, column: int) -> Figure:
+    """Accuracy by spikes alone of the tutorial's three networks against the first or the last column of its tables."""
+    figure, axis = _axes(x, "test accuracy by spikes alone, %")
+    for color, marker, (heading, accuracy, label) in zip(COLORS, "osD", STAGES, strict=False):
+        rows = _numbers("tutorials/low_latency.md", heading)
+        axis.semilogx([r[column] for r in rows], [r[accuracy] for r in rows], f"{marker}-", color=color, label=label)
+    axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def latency() -> Figure:
+    """Accuracy against time steps, of the tutorial's three networks (docs/tutorials/low_latency.md)."""
+    figure = _stages("time steps T", 0)
+    figure.axes[0].set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    figure.axes[0].minorticks_off()
+    return figure
+
+
+def work() -> Figure:
+    """Accuracy against synaptic operations, of the same."""
+    return _stages("synaptic operations a sample", -1)
 
 
 def memory() -> Figure:
@@ -129,18 +161,18 @@ def residual() -> Figure:
     return figure
 
 
-FIGURES: tuple[Callable[[], Figure], ...] = (accuracy, memory, neurons, residual)
+FIGURES: tuple[Callable[[], Figure], ...] = (accuracy, latency, work, memory, neurons, residual)
 
 
-def main() -> None:
-    """Writes every figure."""
+def main(names: Sequence[str] = ()) -> None:
+    """Writes every figure, or those that are named."""
     FOLDER.mkdir(exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "mpisjax", "svg.fonttype": "none", "font.size": 9}):
-        for draw in FIGURES:
+        for draw in [one for one in FIGURES if not names or one.__name__ in names]:
             path = FOLDER / f"{draw.__name__}.svg"
             draw().savefig(path, metadata={"Date": None}, bbox_inches="tight")
             print(path)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -79,7 +79,15 @@ def program_help(program: str) -> str:
             runpy.run_module(module, run_name="__main__", alter_sys=False)
     finally:
         sys.argv = before
-    return f"```text\n{said.getvalue().partition('settings, with their defaults')[0].rstrip()}\n```"
+    text = said.getvalue().partition("settings, with their defaults")[0].rstrip()
+    return "```text\n" + "\n\n".join(map(_unwrapped, text.split("\n\n"))) + "\n```"
+
+
+def _unwrapped(paragraph: str) -> str:
+    """A paragraph of prose in one line, which the page breaks where it ends; anything else as it is."""
+    lines = paragraph.splitlines()
+    prose = not paragraph.startswith("usage:") and all(line[:1].strip() for line in lines)
+    return " ".join(lines) if prose else paragraph
 
 
 def command_help() -> str:
@@ -109,6 +117,12 @@ def source_of(file: str, names: list[str], indent: str) -> str:
     return "\n".join(f"{indent}{line}".rstrip() for line in ["```python", *code.splitlines(), "```"])
 
 
+def breakable(code: re.Match[str]) -> str:
+    """Code in a cell may break after a slash or an equals sign, and before a dot."""
+    inside = code[0].removeprefix("<code>").removesuffix("</code>")
+    return "<code>" + re.sub(r"(?<=[/=])(?=\w)|(?<=\w)(?=\.[A-Za-z])", "<wbr>", inside) + "</code>"
+
+
 def labelled(html: str) -> str:
     """Tables whose cells know their column's heading, so that a narrow page can show each row as a list."""
 
@@ -126,6 +140,7 @@ def labelled(html: str) -> str:
             return re.sub(r"<td([^>]*)>", cell, found[0])
 
         body = re.sub(r"<tr>.*?</tr>", row, text, flags=re.DOTALL)
+        body = re.sub(r"<code>[^<]*</code>", breakable, body)
         return f'<div class="table columns-{min(len(heads), 12)}">{body}</div>'
 
     return re.sub(r"<table>.*?</table>", table, html, flags=re.DOTALL)
@@ -163,6 +178,6 @@ def on_page_content(html: str, **_: Any) -> str:
     """Labels the cells of tables, and keeps a flag's dashes beside its name."""
 
     def flags(code: re.Match[str]) -> str:
-        return re.sub(r"--\w+", r'<span class="flag">\g<0></span>', code[0])
+        return re.sub(r"(?<![^>\s])--\w+", r'<span class="flag">\g<0></span>', code[0])
 
-    return re.sub(r"<code>[^<]*</code>", flags, labelled(html))
+    return re.sub(r"<code[^>]*>.*?</code>", flags, labelled(html), flags=re.DOTALL)

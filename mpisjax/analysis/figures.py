@@ -1,21 +1,25 @@
-"""The drawings of a report, as matplotlib figures."""
+"""The drawings of a report, as matplotlib figures: one plot each, of a width that a phone can show."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mpisjax.analysis.convergence import Curves
+from mpisjax.analysis.anytime import Record, early_exit
 from mpisjax.analysis.measure import Measurement
 
 TRAIN, VALIDATION, TEST = "#2a6fbb", "#d1495b", "#3a3a3a"
 COLORS = (TRAIN, VALIDATION, "#3d8b5f", "#b07d1a", "#7a5aa6", TEST)
 SHOWN_NEURONS = 40
+WIDTH, HEIGHT = 4.6, 3.2  # inches
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -32,9 +36,25 @@ def as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def as_uri(figure: Figure) -> str:
-    """The figure as a PNG in a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}"
+def as_svg(figure: Figure) -> bytes:
+    """The figure as an SVG with its words as text, and no date."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mpisjax"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def as_uri(svg: bytes) -> str:
+    """An SVG as a data URI."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def panel(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure of one plot."""
+    figure = new_figure(WIDTH, HEIGHT)
+    axis = figure.subplots()
+    tidy(axis, title, x, y)
+    return figure, axis
 
 
 def tidy(axis: Any, title: str, x: str, y: str) -> None:
@@ -50,7 +70,7 @@ def tidy(axis: Any, title: str, x: str, y: str) -> None:
 def confusion(matrix: np.ndarray) -> Figure:
     """Shares of each true class, with counts written in where they fit."""
     classes = len(matrix)
-    figure = new_figure(5.6, 5.0)
+    figure = new_figure(WIDTH, 4.1)
     axis = figure.subplots()
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -68,7 +88,7 @@ def confusion(matrix: np.ndarray) -> Figure:
     return figure
 
 
-def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8) -> Figure:
+def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 4) -> Figure:
     """Small pictures in rows, a title over each.
 
     Args:
@@ -77,7 +97,7 @@ def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8) -> Fi
         columns: Pictures in a row.
     """
     rows = -(-len(images) // columns)
-    figure = new_figure(11.4, 1.75 * rows)
+    figure = new_figure(WIDTH, 1.5 * rows)
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for axis in axes:
         axis.axis("off")
@@ -97,7 +117,7 @@ def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8) -> Fi
 
 def firing_rates(rates: dict[str, float]) -> Figure:
     """A bar a population."""
-    figure = new_figure(5.6, 0.9 + 0.42 * len(rates))
+    figure = new_figure(WIDTH, 0.9 + 0.36 * len(rates))
     axis = figure.subplots()
     names = list(rates)[::-1]
     values = [rates[n] for n in names]
@@ -127,60 +147,93 @@ def some_neurons(fired: np.ndarray, count: int) -> np.ndarray:
 
 def raster(spikes: dict[str, np.ndarray]) -> Figure:
     """One panel for each population, a tick for each spike, of some of the neurons that fire."""
-    figure = new_figure(11.4, 1.1 + 1.25 * len(spikes))
+    figure = new_figure(WIDTH, 0.6 + 1.1 * len(spikes))
     axes = np.atleast_1d(figure.subplots(len(spikes), 1, sharex=True))
     for axis, (name, fired) in zip(axes, spikes.items(), strict=True):
         chosen = some_neurons(fired, SHOWN_NEURONS)
         steps, neurons = np.nonzero(fired[:, chosen])
-        axis.scatter(steps + 1, neurons, marker="|", s=14, linewidths=1.1, color=TRAIN)
-        axis.set_ylim(-1, len(chosen))
+        # One line with gaps is a tenth of the file that a marker for each spike is.
+        ticks = np.stack([neurons - 0.4, neurons + 0.4, np.full(len(neurons), np.nan)], 1)
+        axis.plot(np.repeat(steps + 1, 3), ticks.ravel(), linewidth=1.3, color=TRAIN)
+        axis.set_ylim(-1, max(len(chosen), 1))
         axis.set_xlim(0.3, len(fired) + 0.7)
         active = f"{int(fired.any(0).sum()):,} of {fired.shape[1]:,} neurons fire"
-        axis.set_title(f"{name}: {active}; {len(chosen)} of them, the busiest on top", fontsize=9, loc="left")
+        axis.set_title(f"{name}: {active}", fontsize=9, loc="left")
         axis.set_yticks([])
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[-1].set_xlabel("time step")
     return figure
 
 
-def convergence(curves: Curves) -> Figure:
-    """Both norms against the time step, by stream: mean over samples, on logarithmic axes."""
-    figure = new_figure(11.4, 4.0)
-    left, right = figure.subplots(1, 2, sharex=True)
-    for axis, values, title in (
-        (left, curves.change, "change in a step, ‖r(t) - r(t-1)‖"),
-        (right, curves.residual, "residual, ‖f(r(t)) - r(t)‖"),
-    ):
-        for color, name in zip(COLORS, values, strict=False):
-            mean = np.asarray(values[name]).mean(1)
-            axis.plot(np.arange(1, len(mean) + 1), np.where(mean > 0, mean, np.nan), color=color, label=name)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        tidy(axis, title, "time step t", "norm, mean over samples")
-        axis.legend(frameon=False, fontsize=9)
+def settling(title: str, norms: Mapping[str, Any]) -> Figure:
+    """A norm against the time step by stream, mean over samples, on logarithmic axes.
+
+    Args:
+        title: What is drawn.
+        norms: By stream, [num_steps, batch].
+    """
+    figure, axis = panel(title, "time step t", "norm, mean over samples")
+    for color, (name, values) in zip(COLORS, norms.items(), strict=False):
+        mean = np.asarray(values).mean(1)
+        axis.plot(np.arange(1, len(mean) + 1), np.where(mean > 0, mean, np.nan), color=color, label=name)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.legend(frameon=False, fontsize=9)
     return figure
 
 
-def against_steps(measurements: list[Measurement]) -> Figure:
-    """Accuracy against T, and against SynOps."""
-    figure = new_figure(11.4, 4.0)
-    left, right = figure.subplots(1, 2, sharey=True)
+def radii(values: np.ndarray) -> Figure:
+    """The spectral radius of each example, from the smallest to the largest, and the line at 1."""
+    figure, axis = panel("spectral radius of the Jacobian", "example, by radius", "spectral radius")
+    axis.plot(np.arange(1, len(values) + 1), np.sort(values), "o", color=TRAIN, markersize=4)
+    axis.axhline(1, color=VALIDATION, linewidth=1)
+    axis.annotate("stable below", (1, 1), xytext=(0, -4), textcoords="offset points", va="top", fontsize=8)
+    axis.set_ylim(0, max(1.1, 1.1 * float(np.max(values))))
+    return figure
+
+
+def against_steps(measurements: Sequence[Measurement]) -> Figure:
+    """Accuracy against T."""
+    figure, axis = panel("accuracy against latency", "time steps T", "% correct")
     steps = [m.num_steps for m in measurements]
-    events = [sum(m.cost.synops.values()) / 1e6 for m in measurements]
-    for key, label, color in (
-        ("accuracy", "as trained", TRAIN),
-        ("accuracy_spikes", "spikes alone", VALIDATION),
-    ):
+    _accuracies(axis, steps, measurements)
+    axis.set_xticks(steps, [str(t) for t in steps])
+    axis.minorticks_off()
+    return figure
+
+
+def against_work(measurements: Sequence[Measurement]) -> Figure:
+    """Accuracy against SynOps."""
+    figure, axis = panel("accuracy against work", "million synaptic operations a sample", "% correct")
+    operations = [sum(m.cost.synops.values()) / 1e6 for m in measurements]
+    _accuracies(axis, operations, measurements)
+    for m, x in zip(measurements, operations, strict=True):
+        at = (x, 100 * m.accuracy)
+        axis.annotate(str(m.num_steps), at, textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
+    axis.set_title("accuracy against work, T at each point", fontsize=10)
+    axis.margins(y=0.12)
+    return figure
+
+
+def _accuracies(axis: Axes, x: Sequence[float], measurements: Sequence[Measurement]) -> None:
+    for key, label, color in (("accuracy", "as trained", TRAIN), ("accuracy_spikes", "spikes alone", VALIDATION)):
         values = [100 * getattr(m, key) for m in measurements]
-        left.plot(steps, values, "o-", color=color, label=label, markersize=4)
-        right.plot(events, values, "o-", color=color, label=label, markersize=4)
-    for t, x, y in zip(steps, events, [100 * m.accuracy for m in measurements], strict=True):
-        right.annotate(f"T = {t}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
-    tidy(left, "accuracy against latency", "time steps T", "% correct")
-    tidy(right, "accuracy against work", "million synaptic operations a sample", "")
-    for axis in (left, right):
-        axis.set_xscale("log")
-    left.set_xticks(steps, [str(t) for t in steps])
-    left.minorticks_off()
-    left.legend(frameon=False, fontsize=9)
+        axis.plot(x, values, "o-", color=color, label=label, markersize=4)
+    axis.set_xscale("log")
+    axis.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def anytime(found: Record) -> Figure:
+    """Accuracy by spikes alone against the steps used: after a fixed number, and at the first sure answer."""
+    figure, axis = panel("answers that come early", "time steps used, mean", "% correct")
+    fixed = 100 * np.asarray(found.correct).mean(1)
+    axis.plot(np.arange(1, len(fixed) + 1), fixed, "o-", color=TRAIN, label="after T steps", markersize=3)
+    exits = [early_exit(found, float(threshold)) for threshold in 1 - np.geomspace(0.8, 1e-4, 64)]
+    axis.plot(
+        [e.mean_steps for e in exits],
+        [100 * e.accuracy for e in exits],
+        color=VALIDATION,
+        label="at the first sure answer",
+    )
+    axis.legend(frameon=False, fontsize=9, loc="lower right")
     return figure

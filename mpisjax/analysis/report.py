@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import jinja2
 import numpy as np
+from matplotlib.figure import Figure
 
 from mpisjax.analysis import figures
+from mpisjax.analysis.anytime import record
 from mpisjax.analysis.classes import by_class
-from mpisjax.analysis.curves import training_curves
+from mpisjax.analysis.curves import NAMES, training_figures
 from mpisjax.analysis.dynamics import dynamics
 from mpisjax.analysis.measure import Measurement, first_examples, measure
 from mpisjax.analysis.raster import raster
@@ -76,6 +78,7 @@ def write_report(
     path: str | Path,
     steps: Sequence[int] = STEPS,
     examples: int | None = EXAMPLES,
+    figure_folder: str | Path | None = None,
 ) -> None:
     """Measures a network and writes what was found as one HTML file that needs no other.
 
@@ -88,6 +91,7 @@ def write_report(
         path: The file to write, whole or not at all.
         steps: Numbers of time steps to compare, where the input is constant in time.
         examples: Measure on at most so many examples of the split; None: on all.
+        figure_folder: Also write every plot there, as NAME.svg; None: nowhere.
     """
     net, variables, neuron = subject.net, subject.variables, subject.neuron
     part = first_examples(split, examples)
@@ -118,27 +122,37 @@ def write_report(
     )
     one = images[:, :1] if dataset.temporal else images[:1]
     spikes = raster(net, variables, one, neuron, usual.num_steps)
+    asked = record(net, variables, dataset, part, neuron=neuron, num_steps=usual.num_steps)
 
     height, width, channels = part.images.shape[-3:]
     links = synapses(net, (height, width, channels))
     rows = read_rows(Path(workdir) / FILE_NAME)
     steps_per_epoch = len(dataset.train.labels) // subject.batch_size
+    drawn = {
+        **(training_figures(rows, steps_per_epoch) if rows else {}),
+        "confusion": figures.confusion(usual.confusion),
+        "firing_rates": figures.firing_rates(usual.firing_rates),
+        "misclassified": _mistakes(subject, part, usual),
+        "change": figures.settling("change in a step, ‖r(t) - r(t-1)‖", curves.change),
+        "residual": figures.settling("residual, ‖f(r(t)) - r(t)‖", curves.residual),
+        "spectral_radius": figures.radii(np.asarray(radius.value)),
+        "raster": figures.raster(spikes),
+        "time_steps": figures.against_steps(compared) if compared else None,
+        "work": figures.against_work(compared) if compared else None,
+        "anytime": figures.anytime(asked),
+    }
+    plots = {name: figures.as_svg(figure) for name, figure in drawn.items() if figure is not None}
     page = _template().render(
         name=subject.name,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         facts=_facts(subject, dataset, part, split, usual, radius),
         warning=warn_near_one(radius.value),
-        training=figures.as_uri(training_curves(rows, subject.name, steps_per_epoch)) if rows else None,
+        training=[name for name in NAMES if name in plots],
+        plots={name: figures.as_uri(svg) for name, svg in plots.items()},
         usual=usual,
-        mistakes=_mistakes(subject, part, usual),
         shown_mistakes=MOST_MISTAKES,
-        confusion=figures.as_uri(figures.confusion(usual.confusion)),
-        firing_rates=figures.as_uri(figures.firing_rates(usual.firing_rates)),
-        convergence=figures.as_uri(figures.convergence(curves)),
-        raster=figures.as_uri(figures.raster(spikes)),
-        raster_class=int(few.labels[0]),
+        raster_class=subject.classes[int(few.labels[0])],
         compared=[_latency_row(m) for m in compared],
-        latency=figures.as_uri(figures.against_steps(compared)) if compared else None,
         layers=_layer_rows(usual.cost),
         dense=dense_cost(links, subject.evaluations),
         evaluations=subject.evaluations,
@@ -147,17 +161,20 @@ def write_report(
         millions=_millions,
     )
     write_atomically(Path(path), page.encode())
+    if figure_folder is not None:
+        for name, svg in plots.items():
+            write_atomically(Path(figure_folder) / f"{name}.svg", svg)
 
 
-def _mistakes(subject: Subject, part: Split, usual: Measurement) -> str | None:
+def _mistakes(subject: Subject, part: Split, usual: Measurement) -> Figure | None:
     """The misclassified examples as a contact sheet, the surest first; None where all are right."""
     found = by_class(part.labels, usual.answers, usual.confidence, subject.classes).mistakes
     found = sorted(found, key=lambda one: -one.confidence)[:MOST_MISTAKES]
     if not found:
         return None
     images = np.asarray(part.images[np.array([one.example for one in found])])
-    titles = [f"{one.example}: {one.label}\ntaken for {one.answer}, {100 * one.confidence:.0f}%" for one in found]
-    return figures.as_uri(figures.contact_sheet(images, titles))
+    titles = [f"{one.example}: {one.label} taken\nfor {one.answer}, {100 * one.confidence:.0f}%" for one in found]
+    return figures.contact_sheet(images, titles)
 
 
 def _template() -> jinja2.Template:

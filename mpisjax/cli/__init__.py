@@ -190,6 +190,7 @@ def set_up_log() -> None:
     logger = logging.getLogger("mpisjax")
     screen = logging.StreamHandler(sys.stderr)
     screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.addFilter(lambda record: not getattr(record, "file_only", False))
     logger.addHandler(screen)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -3,9 +3,10 @@ examples.
 
     mpisjax report --workdir runs/digits --out report.html
     mpisjax report --pretrained digits --out report.html
+    mpisjax report --pretrained digits --out report.html --figures plots
 
-The page needs no other file. It is measured on the split's first 1,000 examples. The config is the run's own;
---config.data.dir=DIR and the like override it where files lie elsewhere.
+The page needs no other file; --figures also writes each plot as an SVG. It is measured on the split's first 1,000
+examples. The config is the run's own; --config.data.dir=DIR and the like override it where files lie elsewhere.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def make_parser() -> Parser:
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
     parser.add_argument("--num_steps", type=whole_numbers(1), default=[], help="numbers of time steps to compare")
     parser.add_argument("--out", type=path, required=True, help="HTML file to write")
+    parser.add_argument("--figures", type=path, help="folder for every plot as an SVG file; made if it is missing")
     return parser
 
 
@@ -48,11 +50,22 @@ def _main(given: Any, config: Any) -> None:
     devices.compilation_cache()
     origin, parts, state, _ = named.restored(given, config)
     split = named.split_of(given, parts)
-    report(config, parts, state, split, origin, given.out, given.num_steps)
+    if given.figures is not None:
+        Path(given.figures).mkdir(parents=True, exist_ok=True)
+    report(config, parts, state, split, origin, given.out, given.num_steps, given.figures)
     print(f"written: {given.out}")
 
 
-def report(config: Any, parts: Any, state: Any, split: Any, origin: str, out: str, num_steps: Sequence[int]) -> None:
+def report(
+    config: Any,
+    parts: Any,
+    state: Any,
+    split: Any,
+    origin: str,
+    out: str,
+    num_steps: Sequence[int],
+    figure_folder: str | None = None,
+) -> None:
     """Writes the page.
 
     Args:
@@ -63,6 +76,7 @@ def report(config: Any, parts: Any, state: Any, split: Any, origin: str, out: st
         origin: The run's folder, for its metrics.
         out: The file.
         num_steps: Numbers of time steps to compare; none: the report's own.
+        figure_folder: Where each plot goes as an SVG; None: nowhere.
     """
     import jax
 
@@ -86,4 +100,4 @@ def report(config: Any, parts: Any, state: Any, split: Any, origin: str, out: st
         settings=configuration.to_plain(config),
         classes=inputs_of(parts.dataset).classes,
     )
-    write_report(subject, parts.dataset, split, origin, out, steps=num_steps or STEPS)
+    write_report(subject, parts.dataset, split, origin, out, steps=num_steps or STEPS, figure_folder=figure_folder)

@@ -38,6 +38,7 @@ from mpisjax.training.state import TrainState, evaluated_variables
 from mpisjax.training.step_runner import Meter
 
 LOG_NAME = "train.log"
+FILE_ONLY = {"file_only": True}  # marks what a person at a screen need not read
 SHOWN_SAMPLES = 32  # of a batch, to estimate the spectral radius when training has diverged
 _log = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ def _threads_and_convolutions(config: ml_collections.ConfigDict) -> str:
 def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
     about = summary(parts.dataset)
     _log.info("data: %s: %s", about["name"], about["source"])
-    _log.info("data checksum: %s", about["checksum"])
+    _log.info("data checksum: %s", about["checksum"], extra=FILE_ONLY)
     for split, counts in about["class_counts"].items():
         counts = np.asarray(counts)
         _log.info("%s: %d examples, by class: %s", split, counts.sum(), " ".join(map(str, counts)))
@@ -219,7 +220,8 @@ def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
         f", {processes.count()} processes" if processes.count() > 1 else "",
         _threads_and_convolutions(config) if used[0].platform == "cpu" else "",
     )  # fmt: skip
-    _log.info("config: %s", json.dumps(flatten_dict(configuration.to_plain(config), sep=".")))
+    settings = json.dumps(flatten_dict(configuration.to_plain(config), sep="."))
+    _log.info("config: %s", settings, extra=FILE_ONLY)
 
 
 def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, result: FitResult) -> None:

@@ -20,7 +20,7 @@ from mpisjax.data import (
     prepare_images,
 )
 from mpisjax.data.augment import over_time
-from mpisjax.equilibrium import adjoint_probe
+from mpisjax.implicit import adjoint_probe
 from mpisjax.neurons import LIF
 from mpisjax.residuals import global_norm
 from mpisjax.simulate import SpikeForward

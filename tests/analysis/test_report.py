@@ -2,14 +2,13 @@
 
 import base64
 import html.parser
-import io
 import json
+import xml.etree.ElementTree
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib import image
 
 import mpisjax
 from mpisjax import configuration, data, nn
@@ -73,15 +72,28 @@ def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
     rows = [{"kind": "train", "step": s, "loss": 1 / s, "accuracy": 0.5, "learning_rate": 0.1} for s in range(1, 5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     path = tmp_path / "report.html"
-    write_report(subject, dataset, dataset.test, tmp_path, path, steps=(2, 4), examples=20)
+    (tmp_path / "plots").mkdir()
+    write_report(
+        subject,
+        dataset,
+        dataset.test,
+        tmp_path,
+        path,
+        steps=(2, 4),
+        examples=20,
+        figure_folder=tmp_path / "plots",
+    )
     page = Page()
     page.feed(path.read_text())
-    assert not page.links and len(page.images) == 7  # the last one, of misclassified examples
+    plots = {file.stem: file.read_bytes() for file in (tmp_path / "plots").iterdir()}
+    assert {"loss", "accuracy", "learning_rate"} < plots.keys() and len(plots) == 13
+    assert not page.links and len(page.images) == 13
     for uri in page.images:
         kind, _, encoded = uri.partition(",")
-        assert kind == "data:image/png;base64"
-        pixels = image.imread(io.BytesIO(base64.b64decode(encoded)))
-        assert pixels[..., :3].std() > 0.02  # something is drawn
+        assert kind == "data:image/svg+xml;base64" and base64.b64decode(encoded) in plots.values()
+    for name, svg in plots.items():
+        tags = [one.tag.rpartition("}")[2] for one in xml.etree.ElementTree.fromstring(svg).iter()]
+        assert tags.count("path") + tags.count("image") > 4 and len(svg) < 200_000, name
     assert "a <run> & its name" in page.text and "the first 20 of" in page.text
     assert "Horowitz" in page.text and "stream1/trans" in page.text
     # Without a log of training the page does without its curves.
@@ -89,7 +101,7 @@ def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
     write_report(subject, dataset, dataset.test, tmp_path, path, steps=(), examples=8)
     page = Page()
     page.feed(path.read_text())
-    assert len(page.images) == 5
+    assert len(page.images) == 8  # no curves of training, and nothing to compare
 
 
 def test_raster_holds_the_simulation_s_spikes(run):

@@ -14,12 +14,13 @@ import pytest
 import tiny
 from tensorboardX.proto import event_pb2
 
-from mpisjax import configuration
+from mpisjax import cli, configuration
 from mpisjax.analysis.curves import save_curves
 from mpisjax.errors import UserError
 from mpisjax.storage import checkpoints, record
 from mpisjax.training.console import describe, display, duration
 from mpisjax.training.metrics import DivergenceMonitor, MetricsLog, average, read_rows
+from mpisjax.training.run import FILE_ONLY
 from mpisjax.training.step_runner import StepRunner
 
 
@@ -200,3 +201,15 @@ def test_best_falls_back_to_the_best_that_is_sound(tmp_path, log):
     assert "the best checkpoint, of step 12, is damaged" in log.text and str(target) in log.text
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
         record.best(tmp_path / "absent")
+
+
+def test_settings_go_to_the_log_and_not_to_the_screen(capsys):
+    logger = logging.getLogger("mpisjax")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        cli.set_up_log()
+        logger.info("seen")
+        logger.info("config: {}", extra=FILE_ONLY)
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+    assert capsys.readouterr().err == "seen\n"

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from mpisjax.meshes import carried
 from mpisjax.residuals import global_norm
-from mpisjax.samples import any_sample, chosen
+from mpisjax.solvers.samples import any_sample, chosen
 
 
 class _State(NamedTuple):

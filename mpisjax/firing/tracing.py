@@ -1,8 +1,7 @@
-"""`fire(name, current)`: where a transition's neurons sit, and how a reading gives them values.
+"""A transition, traced once and followed with a rule in the place of `fire`.
 
-A transition is traced once, with `fire` as a primitive that means nothing yet. Reading the trace puts neurons in its
-place: their rates, or one spiking step of theirs. Every population's state goes in and comes out as a value, so `fire`
-may stand inside `jit`, `vmap`, `scan`, `cond` and `remat`.
+Every population's state goes in and comes out as a value. So `fire` may stand inside `jit`, `vmap`, `scan`, `cond` and
+`remat`, and each time loop, solver and derivative reads the same trace.
 """
 
 from __future__ import annotations
@@ -10,144 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxprs_in_params
-from jax.interpreters import ad, batching
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from mpisjax.errors import UserError
+from mpisjax.firing.primitive import Fired, Rates, Rule, fire, fire_p, put_together
 from mpisjax.hoisting import bind, read
 from mpisjax.meshes import layout, typed_like
-from mpisjax.neurons import Neuron
-
-Rates = TypeVar("Rates")
-Fire = Callable[..., Array]
-"""`fire(name, current, neuron=None) -> activity`: one population of neurons, named uniquely within a transition."""
-Transition = Callable[[PyTree, Rates, PyTree, Fire], Rates]
-"""`transition(params, rates, x, fire) -> rates`: a network, written once. It returns a pytree like `rates`."""
-EquivalentStep = Callable[[PyTree, Rates, PyTree, Fire], tuple[Rates, PyTree]]
-"""`step(params, rates, x, fire) -> (rates, aux)`: the one step that is differentiated, where it is not the
-transition."""
-Rule = Callable[[str, Neuron | None, Array, Any], tuple[Array, Any]]
-"""`rule(name, neuron, current, state) -> (activity, state)`: what a reading makes of a population."""
-
-fire_p = Primitive("fire")
-fire_p.def_abstract_eval(lambda current, *arrays, **params: current)
-
-
-def _batched(operands: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[Array, int]:
-    size = next(o.shape[d] for o, d in zip(operands, dims, strict=True) if d is not None)
-    moved = [
-        jnp.broadcast_to(o, (size, *o.shape)) if d is None else jnp.moveaxis(o, d, 0)
-        for o, d in zip(operands, dims, strict=True)
-    ]
-    return fire_p.bind(*moved, **params), 0
-
-
-def _not_here(*args: Any, **params: Any) -> Any:
-    raise UserError(
-        f"the population {params['name']!r} is differentiated inside the transition: take derivatives of the "
-        "equilibrium, outside it."
-    )
-
-
-batching.primitive_batchers[fire_p] = _batched
-ad.primitive_jvps[fire_p] = _not_here
-
-
-class _Constants(NamedTuple):
-    """A neuron without its arrays: hashable."""
-
-    structure: Any
-    leaves: tuple[Any, ...]  # None where an array goes
-
-
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array or a NumPy number; Python numbers, functions and strings are not."""
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
-
-
-def _taken_apart(neuron: Any, current: Array, name: str) -> tuple[list[Array], _Constants]:
-    leaves, structure = jax.tree.flatten(neuron)
-    arrays = []
-    for leaf in filter(is_array, leaves):
-        try:
-            same = jnp.broadcast_to(leaf, current.shape)
-        except ValueError as error:
-            raise UserError(
-                f"the population {name!r} has a current of shape {list(current.shape)} and a neuron with a parameter "
-                f"of shape {list(np.shape(leaf))}: make them fit, one value a channel, say."
-            ) from error
-        # A selection, which XLA drops, gives it the current's type on a mesh.
-        arrays.append(jax.lax.select(jnp.ones(current.shape, bool), same, current.astype(same.dtype)))
-    return arrays, _Constants(structure, tuple(None if is_array(leaf) else leaf for leaf in leaves))
-
-
-def _put_together(constants: _Constants, arrays: Sequence[Array]) -> Neuron | None:
-    remaining = iter(arrays)
-    leaves = [next(remaining) if leaf is None else leaf for leaf in constants.leaves]
-    return jax.tree.unflatten(constants.structure, leaves)
-
-
-def fire(name: str, current: Float[Array, "*population"], neuron: Neuron | None = None) -> Float[Array, "*population"]:
-    """A population of neurons, as the transition is traced with it.
-
-    Args:
-      name: unique within the transition.
-      current: float array, whatever its shape: one neuron an entry.
-      neuron: the population's own neuron; None for the network's.
-
-    Raises:
-      UserError: the arguments do not fit.
-    """
-    if not isinstance(name, str):
-        raise UserError(
-            f"fire was given {type(name).__name__!r} for a name: call it as fire(name, current), in that order."
-        )
-    try:
-        current = jnp.asarray(current)
-    except TypeError as error:
-        raise UserError(
-            f"fire({name!r}, ...) was given {type(current).__name__!r} for a current: give it an array."
-        ) from error
-    if not jnp.issubdtype(current.dtype, jnp.floating):
-        raise UserError(f"the population {name!r} has a current of dtype {current.dtype}: make it a float.")
-    if 0 in current.shape:
-        raise UserError(
-            f"the population {name!r} has a current of shape {list(current.shape)}, which holds no neuron: give every "
-            "axis a length of at least 1."
-        )
-    if neuron is not None and (isinstance(neuron, type) or not isinstance(neuron, Neuron)):
-        raise UserError(
-            f"the population {name!r} has {neuron!r} for a neuron: pass an instance, such as mpisjax.LIF(leak=0.9)."
-        )
-    arrays, constants = _taken_apart(neuron, current, name)
-    # Strong types: activity is an array like any other.
-    current = jax.lax.convert_element_type(current, current.dtype)
-    return fire_p.bind(current, *arrays, name=name, constants=constants)
-
-
-def trace_transition(fn: Callable[..., Any], params: PyTree, init: Rates, x: PyTree) -> tuple[Traced, Rates]:
-    """Traces a transition on rates of the type that it returns.
-
-    Returns:
-      `(traced, init)`: `init` varies, and lies on a mesh, as the transition's rates do.
-    """
-    for _ in range(3):
-        traced = trace(fn, params, init, x)
-        avals = [v.aval for v in traced.jaxpr.outvars]
-        if len(avals) != len(jax.tree.leaves(init)):
-            break  # refused by whoever asked
-        new = typed_like(init, avals)
-        if all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(init), strict=True)):
-            break
-        init = new
-    return traced, init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +88,24 @@ def trace(fn: Callable[..., Any], *args: Any) -> Traced:
             )
         populations[name] = population
     return Traced(closed.jaxpr, closed.consts, jax.tree.structure(shapes), populations)
+
+
+def trace_transition(fn: Callable[..., Any], params: PyTree, init: Rates, x: PyTree) -> tuple[Traced, Rates]:
+    """Traces a transition on rates of the type that it returns.
+
+    Returns:
+      `(traced, init)`: `init` varies, and lies on a mesh, as the transition's rates do.
+    """
+    for _ in range(3):
+        traced = trace(fn, params, init, x)
+        avals = [v.aval for v in traced.jaxpr.outvars]
+        if len(avals) != len(jax.tree.leaves(init)):
+            break  # refused by whoever asked
+        new = typed_like(init, avals)
+        if all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(init), strict=True)):
+            break
+        init = new
+    return traced, init
 
 
 def _describe(tree: Any) -> list[str]:
@@ -300,7 +191,7 @@ def _follow(
         values = read(env, eqn.invars)
         if eqn.primitive is fire_p:
             name, (current, *arrays) = eqn.params["name"], values
-            neuron = _put_together(eqn.params["constants"], arrays)
+            neuron = put_together(eqn.params["constants"], arrays)
             activity, found[name] = rule(name, neuron, current, states.get(name))
             if activity.shape != current.shape or activity.dtype != current.dtype:
                 raise UserError(
@@ -324,7 +215,7 @@ def _unfired(struct: Any, state: Any) -> Any:
     return zeros._replace(state=state) if isinstance(zeros, Fired) else zeros
 
 
-class _OfAllBranches(dict):
+class OfAllBranches(dict):
     """No states, and a wish for those of all branches of a `cond`."""
 
 
@@ -382,7 +273,7 @@ def _cond(eqn: JaxprEqn, values: list[Any], states: dict[str, Any], rule: Rule) 
     def run(closed: Any, operands: list[Any]) -> Any:
         return _follow(closed.jaxpr, closed.consts, operands, states, rule)
 
-    if isinstance(states, _OfAllBranches):
+    if isinstance(states, OfAllBranches):
         every = [run(closed, operands) for closed in branches]
         return every[0][0], {name: state for _, found in every for name, state in found.items()}
     results = [jax.eval_shape(functools.partial(run, closed), operands)[1] for closed in branches]
@@ -427,73 +318,3 @@ def sources(traced: Traced, tags: Sequence[str]) -> list[frozenset[str]]:
             seen |= {"fire"}
         found.update((v, seen) for v in eqn.outvars)
     return [of(v) for v in traced.jaxpr.outvars]
-
-
-# The readings.
-
-
-def rates(default: Neuron) -> Rule:
-    """The rate reading: each population at the rate it settles at. Its state is that rate (DBReLU, Eq. 10)."""
-
-    def rule(name: str, neuron: Neuron | None, current: Array, state: Any) -> tuple[Array, Array]:
-        rate = (neuron or default).rate(current)
-        return rate, rate
-
-    return rule
-
-
-class Fired(NamedTuple):
-    """A population after a time step: its neurons' state and their activity."""
-
-    state: Any
-    activity: Array
-
-
-def spikes(default: Neuron, of: Callable[[Neuron], Neuron] = lambda neuron: neuron) -> Rule:
-    """The spiking reading: one time step. A population's state is a `Fired`, of which the next step takes the state.
-
-    Args:
-      default: the network's neuron.
-      of: what is made of each neuron first (a surrogate derivative, say).
-    """
-
-    def rule(name: str, neuron: Neuron | None, current: Array, state: Any) -> tuple[Array, Fired]:
-        state, activity = of(neuron or default).step(state, current)
-        return activity, Fired(state, activity)
-
-    return rule
-
-
-def initial_states(
-    traced: Traced, default: Neuron, *args: Any, of: Callable[[Neuron], Neuron] = lambda neuron: neuron
-) -> dict[str, Any]:
-    """The states of all populations before the first step.
-
-    The function is run for the neurons' parameters, which it may compute; under `jit` nothing else of it is left.
-    """
-
-    def rule(name: str, neuron: Neuron | None, current: Array, state: Any) -> tuple[Array, Any]:
-        state = of(neuron or default).initial_state(current)
-        return current, typed_like(state, [jax.typeof(current)] * len(jax.tree.leaves(state)))
-
-    return follow(traced, rule, _OfAllBranches(), *args)[1]
-
-
-class RateReading:
-    """`fire` read as rates, for calling a transition directly: `transition(params, rates, x, RateReading(neuron))`.
-
-    Args:
-      neuron: the network's neuron.
-
-    Attributes:
-      activity: after the transition ran, the firing rate of every population by name.
-    """
-
-    def __init__(self, neuron: Neuron) -> None:
-        self.neuron = neuron
-        self.activity: dict[str, Array] = {}
-
-    def __call__(self, name: str, current: Array, neuron: Neuron | None = None) -> Array:
-        """The population's rate."""
-        self.activity[name] = (neuron or self.neuron).rate(current)
-        return self.activity[name]
