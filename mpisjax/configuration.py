@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -204,6 +204,29 @@ def function_named(key: str, value: str) -> Any:
     if not inspect.isfunction(found) or found.__module__ != module:
         raise UserError(f"{key} is {value!r}, but {module} defines no function {name}: name one that it defines.")
     return found
+
+
+def check_trusted(config: ml_collections.ConfigDict, origin: str, trusted: bool | Collection[str]) -> None:
+    """Refuses the settings of a stored file that name a function, since its module would be imported.
+
+    Args:
+        config: The settings that were stored.
+        origin: Where, for the message.
+        trusted: The functions that the user has named, or True: whatever is named.
+
+    Raises:
+        UserError: They name a function that the user has not named.
+    """
+    for key, value in (
+        ("model.name", config.model.name),
+        ("train.optimizer", config.train.optimizer),
+        ("train.schedule", config.train.schedule),
+    ):
+        if trusted is not True and ":" in value and (not trusted or value not in trusted):
+            raise UserError(
+                f"{origin} names {value!r} as its {key}, and the code of that module would run: if you trust it, add "
+                "--trust (in Python trust=True)"
+            )
 
 
 def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Any:

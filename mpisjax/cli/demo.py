@@ -45,6 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--live", action="store_true", help="also play it in the terminal")
     parser.add_argument("--no_gif", dest="gif", action="store_false", help="write the picture alone")
     parser.add_argument("--no_crop", dest="crop", action="store_false", help="scale the image without cropping it")
+    cli.add_trust_argument(parser)
     return parser.parse_args(arguments)
 
 
@@ -75,7 +76,7 @@ def demonstrate(given: argparse.Namespace) -> None:
         raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
     cores.prepare(all_cores=False)
     devices.compilation_cache()
-    trained = pretrained.load(given.workdir) if given.workdir else pretrained.load_pretrained(given.pretrained)
+    trained = pretrained.load(given.workdir, trust=given.trust) if given.workdir else pretrained.load_pretrained(given.pretrained)
     inputs = trained.inputs
     image, done = read_image(given.image, inputs, given.crop, trained.config.data.fit)
     found = trace(trained, image, given.num_steps)

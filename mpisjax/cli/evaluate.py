@@ -31,6 +31,7 @@ def make_parser() -> Parser:
     parser = Parser("mpisjax evaluate", __doc__, with_config=True)
     parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
     parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
+    cli.add_trust_argument(parser)
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
     parser.add_argument("--json", type=path, help="file for the figures as JSON; - for standard output")
     parser.add_argument("--csv", type=path, help="folder for the figures by class as CSV; made if it is missing")

@@ -5,6 +5,7 @@ order.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mpisjax.baselines.bptt import BPTT
@@ -189,7 +191,12 @@ def fit(
         feed=feed,
         eval_fn=measured_on(evaluator, dataset.validation),
         test_fn=measured_on(evaluator, dataset.test),
-        origin=Origin({"fit": kept, "train": {"epochs": epochs}}, {}, dataset.checksum),
+        origin=Origin(
+            {"fit": kept, "train": {"epochs": epochs}},
+            {},
+            dataset.checksum,
+            {**about(dataset, neuron, eval_forward, bptt), "seed": seed, "batch_size": batch_size, "epochs": epochs},
+        ),
         on_epoch=on_epoch,
         on_end=on_end,
     )
@@ -228,6 +235,25 @@ def measured_on(evaluator: Callable[..., Any], split: Any) -> EvalFn | None:
     if not len(split.labels):
         return None
     return lambda state: evaluator(evaluated_variables(state), split)
+
+
+def about(dataset: DataSet, neuron: LIF, forward: Any, bptt: BPTT | None) -> dict[str, Any]:
+    """What `mpisjax.load` needs of a run beside its network, as JSON: what it reads, its neurons, how it answers."""
+    reads = ("name", "num_classes", "classes", "temporal", "steps_per_frame")
+    spikes = forward if isinstance(forward, SpikeForward) else SpikeForward()
+    plain = isinstance(neuron, LIF) and np.ndim(neuron.threshold) == 0
+    return {
+        "inputs": {
+            **{name: getattr(dataset, name) for name in reads},
+            **{name: [*map(float, getattr(dataset, name))] for name in ("mean", "std")},
+            "shape": [*map(int, dataset.train.images.shape[1:])],
+        },
+        "num_train": len(dataset.train.labels),
+        "source": dataset.source,
+        "neuron": {key: float(value) for key, value in dataclasses.asdict(neuron).items()} if plain else None,
+        "forward": {"num_steps": spikes.num_steps, "settle_tol": spikes.tol or 0.0},
+        "bptt": None if bptt is None else dataclasses.asdict(bptt),
+    }
 
 
 def named(part: Any) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +135,7 @@ def run(
         processes.assert_equal_across_processes("data set", parts.dataset.checksum)
         run_on_primary(lambda: run_folder.pull(path))
         if config.train.init_from and not run_on_primary(lambda: checkpoints.steps(path / checkpoints.FOLDER)):
-            parts = parts._replace(state=init_from.started_from(config, parts.dataset, parts.state))
+            parts = parts._replace(state=init_from.started_from(config, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
         train_step = configuration.make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = configuration.make_evaluator(config, parts.net, parts.dataset)
@@ -302,13 +302,17 @@ def restore_best(workdir: str | Path, config: ml_collections.ConfigDict) -> tupl
     return parts, checkpoints.restore(chosen, parts.state), chosen.step
 
 
-def saved_config(workdir: str | Path) -> ml_collections.ConfigDict:
+def saved_config(workdir: str | Path, trusted: bool | Collection[str] = False) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`, from its best checkpoint.
 
+    Args:
+        workdir: The run's folder.
+        trusted: See `mpisjax.configuration.check_trusted`.
+
     Raises:
-        UserError: There is no sound checkpoint.
+        UserError: There is no sound checkpoint, or it names a function that is not trusted.
     """
-    return init_from.config_of(record.best(workdir))
+    return init_from.config_of(record.best(workdir), trusted)
 
 
 def evaluate_at(
