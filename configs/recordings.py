@@ -4,7 +4,7 @@
     python train.py --config configs/recordings.py --config.data.dir=DIR
 
 variant   parameters   the paper's   trained with             test accuracy
--         56,674       no row        spikes, T = 10 frames    yours
+-         59,554       no row        spikes, T = 10 frames    yours
 
 Counted for 10 classes and a sensor of 34 x 34. A fixed seed takes a fifth of each class for the test split where there
 is no folder `test`, and 15% of the rest for validation. docs/data.md has the rest.

@@ -7,8 +7,8 @@
 
 Prints tables. `--json FILE` writes the same figures, with the confusion matrix and the misclassified examples, as JSON
 (`--json -`: to standard output, and no tables); `--csv FOLDER` writes classes.csv, confusion.csv and misclassified.csv.
-The early exit stops each example at its first sure answer; how sure is chosen on the validation split. The config is
-the run's own;
+The early exit stops each example at its first sure answer; how sure is chosen on the validation split, if that has 100
+examples. The config is the run's own;
 --config.data.dir=DIR and the like override it where files lie elsewhere. Several processes share the work as in
 training.
 """
@@ -129,20 +129,18 @@ def _evaluate(given, config, first: bool) -> None:
 
 
 def _early_exit(config, parts, state, split):
-    """What it gives to stop at sure answers; None where spikes alone are no answer, or nothing is held out."""
+    """What it gives to stop at sure answers; None where spikes alone are no answer, or too little is held out."""
     import jax
 
     from mpisjax import configuration
     from mpisjax.analysis import anytime
-    from mpisjax.nn.mpis import MPIS
     from mpisjax.training import processes
     from mpisjax.training.state import evaluated_variables
 
     bptt = configuration.make_bptt(config)
     if (
         processes.count() > 1
-        or not isinstance(parts.net, MPIS)
-        or not len(parts.dataset.validation.labels)
+        or len(parts.dataset.validation.labels) < anytime.LEAST_HELD_OUT
         or (bptt is not None and bptt.readout != "rate")
     ):
         return None

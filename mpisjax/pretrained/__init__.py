@@ -62,9 +62,7 @@ def load_pretrained(
     return from_variables(name, config, inputs, variables, card, network)
 
 
-def load(
-    path: str | Path, data_dir: str | Path | None = None, *, network: Any = None, trust: bool = False
-) -> Trained:
+def load(path: str | Path, data_dir: str | Path | None = None, *, network: Any = None, trust: bool = False) -> Trained:
     """Loads a network of your own.
 
     Args:

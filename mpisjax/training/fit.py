@@ -25,6 +25,7 @@ from mpisjax.nn.network import Variables
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, RateForward
 from mpisjax.training import checkpoints, devices, processes, record, run_folder, step_runner
+from mpisjax.training.chance import warn_at_chance
 from mpisjax.training.evaluation import make_evaluator
 from mpisjax.training.loop import EvalFn, LoopSettings, OnEpoch, TrainingRun
 from mpisjax.training.loss import class_weights_of
@@ -36,6 +37,8 @@ from mpisjax.training.saving import Saver
 from mpisjax.training.state import cosine, evaluated_variables, init_state, initial_variables, sgd
 from mpisjax.training.step import make_train_step
 from mpisjax.training.step_runner import Batches, Meter, StepRunner, Tracer, TrainStep
+
+MOST_TEXT = 5000  # an object's text is longer where it holds its weights, as that of an NNX module
 
 
 class FitResult(NamedTuple):
@@ -197,9 +200,12 @@ def fit(
             dataset.checksum,
             {**about(dataset, neuron, eval_forward, bptt), "seed": seed, "batch_size": batch_size, "epochs": epochs},
         ),
+        spikes_tol=getattr(forward, "residual_tol", None),
         on_epoch=on_epoch,
         on_end=on_end,
     )
+    if not result.stopped:
+        warn_at_chance(run_folder.path_of(workdir), dataset)
     best = result.state
     if result.best_step != result.step:
         best = checkpoints.restore(record.best(workdir), result.state)
@@ -261,7 +267,7 @@ def named(part: Any) -> str:
     memory.
     """
     text = repr(part)
-    return f"{type(part).__module__}.{type(part).__qualname__}" if " at 0x" in text else text
+    return f"{type(part).__module__}.{type(part).__qualname__}" if " at 0x" in text or len(text) > MOST_TEXT else text
 
 
 def train(
@@ -275,6 +281,7 @@ def train(
     test_fn: EvalFn | None = None,
     origin: Origin | None = None,
     adjoint_tol: float | None = None,
+    spikes_tol: float | None = None,
     diagnose: Callable[[Any, int], str] | None = None,
     on_epoch: OnEpoch | None = None,
     on_end: Callable[[Path], None] | None = None,
@@ -297,6 +304,7 @@ def train(
             state.
         origin: Identifies config and data; a run is not continued with others. Runs without one are taken for alike.
         adjoint_tol: The `adjoint_residual` up to which the adjoint solve counts as converged; None: no limit.
+        spikes_tol: The `forward_residual` up to which a simulation counts as converged; None: rates are solved.
         diagnose: Takes (state, step) when training has diverged, and gives a clause for the message.
         on_epoch: Takes (state, metrics) after each epoch: the validation's measurements where there are any, with
             `epoch` and `step`. Where it returns True or raises `StopTraining`, training ends cleanly: the state is
@@ -336,7 +344,7 @@ def train(
             steps=StepRunner(train_step, feed, state),
             steps_per_epoch=feed.steps_per_epoch,
             stopper=stopper,
-            monitor=DivergenceMonitor(settings.max_skipped, adjoint_tol),
+            monitor=DivergenceMonitor(settings.max_skipped, adjoint_tol, spikes_tol),
             tracer=Tracer(traces),
             meter=meter,
             diagnose=diagnose,

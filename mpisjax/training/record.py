@@ -29,6 +29,7 @@ FREE_KEYS = (
     "devices.all_cores",
     "devices.model_parallel",
     "eval.batch_size",
+    "forward.residual_tol",
     "train.checkpoint_every",
     "train.checkpoint_seconds",
     "train.keep_checkpoints",

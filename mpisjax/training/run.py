@@ -25,6 +25,7 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.training import checkpoints, devices, init_from, processes, record, run_folder
+from mpisjax.training.chance import warn_at_chance
 from mpisjax.training.evaluation import Evaluation, readout_name
 from mpisjax.training.fit import FitResult, measured_on, train
 from mpisjax.training.loop import LoopSettings, OnEpoch
@@ -156,6 +157,7 @@ def run(
             test_fn=measured_on(evaluator, parts.dataset.test) if config.train.test_at_end else None,
             origin=_origin(config, parts.dataset),
             adjoint_tol=_adjoint_tolerance(config),
+            spikes_tol=config.forward.residual_tol if config.forward.mode == "spikes" else None,
             diagnose=(lambda state, step: _diagnose(config, parts, state, step)) if processes.count() == 1 else None,
             on_epoch=on_epoch,
             on_end=on_end,
@@ -167,6 +169,8 @@ def run(
             _conclude(config, path, parts, result)
         elif not result.stopped:
             _log.info("the test split was not measured: train.test_at_end is False; see %s", path)
+        if not result.stopped:
+            warn_at_chance(path, parts.dataset)
         return result
 
 
