@@ -43,9 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[:1] == ["train"]:
         for number in (signal.SIGTERM, signal.SIGINT):  # until training itself listens
             signal.signal(number, _leave)
+    else:  # an exception would be lost in the imports of others: some turn it into another one, some go on
+        signal.signal(signal.SIGINT, _interrupt)
     from mpisjax.cli.main import main as run
 
     run(given)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Ends a program that has nothing to save."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
 
 
 def _leave(number: int, frame: Any) -> None:

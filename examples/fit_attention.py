@@ -18,9 +18,7 @@ WIDTH, ROWS = 64, 8
 
 
 class Streams(nn.Module):
-    """A stream over the eight rows of a digit, and one over the four pairs of rows; a method is one part of the
-    network.
-    """
+    """A stream over the eight rows of a digit, and one over the four pairs of rows."""
 
     def setup(self):
         self.embed = nn.Conv(WIDTH, (3, 8), padding=((1, 1), (0, 0)))  # three rows at a time

@@ -63,7 +63,7 @@ def main(workdir="runs/fit_dense", epochs=40, name="digits"):
         epochs=epochs,
         batch_size=64,
         forward=mpisjax.RateForward("anderson", max_steps=20, tol=1e-3),
-        optimizer=lambda steps: optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=0.05),
+        optimizer=lambda steps: optax.adamw(optax.cosine_decay_schedule(4e-3, steps), weight_decay=0.05),
         augmentation=data.Augmentation(rotate=15.0, zoom=0.15),
         label_smoothing=0.1,
         averaging=0.99,

@@ -62,7 +62,7 @@ def read(name: str, folder: Path = FOLDER) -> tuple[Variables, dict[str, Any]]:
             "package again"
         )
     try:
-        return unflatten_dict(safetensors.numpy.load(data), sep="/"), card
+        return {"batch_stats": {}, **unflatten_dict(safetensors.numpy.load(data), sep="/")}, card
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} holds no safetensors ({error}); make it again") from error
 

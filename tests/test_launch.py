@@ -32,3 +32,24 @@ def test_starts_itself_once_more_with_its_arguments(before, after):
         check=True,
     )
     assert done.stdout.split() == [after, "a", "b", "--c"]
+
+
+INTERRUPTED = """
+import os, signal, sys, types, mpisjax_launch
+
+def stop(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        print("somebody else's code takes the exception")
+
+names = ("mpisjax", "mpisjax.cli", "mpisjax.cli.main")
+sys.modules |= {name: types.ModuleType(name) for name in names}
+sys.modules["mpisjax.cli.main"].main = stop
+mpisjax_launch.main(["demo", "a.png"])
+"""
+
+
+def test_an_interrupt_while_a_program_starts_is_one_word():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -54,7 +54,7 @@ LAYERS: list[dict[str, list[str]]] = [
     },
     {
         "examples": ["examples"],
-        "programs": ["train", "evaluate", "demo", "setup"],
+        "programs": ["train", "evaluate", "predict", "demo", "setup"],
         "benchmarks": ["benchmarks"],
         "experiments": ["experiments"],
     },

@@ -43,6 +43,7 @@ def count(study: Study, net: Net, seed: int) -> dict[str, Any]:
         neuron=trained.neuron,
         num_steps=net.steps,
     )
+    assert found.cost is not None  # the networks are MPIS
     return {
         "firing_rates": found.firing_rates,
         "synops": sum(found.cost.synops.values()),

@@ -23,7 +23,7 @@ from mpisjax.nn.operations import synapses, synops
 from mpisjax.simulate import Step, accumulate, firing_rate, over_time, wide_zeros
 
 Array = jax.Array
-MOST_HELD_OUT = 2000  # examples that the threshold of the early exit is chosen on
+LEAST_HELD_OUT, MOST_HELD_OUT = 100, 2000  # examples that the threshold of the early exit is chosen on
 
 
 class Answers(NamedTuple):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -165,15 +166,16 @@ def raster(spikes: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def settling(title: str, norms: Mapping[str, Any]) -> Figure:
+def settling(title: str, norms: Any) -> Figure:
     """A norm against the time step by stream, mean over samples, on logarithmic axes.
 
     Args:
         title: What is drawn.
-        norms: By stream, [num_steps, batch].
+        norms: A pytree like the rates, of [num_steps, batch].
     """
     figure, axis = panel(title, "time step t", "norm, mean over samples")
-    for color, (name, values) in zip(COLORS, norms.items(), strict=False):
+    for color, (place, values) in zip(COLORS, jax.tree_util.tree_leaves_with_path(norms), strict=False):
+        name = jax.tree_util.keystr(place, simple=True, separator="/") or "rates"
         mean = np.asarray(values).mean(1)
         axis.plot(np.arange(1, len(mean) + 1), np.where(mean > 0, mean, np.nan), color=color, label=name)
     axis.set_xscale("log")
@@ -203,9 +205,9 @@ def against_steps(measurements: Sequence[Measurement]) -> Figure:
 
 
 def against_work(measurements: Sequence[Measurement]) -> Figure:
-    """Accuracy against SynOps."""
+    """Accuracy against SynOps, of networks whose synapses are known."""
     figure, axis = panel("accuracy against work", "million synaptic operations a sample", "% correct")
-    operations = [sum(m.cost.synops.values()) / 1e6 for m in measurements]
+    operations = [sum(m.cost.synops.values()) / 1e6 for m in measurements if m.cost is not None]
     _accuracies(axis, operations, measurements)
     for m, x in zip(measurements, operations, strict=True):
         at = (x, 100 * m.accuracy)

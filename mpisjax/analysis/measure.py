@@ -32,7 +32,7 @@ class Measurement(NamedTuple):
       confusion: int [classes, classes]: row true class, column answer (of `accuracy`).
       firing_rates: spikes a neuron and step by population: true spike counts over all steps, unweighted.
       residual: mean relative residual of the rates by stream.
-      cost: of a sample.
+      cost: of a sample; None of a network of one's own, whose synapses are not known.
       answers: int [n], the class that each example was taken for.
       confidence: float [n], the probability of that class.
     """
@@ -44,7 +44,7 @@ class Measurement(NamedTuple):
     confusion: np.ndarray
     firing_rates: dict[str, float]
     residual: dict[str, float]
-    cost: Cost
+    cost: Cost | None
     answers: np.ndarray
     confidence: np.ndarray
 
@@ -57,7 +57,7 @@ def first_examples(split: Split, limit: int | None) -> Split:
 
 
 def measure(
-    net: MPIS,
+    net: Any,
     variables: dict[str, Any],
     dataset: Any,
     split: Split,
@@ -84,33 +84,42 @@ def measure(
     examiner = make_examiner(net, dataset, neuron=neuron, forward=forward, bptt=through_time, batch_size=batch_size)
     found = examiner(variables, split)
     score = found.evaluation
-    height, width, channels = split.images.shape[-3:]
-    images = prepare_images(jnp.zeros((1, *split.images.shape[1:]), jnp.uint8), dataset)
-    simulation = jax.eval_shape(lambda v, x: model.spikes(net, v, x, neuron=neuron, forward=forward), variables, images)
-    populations = {name: count.shape[1:] for name, count in simulation.spike_counts.items()}
     return Measurement(
         num_steps=round(score.num_steps),
         num_examples=score.num_examples,
         accuracy=score.accuracy,
         accuracy_spikes=score.accuracy_spikes or 0.0,
-        confusion=confusion_matrix(split.labels, found.answers, labels=np.arange(net.num_classes)),
+        confusion=confusion_matrix(split.labels, found.answers, labels=np.arange(dataset.num_classes)),
         firing_rates=score.firing_rates,
         residual=score.residual,
-        cost=cost(
-            synapses(net, (height, width, channels)),
-            found.synops,
-            num_steps=round(score.num_steps),
-            neurons=sum(int(np.prod(s)) for s in populations.values()),
-            additions=additions_per_step(net, populations),
-            leak=neuron.leak,
-        ),
+        cost=_cost(net, variables, dataset, split, found.synops, neuron, forward),
         answers=found.answers,
         confidence=found.confidence,
     )
 
 
+def _cost(
+    net: Any, variables: dict[str, Any], dataset: Any, split: Split, operations: Any, neuron: LIF, forward: SpikeForward
+) -> Cost | None:
+    """Operations and energy of a sample, of which `operations` are the synaptic ones by layer."""
+    if not isinstance(net, MPIS):
+        return None
+    height, width, channels = split.images.shape[-3:]
+    images = prepare_images(jnp.zeros((1, *split.images.shape[1:]), jnp.uint8), dataset)
+    simulation = jax.eval_shape(lambda v, x: model.spikes(net, v, x, neuron=neuron, forward=forward), variables, images)
+    populations = {name: count.shape[1:] for name, count in simulation.spike_counts.items()}
+    return cost(
+        synapses(net, (height, width, channels)),
+        operations,
+        num_steps=forward.num_steps or len(images),
+        neurons=sum(int(np.prod(s)) for s in populations.values()),
+        additions=additions_per_step(net, populations),
+        leak=neuron.leak,
+    )
+
+
 def against_steps(
-    net: MPIS, variables: dict[str, Any], dataset: Any, split: Split, steps: Iterable[int], **settings: Any
+    net: Any, variables: dict[str, Any], dataset: Any, split: Split, steps: Iterable[int], **settings: Any
 ) -> list[Measurement]:
     """`measure` for several T: accuracy against latency and SynOps. Arguments as there."""
     return [measure(net, variables, dataset, split, num_steps=t, **settings) for t in steps]

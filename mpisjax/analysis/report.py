@@ -58,7 +58,7 @@ class Subject(NamedTuple):
 
     name: str
     method: str
-    net: MPIS
+    net: Any
     variables: dict[str, Any]
     neuron: LIF
     num_steps: int
@@ -124,8 +124,10 @@ def write_report(
     spikes = raster(net, variables, one, neuron, usual.num_steps)
     asked = record(net, variables, dataset, part, neuron=neuron, num_steps=usual.num_steps)
 
-    height, width, channels = part.images.shape[-3:]
-    links = synapses(net, (height, width, channels))
+    dense = None
+    if isinstance(net, MPIS):
+        height, width, channels = part.images.shape[-3:]
+        dense = dense_cost(synapses(net, (height, width, channels)), subject.evaluations)
     rows = read_rows(Path(workdir) / FILE_NAME)
     steps_per_epoch = len(dataset.train.labels) // subject.batch_size
     drawn = {
@@ -138,7 +140,7 @@ def write_report(
         "spectral_radius": figures.radii(np.asarray(radius.value)),
         "raster": figures.raster(spikes),
         "time_steps": figures.against_steps(compared) if compared else None,
-        "work": figures.against_work(compared) if compared else None,
+        "work": figures.against_work(compared) if compared and usual.cost else None,
         "anytime": figures.anytime(asked),
     }
     plots = {name: figures.as_svg(figure) for name, figure in drawn.items() if figure is not None}
@@ -153,8 +155,8 @@ def write_report(
         shown_mistakes=MOST_MISTAKES,
         raster_class=subject.classes[int(few.labels[0])],
         compared=[_latency_row(m) for m in compared],
-        layers=_layer_rows(usual.cost),
-        dense=dense_cost(links, subject.evaluations),
+        layers=_layer_rows(usual.cost) if usual.cost else None,
+        dense=dense,
         evaluations=subject.evaluations,
         constants=CONSTANTS,
         settings=json.dumps(subject.settings, indent=1),
@@ -201,7 +203,7 @@ def _facts(
         ("data", dataset.source),
         (
             "network",
-            f"{subject.net.num_streams} streams, {model.parameter_count(subject.variables):,} parameters",
+            f"{_kind(subject.net)}, {model.parameter_count(subject.variables):,} parameters",
         ),
         ("method", subject.method),
         ("measured on", f"{measured} examples, T = {usual.num_steps}"),
@@ -220,19 +222,25 @@ def _facts(
     ]
 
 
+def _kind(net: Any) -> str:
+    return f"{net.num_streams} streams" if isinstance(net, MPIS) else type(getattr(net, "network", net)).__name__
+
+
 def _millions(value: float) -> str:
     return f"{value / 1e6:.3f}"
 
 
 def _latency_row(m: Measurement) -> list[str]:
+    if m.cost is None:
+        work = []
+    else:
+        work = [_millions(sum(m.cost.synops.values())), f"{m.cost.compute_uj:,.1f}", f"{m.cost.memory_uj:,.0f}"]
     return [
         str(m.num_steps),
         f"{100 * m.accuracy:.2f}%",
         f"{100 * m.accuracy_spikes:.2f}%",
         f"{max(m.residual.values()):.3f}",
-        _millions(sum(m.cost.synops.values())),
-        f"{m.cost.compute_uj:,.1f}",
-        f"{m.cost.memory_uj:,.0f}",
+        *work,
     ]
 
 

@@ -7,7 +7,8 @@
 Prints the three best classes, spikes and steps, says when the image is unlike the training data, and writes a picture
 (raster and settling rates) and the same animated: NAME_spikes.png and NAME_spikes.gif in the current folder, or
 --out's. The answer is that of the first time step that is sure enough (--confidence). The simulation is drawn to its
-end.
+end. The digits that it knows are handwritten: of 100 printed ones, in ten fonts, 84 are right, and 15 are said to be
+unlike the training data.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--live", action="store_true", help="also play it in the terminal")
     parser.add_argument("--no_gif", dest="gif", action="store_false", help="write the picture alone")
     parser.add_argument("--no_crop", dest="crop", action="store_false", help="scale the image without cropping it")
+    cli.add_trust_argument(parser)
     return parser.parse_args(arguments)
 
 
@@ -75,7 +77,11 @@ def demonstrate(given: argparse.Namespace) -> None:
         raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
     cores.prepare(all_cores=False)
     devices.compilation_cache()
-    trained = pretrained.load(given.workdir) if given.workdir else pretrained.load_pretrained(given.pretrained)
+    trained = (
+        pretrained.load(given.workdir, trust=given.trust)
+        if given.workdir
+        else pretrained.load_pretrained(given.pretrained)
+    )
     inputs = trained.inputs
     image, done = read_image(given.image, inputs, given.crop, trained.config.data.fit)
     found = trace(trained, image, given.num_steps)

@@ -7,8 +7,8 @@
 
 Prints tables. `--json FILE` writes the same figures, with the confusion matrix and the misclassified examples, as JSON
 (`--json -`: to standard output, and no tables); `--csv FOLDER` writes classes.csv, confusion.csv and misclassified.csv.
-The early exit stops each example at its first sure answer; how sure is chosen on the validation split. The config is
-the run's own;
+The early exit stops each example at its first sure answer; how sure is chosen on the validation split, if that has 100
+examples. The config is the run's own;
 --config.data.dir=DIR and the like override it where files lie elsewhere. Several processes share the work as in
 training.
 """
@@ -31,6 +31,7 @@ def make_parser() -> Parser:
     parser = Parser("mpisjax evaluate", __doc__, with_config=True)
     parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
     parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
+    cli.add_trust_argument(parser)
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
     parser.add_argument("--json", type=path, help="file for the figures as JSON; - for standard output")
     parser.add_argument("--csv", type=path, help="folder for the figures by class as CSV; made if it is missing")
@@ -129,20 +130,18 @@ def _evaluate(given, config, first: bool) -> None:
 
 
 def _early_exit(config, parts, state, split):
-    """What it gives to stop at sure answers; None where spikes alone are no answer, or nothing is held out."""
+    """What it gives to stop at sure answers; None where spikes alone are no answer, or too little is held out."""
     import jax
 
     from mpisjax.analysis import anytime
     from mpisjax.configuration import makers
-    from mpisjax.nn.mpis import MPIS
     from mpisjax.storage import processes
     from mpisjax.training.state import evaluated_variables
 
     bptt = makers.make_bptt(config)
     if (
         processes.count() > 1
-        or not isinstance(parts.net, MPIS)
-        or not len(parts.dataset.validation.labels)
+        or len(parts.dataset.validation.labels) < anytime.LEAST_HELD_OUT
         or (bptt is not None and bptt.readout != "rate")
     ):
         return None

@@ -19,7 +19,8 @@ def config_of_run(given, config_file: str | None):
     from mpisjax.storage.run_folder import path_of
     from mpisjax.training.run import saved_config
 
-    return saved_config(path_of(given.workdir))
+    named_here = [override.partition("=")[2] for override in given.overrides]
+    return saved_config(path_of(given.workdir), given.trust or named_here)
 
 
 def restored(given, config):

@@ -70,6 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="stop at the first time step that is this sure; all steps by default",
     )
     parser.add_argument("--data_dir", type=path, help="folder with a run's original files, if they have moved")
+    cli.add_trust_argument(parser)
     return parser.parse_args(arguments)
 
 
@@ -90,7 +91,7 @@ def _main(given: argparse.Namespace) -> None:
     files = find_images(given.files)
     cores.prepare(all_cores=False)
     devices.compilation_cache()
-    trained = pretrained.find(given.model, given.data_dir)
+    trained = pretrained.find(given.model, given.data_dir, given.trust)
     rows = name_classes(trained, files, given.num_steps, given.confidence)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

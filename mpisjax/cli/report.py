@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from mpisjax import cli
 from mpisjax.cli import named
 from mpisjax.cli.arguments import Parser, path, whole_numbers
 
@@ -23,6 +24,7 @@ def make_parser() -> Parser:
     parser = Parser("mpisjax report", __doc__, with_config=True)
     parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
     parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
+    cli.add_trust_argument(parser)
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
     parser.add_argument("--num_steps", type=whole_numbers(1), default=[], help="numbers of time steps to compare")
     parser.add_argument("--out", type=path, required=True, help="HTML file to write")
@@ -32,8 +34,6 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command."""
-    from mpisjax import cli
-
     cli.run(_main, make_parser(), named.config_of_run, arguments)
 
 

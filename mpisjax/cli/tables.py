@@ -131,5 +131,6 @@ def show_early_exit(console: Console, found: EarlyExit, held_out: int) -> None:
         table.add_column(name, justify="right")
     table.add_row("accuracy, spikes alone", percent(found.full_accuracy), percent(found.accuracy))
     table.add_row("time steps, mean", f"{found.max_steps}", f"{found.mean_steps:.2f}")
-    table.add_row("synaptic operations a sample", f"{found.full_synops:,.0f}", f"{found.synops:,.0f}")
+    if found.full_synops:  # not of a network of one's own, whose synapses are not known
+        table.add_row("synaptic operations a sample", f"{found.full_synops:,.0f}", f"{found.synops:,.0f}")
     console.print(table)

@@ -29,7 +29,7 @@ import ml_collections
 
 from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path, whole_numbers
-from mpisjax.configuration.config_files import changed_by
+from mpisjax.configuration.config_files import changed_by, packaged_configs
 from mpisjax.training.preemption import Stopper, watch
 
 _log = logging.getLogger("mpisjax.cli.train")
@@ -59,7 +59,22 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command."""
-    cli.run(_main, make_parser(), cli.config_from("digits"), arguments)
+    cli.run(_main, make_parser(), _config, arguments)
+
+
+# Data sets without a config of their name, and whose recipe serves them.
+SERVED_BY = {"ssc": "shd:ssc", "dvs_gesture": "recordings", "cifar10_dvs": "recordings"}
+
+
+def _config(given: argparse.Namespace, config_file: str | None) -> ml_collections.ConfigDict:
+    """The config that `--config` names; without it, that of the data set which --config.data.name names."""
+    named = [value for key, _, value in (one.partition("=") for one in given.overrides) if key.endswith("data.name")]
+    given.chosen = None
+    if config_file is None and named:
+        name = SERVED_BY.get(named[-1], named[-1])
+        if name.partition(":")[0] in packaged_configs():
+            config_file = given.chosen = name
+    return cli.config_from("digits")(given, config_file)
 
 
 def _main(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
@@ -67,6 +82,8 @@ def _main(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
     from mpisjax.storage import processes
     from mpisjax.training import devices
 
+    if given.chosen:
+        _log.info("settings: --config %s, since data.name is %s; --config names others", given.chosen, config.data.name)
     with watch() as stopper, processes.exit_on_failure():
         # The devices must be settled before anything makes JAX look for them.
         prepare_cores(config)

@@ -47,8 +47,8 @@ def make_spike_forward(config: ml_collections.ConfigDict, temporal: bool = False
 
     f = config.forward
     if temporal:
-        return SpikeForward(None)
-    return SpikeForward(f.num_steps if num_steps is None else num_steps, f.settle_tol or None)
+        return SpikeForward(None, residual_tol=f.residual_tol)
+    return SpikeForward(f.num_steps if num_steps is None else num_steps, f.settle_tol or None, f.residual_tol)
 
 
 def make_evaluation_solver(config: ml_collections.ConfigDict) -> Any:

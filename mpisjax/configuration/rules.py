@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import ml_collections
 
@@ -61,6 +62,29 @@ def check(config: ml_collections.ConfigDict) -> None:
             "forward.returns is 'spikes', which trains the classifier on the rates of an implicit method's spikes: set "
             "forward.mode to 'spikes' and train.method to 'implicit'."
         )
+
+
+def check_trusted(config: ml_collections.ConfigDict, origin: str, trusted: bool | Collection[str]) -> None:
+    """Refuses the settings of a stored file that name a function, since its module would be imported.
+
+    Args:
+        config: The settings that were stored.
+        origin: Where, for the message.
+        trusted: The functions that the user has named, or True: whatever is named.
+
+    Raises:
+        UserError: They name a function that the user has not named.
+    """
+    for key, value in (
+        ("model.name", config.model.name),
+        ("train.optimizer", config.train.optimizer),
+        ("train.schedule", config.train.schedule),
+    ):
+        if trusted is not True and ":" in value and (not trusted or value not in trusted):
+            raise UserError(
+                f"{origin} names {value!r} as its {key}, and the code of that module would run: if you trust it, add "
+                "--trust (in Python trust=True)"
+            )
 
 
 def _check_value(key: str, setting: Setting, config: ml_collections.ConfigDict) -> None:

@@ -90,6 +90,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "forward.num_steps": Setting(30, "spikes: time steps T"),
     "forward.settle_tol": Setting(0.0, "spikes: stop when the rates settle to this; 0: run all steps", least=0),
+    "forward.residual_tol": Setting(0.25, "spikes: relative residual up to which they count as converged", above=0),
     "forward.solver": Setting("picard", "rates: picard or anderson"),
     "forward.max_steps": Setting(12, "rates: steps of the solver at most"),
     "forward.tol": Setting(1e-2, "rates: relative residual at which the solver stops"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,11 +111,13 @@ def from_file(path: str | Path, **options: Any) -> DataSet:
             f"data.dir is '{path}', which is {what}, but data.name is 'arrays': give an .npz file with "
             f"{', '.join(KEYS)}"
         )
+    if not zipfile.is_zipfile(path):
+        call = f"numpy.savez(FILE, {', '.join(f'{key}=...' for key in KEYS)})"
+        raise UserError(f"{path} cannot be read (it is no .npz file): write it with {call}")
     try:
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
-            found = file.files if isinstance(file, np.lib.npyio.NpzFile) else []
-            content = {key: file[key] for key in KEYS if key in found}
+            content = {key: file[key] for key in KEYS if key in file.files}
     except Exception as error:  # NumPy and zipfile raise what they like for a damaged file
         why = " ".join(str(error).split())[:120]
         raise UserError(
@@ -155,6 +158,8 @@ def scaled(images: np.ndarray, value_range: tuple[float, float], name: str) -> n
     """
     low, high = value_range
     least, most = float(images.min()), float(images.max())
+    if not np.isfinite([least, most]).all():
+        raise UserError(f"{name} holds values that are no finite numbers: replace them, or leave their examples out")
     if not low <= least <= most <= high:
         raise UserError(
             f"{name} goes from {least:g} to {most:g}, outside of data.value_range, {low:g} to {high:g}: widen the range"
@@ -182,6 +187,8 @@ def _bytes(x: Any, value_range: tuple[float, float] | None, name: str) -> np.nda
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
         raise UserError(f"{name} has the shape {list(images.shape)}: put the channels last, x.transpose(0, 2, 3, 1)")
     images = images[..., None] if images.ndim == 3 else images
+    if images.dtype == bool and value_range is None:
+        value_range = (0, 1)
     if value_range is not None:
         return scaled(images, value_range, name)
     if images.dtype != np.uint8:
@@ -213,7 +220,7 @@ def _classes(y: Any, name: str) -> np.ndarray:
 
 
 def split_test(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses the test split, each class in proportion: (train, test) indices.
+    """Chooses the test split, each class in proportion, and one example at least: (train, test) indices.
 
     Raises:
         UserError: The share leaves one of them empty.
@@ -224,7 +231,13 @@ def split_test(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray
             f"data.test_share is {share:g}, which makes {count} of {len(labels)} examples the test split: choose a "
             "share that leaves some for both"
         )
-    return hold_out(labels, count, SPLIT_SEED)
+    chosen = np.zeros(len(labels), bool)
+    chosen[hold_out(labels, count, SPLIT_SEED)[1]] = True
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) > 1 and len(set(chosen[members])) == 1:  # a small class, all in one split
+            chosen[members[-1]] = ~chosen[members[-1]]
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 class Kept(NamedTuple):
@@ -269,7 +282,8 @@ def in_both_splits(train: np.ndarray, test: np.ndarray, classes: Sequence[str], 
         )
     kept = tuple(name for name, kept in zip(classes, both, strict=True) if kept)
     if len(kept) < 2:
-        raise UserError(f"there are {len(kept)} classes with train and test examples: give at least 2")
+        number = f"is {len(kept)} class" if len(kept) == 1 else f"are {len(kept)} classes"
+        raise UserError(f"there {number} with train and test examples: give at least 2")
     names = ", ".join(classes[number] for number in alone[:LISTED])
     return Kept(
         np.flatnonzero(both[train]),

@@ -64,6 +64,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="nir: run the file from image to class in an independent simulator, on so many test images (256)",
     )  # fmt: skip
     parser.add_argument("--cost", action="store_true", default=None, help="nir: estimate what it costs on Loihi 2")
+    cli.add_trust_argument(parser)
     given = parser.parse_args(argv)
     if given.format == "nir" and given.batch_size:
         parser.error("--batch_size is for --format stablehlo; a NIR graph is stepped by its host")
@@ -101,7 +102,7 @@ def _trained(given: argparse.Namespace) -> Any:
     from mpisjax.pretrained.save import from_run
     from mpisjax.training.run import saved_config
 
-    config = saved_config(Path(given.workdir))
+    config = saved_config(Path(given.workdir), given.trust)
     if given.data_dir is not None:
         config.data.dir = given.data_dir
     return from_run(given.workdir, config)

@@ -1,17 +1,21 @@
 """What a network of one's own is: a few functions of its variables. `MPIS` is one.
 
-It is written in one of two ways.
+It is written in one of three ways.
 
 As a linen module (`flax.linen`), with methods `initial_rates(images)`, `encode(images, train)`, `transition(rates, x,
 fire, train)` and `classify(rates, train)`. Linen gives `init`, and keeps parameters and running statistics. `MPIS` is
 written so.
 
+As a module of Flax NNX, with the same methods. It brings its first weights; its `nnx.Param` are trained, and its
+`nnx.BatchStat` are the running statistics.
+
 In any other way, as an object with the functions of `Network`. They take the variables first and are pure, so that
-plain JAX, Flax NNX (through `nnx.split` and `nnx.merge`) and Equinox fit.
+plain JAX and Equinox fit.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -59,11 +63,11 @@ class Network(Protocol):
         """Rates -> logits [batch, num_classes]; and running statistics."""
 
 
-def as_module(network: MPIS | nn.Module | Network) -> MPIS:
+def as_module(network: Any) -> MPIS:
     """A network of one's own as the package calls `MPIS`: with linen's `init` and `apply`.
 
     Args:
-        network: A linen module or a `Network`, as this file says.
+        network: A linen module, an NNX module or a `Network`, as this file says.
 
     Returns:
         An `MPIS` as it is; else an object that stands for the network.
@@ -73,13 +77,18 @@ def as_module(network: MPIS | nn.Module | Network) -> MPIS:
     """
     if isinstance(network, MPIS | _Module):
         return cast(MPIS, network)
-    missing = [name for name in METHODS if not callable(getattr(network, name, None))]
+    nnx = sys.modules.get("flax.nnx")  # imported by whoever has a module of it
+    kind: type[_Module] = _Linen if isinstance(network, nn.Module) else _Functions
+    wanted: tuple[str, ...] = METHODS
+    if nnx is not None and isinstance(network, nnx.Module):
+        kind, wanted = _NNX, METHODS[1:]
+    missing = [name for name in wanted if not callable(getattr(network, name, None))]
     if missing:
         raise UserError(
-            f"the network {type(network).__name__} has no {missing[0]}: give it the methods {', '.join(METHODS)} "
+            f"the network {type(network).__name__} has no {missing[0]}: give it the methods {', '.join(wanted)} "
             "(mpisjax/nn/network.py says what they do)"
         )
-    return cast(MPIS, _Linen(network) if isinstance(network, nn.Module) else _Functions(network))
+    return cast(MPIS, kind(network))
 
 
 class _Module:
@@ -114,6 +123,33 @@ class _Linen(_Module):
     def apply(self, variables: Variables, *args: Any, method: str, mutable: Any = False) -> Any:
         found = self.network.apply(variables, *args, method=method, mutable=mutable)
         return (found[0], {"batch_stats": {}, **found[1]}) if mutable else found
+
+
+class _NNX(_Module):
+    """A module of Flax NNX. It changes as it runs, and what is traced must be pure, so each call merges its own."""
+
+    def __init__(self, network: Any) -> None:
+        from flax import nnx
+
+        super().__init__(network)
+        parts: Any = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
+        self._graph, self._params, self._stats, self._rest = parts
+        self._nnx = nnx
+
+    def init(self, key: Array, images: Array, fire: Fire) -> Variables:
+        pure = self._nnx.to_pure_dict
+        return {"params": pure(self._params), "batch_stats": pure(self._stats)}
+
+    def apply(self, variables: Variables, *args: Any, method: str, mutable: Any = False) -> Any:
+        nnx, states = self._nnx, [jax.tree.map(lambda leaf: leaf, state) for state in (self._params, self._stats)]
+        for state, name in zip(states, ("params", "batch_stats"), strict=True):
+            nnx.replace_by_pure_dict(state, variables.get(name, {}))
+        module = nnx.merge(self._graph, *states, self._rest)
+        out = getattr(module, method)(*args)
+        return (out, {"batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))}) if mutable else out
+
+    def __repr__(self) -> str:
+        return f"{type(self.network).__module__}.{type(self.network).__qualname__}"  # without its weights
 
 
 class _Functions(_Module):

@@ -34,12 +34,16 @@ def available() -> list[str]:
     return weights.available()
 
 
-def load_pretrained(name: str, folder: str | Path | None = None) -> Trained:
+def load_pretrained(
+    name: str, folder: str | Path | None = None, *, network: Any = None, trust: bool = False
+) -> Trained:
     """Loads a trained network that comes with the package.
 
     Args:
         name: One of `mpisjax.pretrained.available()`.
         folder: Where its two files are; None: in the package.
+        network: See `load`.
+        trust: See `load`.
 
     Returns:
         The network, its arrays on the default device.
@@ -48,47 +52,54 @@ def load_pretrained(name: str, folder: str | Path | None = None) -> Trained:
         UserError: There is no such network, or its files are damaged.
     """
     from mpisjax import configuration, weights
+    from mpisjax.configuration import rules
 
     variables, card = weights.read(name, weights.FOLDER if folder is None else Path(expand(folder)))
     config = configuration.with_defaults(configuration.from_plain(card["config"]))
+    rules.check_trusted(config, f"the card of {name}", trust or network is not None)
     tuples = ("classes", "shape", "mean", "std")
     fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in card["inputs"].items()}
     inputs = Inputs(**fields)
-    return from_variables(name, config, inputs, variables, card)
+    return from_variables(name, config, inputs, variables, card, network)
 
 
-def load(path: str | Path, data_dir: str | Path | None = None) -> Trained:
+def load(path: str | Path, data_dir: str | Path | None = None, *, network: Any = None, trust: bool = False) -> Trained:
     """Loads a network of your own.
 
     Args:
         path: A run's folder, whose best state is taken, or what `Trained.save` was given.
         data_dir: For a run: the folder with the original files, if they have moved. Older runs need the data, because
             normalisation was measured on them.
+        network: The network itself, an `mpisjax.nn.Network` or a linen module as `mpisjax.fit` takes it. Runs of
+            `mpisjax.fit` need it, since no settings say what their network is. None: as the stored settings say.
+        trust: Whether to import the module of a network of one's own that the stored settings name. Its code runs:
+            do so only where you trust whoever wrote the file.
 
     Returns:
         The network, its arrays on the default device.
 
     Raises:
-        UserError: There is neither a run nor a network, it is damaged, or its data are missing.
+        UserError: There is neither a run nor a network, it is damaged, its data are missing, or it names a module that
+            is not trusted.
     """
     from mpisjax.pretrained.save import from_run
 
     name = expand(path)
     weights_file = Path(name if name.endswith(".safetensors") else f"{name}.safetensors")
     if "://" not in name and weights_file.is_file():
-        return load_pretrained(weights_file.stem, weights_file.parent)
+        return load_pretrained(weights_file.stem, weights_file.parent, network=network, trust=trust)
     if "://" not in name and not Path(name).exists():
         hint = f"; mpisjax.load_pretrained({name!r}) is in the package" if name in available() else ""
         raise UserError(f"there is no run and no network {name}{hint}")
-    return from_run(name, data_dir=data_dir)
+    return from_run(name, data_dir=data_dir, network=network, trusted=trust)
 
 
-def find(name: str, data_dir: str | Path | None = None) -> Trained:
+def find(name: str, data_dir: str | Path | None = None, trust: bool = False) -> Trained:
     """Loads what a command line names: a network of the package by its name, else as `load` does.
 
     A folder that has the name of a packaged network is written with a slash, as in ./digits.
     """
-    return load_pretrained(name) if name in available() else load(name, data_dir)
+    return load_pretrained(name) if name in available() else load(name, data_dir, trust=trust)
 
 
 def restore(name: str, config: ml_collections.ConfigDict) -> tuple[Parts, TrainState, int]:

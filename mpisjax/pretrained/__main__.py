@@ -44,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         parser.add_argument(f"--{name}", help=what)
     parser.add_argument("--note", default="", help="anything else worth knowing")
+    cli.add_trust_argument(parser)
     given = parser.parse_args(argv)
     with cli.report_user_errors():
         from mpisjax.data import load
         from mpisjax.pretrained import save
         from mpisjax.training.run import saved_config
 
-        config = saved_config(Path(given.workdir))
+        config = saved_config(Path(given.workdir), given.trust)
         if given.data_dir is not None:
             config.data.dir = given.data_dir
         trained = save.from_run(given.workdir, config)

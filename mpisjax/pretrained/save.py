@@ -14,6 +14,7 @@ from mpisjax import configuration, weights
 from mpisjax.configuration import makers
 from mpisjax.data import DataSet, load
 from mpisjax.errors import UserError
+from mpisjax.nn import as_module
 from mpisjax.paths import expand
 from mpisjax.pretrained.familiar import measure
 from mpisjax.pretrained.files import write
@@ -22,6 +23,7 @@ from mpisjax.pretrained.trained import Trained, from_variables
 from mpisjax.storage import checkpoints, record
 from mpisjax.storage.run_folder import path_of
 from mpisjax.training import init_from
+from mpisjax.training.state import initial_variables
 
 MAX_BYTES = 2_000_000  # of the weights of a network that comes with the package
 INPUTS_NAME = "inputs.json"  # in a run's folder
@@ -29,11 +31,10 @@ INPUTS_NAME = "inputs.json"  # in a run's folder
 
 def inputs_of(dataset: DataSet) -> Inputs:
     """What a network trained on a data set reads; classes without names are "class 0" and so on."""
-    unnamed = tuple(f"class {number}" for number in range(dataset.num_classes))
     return Inputs(
         name=dataset.name,
         num_classes=dataset.num_classes,
-        classes=dataset.classes or unnamed,
+        classes=dataset.classes or unnamed(dataset.num_classes),
         shape=tuple(int(n) for n in dataset.train.images.shape[1:]),
         mean=tuple(float(m) for m in dataset.mean),
         std=tuple(float(s) for s in dataset.std),
@@ -42,10 +43,17 @@ def inputs_of(dataset: DataSet) -> Inputs:
     )
 
 
+def unnamed(number: int) -> tuple[str, ...]:
+    """Names for so many classes that have none."""
+    return tuple(f"class {n}" for n in range(number))
+
+
 def from_run(
     workdir: str | Path,
     config: ml_collections.ConfigDict | None = None,
     data_dir: str | Path | None = None,
+    network: Any = None,
+    trusted: bool = False,
 ) -> Trained:
     """The best state of a run as `load_pretrained` would give it; its card lacks what only a file has.
 
@@ -56,30 +64,35 @@ def from_run(
         workdir: The run's folder.
         config: The run's config, perhaps with other settings of data; None: as stored with the checkpoint.
         data_dir: The folder with the original files, if they have moved.
+        network: The network; None: what the settings say.
+        trusted: Whether to import the module of a network that only the stored settings name.
 
     Raises:
         UserError: There is no sound checkpoint, or the data are missing or not those of the run.
     """
     path = path_of(workdir)
     best = record.best(path)
-    if config is None:
-        config = init_from.config_of(best)
+    fitted = best.content.get("about") if network is not None else None  # what `mpisjax.fit` has kept
+    if fitted is not None:
+        config = _settings_of(fitted, path)
+    elif config is None:
+        config = init_from.config_of(best, trusted or network is not None)
     if data_dir is not None:
         config.data.dir = expand(data_dir)
     checksum = best.content["data_checksum"]
-    known = _known(path, checksum)
+    known = fitted or _known(path, checksum)
     dataset = None if known else _data(path, config, checksum)
     about = known or _about(dataset, config)
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["inputs"].items()}
-    inputs = Inputs(**fields)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    variables, step = init_from.best_variables(path, without_examples(inputs), place)
-    if about.get("step") != step:
+    inputs = Inputs(**{**fields, "classes": fields["classes"] or unnamed(fields["num_classes"])})
+    net = makers.make_network(config, without_examples(inputs)) if network is None else as_module(network)
+    variables, step = init_from.best_variables(path, _shapes(config, net, inputs))
+    if fitted is None and about.get("step") != step:
         # The state is another than that which was looked at.
         about = {
             **about,
             "step": step,
-            "familiar": _familiar(config, inputs, variables, dataset or _data(path, config, checksum)),
+            "familiar": _familiar(net, config, inputs, variables, dataset or _data(path, config, checksum)),
         }
         with contextlib.suppress(OSError):  # a folder that cannot be written is read as well
             (path / INPUTS_NAME).write_text(json.dumps({**about, "data_checksum": checksum}, indent=1) + "\n")
@@ -99,9 +112,33 @@ def from_run(
         "data": {"source": about["source"], "checksum": checksum},
         "validation": None if progress.best_accuracy is None else {"accuracy": progress.best_accuracy},
         "test": progress.test,
-        "familiar": about["familiar"],
+        "familiar": about.get("familiar"),
     }
-    return from_variables(path.name, config, inputs, variables, card)
+    return from_variables(path.name, config, inputs, variables, card, net)
+
+
+def _shapes(config: ml_collections.ConfigDict, net: Any, inputs: Inputs) -> Any:
+    """Shapes of a network's variables, on one device."""
+    place, neuron = jax.sharding.SingleDeviceSharding(jax.devices()[0]), makers.make_neuron(config)
+    shapes = jax.eval_shape(lambda: initial_variables(net, 0, inputs.shape, neuron))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+
+
+def _settings_of(about: dict[str, Any], path: Path) -> ml_collections.ConfigDict:
+    """What a run of `mpisjax.fit` has kept as settings; they name no network."""
+    if about["neuron"] is None:
+        raise UserError(f"{path} was trained with neurons that are no LIF of one threshold: give them in the network")
+    config = configuration.base()
+    config.name, config.seed, config.model.name = path.name, about["seed"], ""
+    config.data.name, config.data.steps_per_frame = about["inputs"]["name"], about["inputs"]["steps_per_frame"]
+    config.train.batch_size, config.train.epochs = about["batch_size"], about["epochs"]
+    config.neuron.update(about["neuron"])
+    config.forward.settle_tol = about["forward"]["settle_tol"]
+    config.forward.num_steps = about["forward"]["num_steps"] or config.forward.num_steps
+    if about["bptt"] is not None:
+        config.train.method = "bptt"
+        config.bptt.update({key: tuple(v) if isinstance(v, list) else v for key, v in about["bptt"].items()})
+    return config
 
 
 def _known(path: Path, checksum: str) -> dict[str, Any] | None:
@@ -128,9 +165,10 @@ def _about(dataset: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {"inputs": inputs_of(dataset)._asdict(), "num_train": len(dataset.train.labels), "source": source}
 
 
-def _familiar(config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, dataset: DataSet) -> dict[str, Any]:
+def _familiar(
+    net: Any, config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, dataset: DataSet
+) -> dict[str, Any]:
     """The region that the training data fill; see `mpisjax.pretrained.familiar`."""
-    net = makers.make_network(config, dataset)
     neuron = makers.make_neuron(config)
     return measure(net, variables, inputs, neuron, dataset.train, dataset.validation).to_card()
 

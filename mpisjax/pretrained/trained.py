@@ -143,19 +143,34 @@ class Trained(NamedTuple):
 
 
 def from_variables(
-    name: str, config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, card: dict[str, Any]
+    name: str,
+    config: ml_collections.ConfigDict,
+    inputs: Inputs,
+    variables: Any,
+    card: dict[str, Any],
+    network: Any = None,
 ) -> Trained:
     """Makes a `Trained` from its settings and its weights.
 
+    Args:
+        name: Its name.
+        config: Its settings.
+        inputs: What it reads.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        card: How it was made.
+        network: The network; None: what the settings say.
+
     Raises:
-        UserError: The weights are another network's.
+        UserError: The weights are another network's, or no settings say what the network is.
     """
     from mpisjax import weights
     from mpisjax.configuration import makers
     from mpisjax.data import prepare_images
-    from mpisjax.nn import model
+    from mpisjax.nn import as_module, model
 
-    net = makers.make_network(config, without_examples(inputs))
+    if network is None and not config.model.name:
+        raise UserError(f"no settings say what the network of {name} is: give it, mpisjax.load(..., network=...)")
+    net = makers.make_network(config, without_examples(inputs)) if network is None else as_module(network)
     neuron = makers.make_neuron(config)
     forward = makers.make_spike_forward(config, inputs.temporal)
 

@@ -29,6 +29,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections import defaultdict
@@ -176,6 +177,59 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
         arrays = unpack(checkpointer.restore(path), shapes)
     return with_keys(arrays, template, checkpoint.key_impls)
+
+
+def restore_variables(checkpoint: Checkpoint, template: Any, origin: str) -> Any:
+    """Reads of a checkpoint the weights that evaluation takes, averages where they are kept, and nothing else.
+
+    Args:
+        checkpoint: One that `read` has verified.
+        template: `{"params": ..., "batch_stats": ...}`: arrays, or shapes with shardings. The arrays that come back
+            lie where the template's lie.
+        origin: Where they come from, for the message.
+
+    Raises:
+        UserError: They are another network's.
+    """
+    averaged = any(place.startswith(".ema[") for place in checkpoint.layout)
+
+    def place_of(path: Any) -> str:
+        within = jax.tree_util.keystr(path)
+        return f".ema{within}" if averaged else f".{path[0].key}{jax.tree_util.keystr(path[1:])}"
+
+    roots = (".ema[",) if averaged else (".params[", ".batch_stats[")
+    theirs = {place: kind for place, kind in checkpoint.layout.items() if place.startswith(roots)}
+    wanted = {place_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
+    for place in sorted(theirs.keys() | wanted.keys()):
+        here = f"{wanted[place].dtype}{list(wanted[place].shape)}" if place in wanted else "absent"
+        if theirs.get(place) != here:
+            name = "/".join(re.findall(r"[^\[\]'.]+", place.removeprefix(".ema")))
+            raise UserError(
+                f"the weights from {origin} are of another network: {name} is {theirs.get(place, 'absent')} there and "
+                f"{here} here; use its model settings and its kind of data"
+            )
+    path = absolute(checkpoint.path / STATE_NAME)
+    with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
+        if checkpoint.one_piece:
+            found = _pieces(checkpointer.restore(path), checkpoint.layout, wanted)
+            return jax.tree_util.tree_map_with_path(lambda place, _: found[place_of(place)], template)
+        part = {"ema": template} if averaged else template
+        how = ocp.checkpoint_utils.construct_restore_args(part)
+        arrays = checkpointer.restore(path, part, restore_args=how, transforms={})
+        return arrays["ema"] if averaged else arrays
+
+
+def _pieces(flat: Mapping[str, np.ndarray], layout: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """By place, the arrays of `wanted` out of what `pack` made of a state of this layout."""
+    found, starts = {}, dict.fromkeys(flat, 0)
+    for place, kind in layout.items():
+        dtype, _, shape = kind.partition("[")
+        size = math.prod(json.loads(f"[{shape}"))
+        if place in wanted:
+            leaf, piece = wanted[place], flat[dtype][starts[dtype] : starts[dtype] + size]
+            found[place] = jax.device_put(piece.reshape(leaf.shape), getattr(leaf, "sharding", None), may_alias=False)
+        starts[dtype] += size
+    return found
 
 
 def path_of_step(directory: Path, step: int) -> Path:

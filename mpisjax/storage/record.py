@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ FREE_KEYS = (
     "devices.all_cores",
     "devices.model_parallel",
     "eval.batch_size",
+    "forward.residual_tol",
     "train.checkpoint_every",
     "train.checkpoint_seconds",
     "train.keep_checkpoints",
@@ -46,11 +48,13 @@ class Origin(NamedTuple):
         config: All settings as JSON gives them (`mpisjax.configuration.to_plain`).
         defaults: The settings' defaults. A setting that a checkpoint does not know yet stood at its default.
         data_checksum: Identifies the data.
+        about: What else to know of the run, as JSON; it is kept, and not compared.
     """
 
     config: dict[str, Any]
     defaults: dict[str, Any]
     data_checksum: str
+    about: Mapping[str, Any] = {}
 
 
 class Progress(NamedTuple):
@@ -95,6 +99,7 @@ def content(origin: Origin, progress: Progress) -> dict[str, Any]:
     return {
         "config": origin.config,
         "data_checksum": origin.data_checksum,
+        **({"about": origin.about} if origin.about else {}),
         "environment": environment(),
         "progress": progress._asdict(),
     }

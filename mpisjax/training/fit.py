@@ -5,6 +5,7 @@ order.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mpisjax.baselines.bptt import BPTT
@@ -27,6 +29,7 @@ from mpisjax.storage.record import Origin
 from mpisjax.storage.run_folder import hold
 from mpisjax.storage.saving import Saver
 from mpisjax.training import devices, step_runner
+from mpisjax.training.chance import warn_at_chance
 from mpisjax.training.evaluation import make_evaluator
 from mpisjax.training.loop import EvalFn, LoopSettings, OnEpoch, TrainingRun
 from mpisjax.training.loss import class_weights_of
@@ -35,6 +38,8 @@ from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.state import cosine, evaluated_variables, init_state, initial_variables, sgd
 from mpisjax.training.step import make_train_step
 from mpisjax.training.step_runner import Batches, Meter, StepRunner, Tracer, TrainStep
+
+MOST_TEXT = 5000  # an object's text is longer where it holds its weights, as that of an NNX module
 
 
 class FitResult(NamedTuple):
@@ -190,10 +195,18 @@ def fit(
         feed=feed,
         eval_fn=measured_on(evaluator, dataset.validation),
         test_fn=measured_on(evaluator, dataset.test),
-        origin=Origin({"fit": kept, "train": {"epochs": epochs}}, {}, dataset.checksum),
+        origin=Origin(
+            {"fit": kept, "train": {"epochs": epochs}},
+            {},
+            dataset.checksum,
+            {**about(dataset, neuron, eval_forward, bptt), "seed": seed, "batch_size": batch_size, "epochs": epochs},
+        ),
+        spikes_tol=getattr(forward, "residual_tol", None),
         on_epoch=on_epoch,
         on_end=on_end,
     )
+    if not result.stopped:
+        warn_at_chance(run_folder.path_of(workdir), dataset)
     best = result.state
     if result.best_step != result.step:
         best = checkpoints.restore(record.best(workdir), result.state)
@@ -231,12 +244,31 @@ def measured_on(evaluator: Callable[..., Any], split: Any) -> EvalFn | None:
     return lambda state: evaluator(evaluated_variables(state), split)
 
 
+def about(dataset: DataSet, neuron: LIF, forward: Any, bptt: BPTT | None) -> dict[str, Any]:
+    """What `mpisjax.load` needs of a run beside its network, as JSON: what it reads, its neurons, how it answers."""
+    reads = ("name", "num_classes", "classes", "temporal", "steps_per_frame")
+    spikes = forward if isinstance(forward, SpikeForward) else SpikeForward()
+    plain = isinstance(neuron, LIF) and np.ndim(neuron.threshold) == 0
+    return {
+        "inputs": {
+            **{name: getattr(dataset, name) for name in reads},
+            **{name: [*map(float, getattr(dataset, name))] for name in ("mean", "std")},
+            "shape": [*map(int, dataset.train.images.shape[1:])],
+        },
+        "num_train": len(dataset.train.labels),
+        "source": dataset.source,
+        "neuron": {key: float(value) for key, value in dataclasses.asdict(neuron).items()} if plain else None,
+        "forward": {"num_steps": spikes.num_steps, "settle_tol": spikes.tol or 0.0},
+        "bptt": None if bptt is None else dataclasses.asdict(bptt),
+    }
+
+
 def named(part: Any) -> str:
     """What a run notes of an object that it is made of: its text, or its type where the text names a place in
     memory.
     """
     text = repr(part)
-    return f"{type(part).__module__}.{type(part).__qualname__}" if " at 0x" in text else text
+    return f"{type(part).__module__}.{type(part).__qualname__}" if " at 0x" in text or len(text) > MOST_TEXT else text
 
 
 def train(
@@ -250,6 +282,7 @@ def train(
     test_fn: EvalFn | None = None,
     origin: Origin | None = None,
     adjoint_tol: float | None = None,
+    spikes_tol: float | None = None,
     diagnose: Callable[[Any, int], str] | None = None,
     on_epoch: OnEpoch | None = None,
     on_end: Callable[[Path], None] | None = None,
@@ -272,6 +305,7 @@ def train(
             state.
         origin: Identifies config and data; a run is not continued with others. Runs without one are taken for alike.
         adjoint_tol: The `adjoint_residual` up to which the adjoint solve counts as converged; None: no limit.
+        spikes_tol: The `forward_residual` up to which a simulation counts as converged; None: rates are solved.
         diagnose: Takes (state, step) when training has diverged, and gives a clause for the message.
         on_epoch: Takes (state, metrics) after each epoch: the validation's measurements where there are any, with
             `epoch` and `step`. Where it returns True or raises `StopTraining`, training ends cleanly: the state is
@@ -311,7 +345,7 @@ def train(
             steps=StepRunner(train_step, feed, state),
             steps_per_epoch=feed.steps_per_epoch,
             stopper=stopper,
-            monitor=DivergenceMonitor(settings.max_skipped, adjoint_tol),
+            monitor=DivergenceMonitor(settings.max_skipped, adjoint_tol, spikes_tol),
             tracer=Tracer(traces),
             meter=meter,
             diagnose=diagnose,

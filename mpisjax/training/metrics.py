@@ -215,10 +215,11 @@ class DivergenceMonitor:
     Args:
         max_skipped: Steps in a row that are not finite after which to stop.
         adjoint_tol: The relative residual up to which the adjoint solve counts as converged; None for no limit.
+        spikes_tol: The relative residual up to which a simulation counts as converged; None where rates are solved for.
     """
 
-    def __init__(self, max_skipped: int, adjoint_tol: float | None = None) -> None:
-        self._max_skipped, self._adjoint_tol = max_skipped, adjoint_tol
+    def __init__(self, max_skipped: int, adjoint_tol: float | None = None, spikes_tol: float | None = None) -> None:
+        self._max_skipped, self._adjoint_tol, self._spikes_tol = max_skipped, adjoint_tol, spikes_tol
         self._warned: set[str] = set()
         self._last_residual = math.nan
         self._steps = self._epoch_steps = self._skipped = 0
@@ -264,7 +265,7 @@ class DivergenceMonitor:
             if self._failures[solver]:
                 _log.info(
                     "the %s solver stopped above its tolerance for some samples in %d of %d steps (largest residual "
-                    "%.2g)",
+                    "%.2g, the mean of a batch)",
                     solver, self._failures[solver], self._steps, self._worst[solver],
                 )  # fmt: skip
 
@@ -273,11 +274,14 @@ class DivergenceMonitor:
         self._worst[solver] = max(self._worst[solver], residual)
         if solver not in self._warned:
             self._warned.add(solver)
+            what, more = f"the {solver} solver has", f"{solver}.max_steps"
+            if solver == "forward" and self._spikes_tol is not None:
+                what, more = f"the spikes' rates (forward.residual_tol {self._spikes_tol:g}) have", "forward.num_steps"
             _log.warning(
-                "step %d: the %s solver has not converged for every sample (residual %.2g). The gradient is then "
-                "approximate, which training bears while the residual is well below 1; %s.max_steps takes more steps. "
-                "How often it happened is told at the end",
-                step, solver, residual, solver,
+                "step %d: %s not converged for every sample (residual %.2g in the mean). The gradient is then "
+                "approximate, which training bears while the residual is well below 1; %s takes more steps. How often "
+                "it happened is told at the end",
+                step, what, residual, more,
             )  # fmt: skip
 
     def _diagnosis(self, row: dict[str, float], step: int) -> str:

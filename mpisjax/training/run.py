@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from mpisjax.storage.processes import run_on_primary
 from mpisjax.storage.record import Origin
 from mpisjax.storage.run_folder import hold
 from mpisjax.training import devices, init_from
+from mpisjax.training.chance import warn_at_chance
 from mpisjax.training.evaluation import Evaluation, readout_name
 from mpisjax.training.fit import FitResult, measured_on, train
 from mpisjax.training.loop import LoopSettings, OnEpoch
@@ -137,7 +138,7 @@ def run(
         processes.assert_equal_across_processes("data set", parts.dataset.checksum)
         run_on_primary(lambda: run_folder.pull(path))
         if config.train.init_from and not run_on_primary(lambda: checkpoints.steps(path / checkpoints.FOLDER)):
-            parts = parts._replace(state=init_from.started_from(config, parts.dataset, parts.state))
+            parts = parts._replace(state=init_from.started_from(config, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
         train_step = makers.make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = makers.make_evaluator(config, parts.net, parts.dataset)
@@ -158,6 +159,7 @@ def run(
             test_fn=measured_on(evaluator, parts.dataset.test) if config.train.test_at_end else None,
             origin=_origin(config, parts.dataset),
             adjoint_tol=_adjoint_tolerance(config),
+            spikes_tol=config.forward.residual_tol if config.forward.mode == "spikes" else None,
             diagnose=(lambda state, step: _diagnose(config, parts, state, step)) if processes.count() == 1 else None,
             on_epoch=on_epoch,
             on_end=on_end,
@@ -169,6 +171,8 @@ def run(
             _conclude(config, path, parts, result)
         elif not result.stopped:
             _log.info("the test split was not measured: train.test_at_end is False; see %s", path)
+        if not result.stopped:
+            warn_at_chance(path, parts.dataset)
         return result
 
 
@@ -304,13 +308,17 @@ def restore_best(workdir: str | Path, config: ml_collections.ConfigDict) -> tupl
     return parts, checkpoints.restore(chosen, parts.state), chosen.step
 
 
-def saved_config(workdir: str | Path) -> ml_collections.ConfigDict:
+def saved_config(workdir: str | Path, trusted: bool | Collection[str] = False) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`, from its best checkpoint.
 
+    Args:
+        workdir: The run's folder.
+        trusted: See `mpisjax.configuration.check_trusted`.
+
     Raises:
-        UserError: There is no sound checkpoint.
+        UserError: There is no sound checkpoint, or it names a function that is not trusted.
     """
-    return init_from.config_of(record.best(workdir))
+    return init_from.config_of(record.best(workdir), trusted)
 
 
 def evaluate_at(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 import mpisjax
 from mpisjax import configuration, data, nn
@@ -16,6 +17,7 @@ from mpisjax.analysis import figures
 from mpisjax.analysis.raster import raster
 from mpisjax.analysis.report import Subject, write_report
 from mpisjax.configuration import makers
+from mpisjax.training.state import initial_variables
 
 pytestmark = pytest.mark.unoptimized
 
@@ -102,6 +104,39 @@ def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
     page = Page()
     page.feed(path.read_text())
     assert len(page.images) == 8  # no curves of training, and nothing to compare
+
+
+class Own(linen.Module):
+    """A network of one's own."""
+
+    def setup(self):
+        self.inject, self.back, self.head = linen.Dense(12), linen.Dense(12), linen.Dense(10)
+
+    def initial_rates(self, images):
+        return jnp.zeros((len(images), 12))
+
+    def encode(self, images, train):
+        return self.inject(images.reshape(len(images), -1))
+
+    def transition(self, rates, x, fire, train):
+        return fire("hidden", x + 0.1 * self.back(rates))
+
+    def classify(self, rates, train):
+        return self.head(rates)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_network_of_ones_own_leaves_energy_out(run, tmp_path):
+    config, _, _, dataset = run
+    net = nn.as_module(Own())
+    variables = initial_variables(net, 0, (8, 8, 1), mpisjax.LIF())
+    path = tmp_path / "report.html"
+    subject = subject_of(config, net, variables, dataset)
+    write_report(subject, dataset, dataset.test, tmp_path, path, steps=(2, 4), examples=20)
+    page = Page()
+    page.feed(path.read_text())
+    assert len(page.images) == 9 and "Own, 1,066 parameters" in page.text
+    assert "SynOps" not in page.text and "Horowitz" not in page.text and "spikes alone" in page.text
 
 
 def test_raster_holds_the_simulation_s_spikes(run):

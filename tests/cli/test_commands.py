@@ -70,7 +70,7 @@ def test_configs_have_names():
         config_files.load_config(ROOT / "configs" / "digits.py").to_dict()
     )
     assert config_files.load_config("fashion_mnist:low").name == "fashion_mnist_low"
-    with pytest.raises(UserError, match=r"no config file 'imagenet'; give a Python file, or one of cifar10, "):
+    with pytest.raises(UserError, match=r"no config file 'imagenet'; give a Python file, or one of arrays, "):
         config_files.load_config("imagenet")
 
 
@@ -117,6 +117,31 @@ def test_a_sweep_names_what_all_seeds_have():
     summary = train.summarize({0: {"validation": 0.5, "test": 0.6}, 1: {"validation": 0.7}})
     assert summary["mean"] == {"validation": pytest.approx(0.6)}
     assert train.summarize({3: {"test": 0.6}})["deviation"] == {"test": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "chosen"),
+    [
+        (["--config.data.name=folder", "--config.data.dir=photos"], "folder", "folder"),
+        (["--config.data.name", "arrays", "--config.train.epochs=3"], "arrays", "arrays"),
+        (["--config.data.name=ssc"], "shd_ssc", "shd:ssc"),
+        (["--config.data.name=dvs_gesture"], "recordings", "recordings"),
+        (["--config.data.name=digits", "--config.data.name=recordings"], "recordings", "recordings"),
+        (["--config=digits", "--config.data.name=folder"], "digits", None),
+        ([], "digits", None),
+    ],
+)
+def test_the_data_set_chooses_the_recipe_and_it_is_said(monkeypatch, capsys, tmp_path, arguments, name, chosen):
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "_train", lambda config, folder, *more: asked.append((config, folder)) or run_of(0, 0.9))
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    (config, folder), said = asked[0], capsys.readouterr().err
+    assert (config.name, folder) == (name, f"runs/{name}")
+    assert (f"settings: --config {chosen}, since data.name is {config.data.name}" in said) == (chosen is not None)
+    if "--config.train.epochs=3" in arguments:
+        assert config.train.epochs == 3
 
 
 CONFIG = """

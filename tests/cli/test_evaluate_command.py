@@ -9,6 +9,7 @@ import pytest
 
 import mpisjax
 from mpisjax.cli import evaluate, report
+from mpisjax.errors import UserError
 
 pytestmark = pytest.mark.unoptimized
 
@@ -75,3 +76,30 @@ def test_a_mistake_is_one_sentence(command, arguments, code, sentence, capsys, t
         command.main(arguments)
     said = capsys.readouterr()
     assert ended.value.code == code and said.err.startswith(f"error: {sentence}") and not said.out
+
+
+def test_a_module_that_only_the_run_names_is_imported_when_it_is_trusted(monkeypatch, tmp_path, capsys):
+    from mpisjax import configuration
+    from mpisjax.configuration import rules
+    from mpisjax.training import run as training
+
+    config, asked = configuration.base(), []
+    config.model.name = "theirs:network"
+
+    def saved(workdir, trusted):
+        asked.append(trusted)
+        rules.check_trusted(config, str(workdir), trusted)
+        raise UserError("it would be imported")
+
+    monkeypatch.setattr(training, "saved_config", saved)
+    workdir = f"--workdir={tmp_path}"
+    for flags, words in (
+        ([], "names 'theirs:network' as its model.name, and the code of that module would run"),
+        (["--config.model.name=mine:network"], "names 'theirs:network'"),
+        (["--config.model.name=theirs:network"], "it would be imported"),
+        (["--trust"], "it would be imported"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            evaluate.main([workdir, *flags])
+        assert ended.value.code == 1 and words in capsys.readouterr().err
+    assert asked[0] == [] and asked[-1] is True

@@ -30,6 +30,8 @@ SHAPES = {
     "nmnist": (34, 2, 10, True),
     "saccade_digits": (34, 2, 10, True),
     "folder": (32, 3, 3, False),
+    "arrays": (8, 1, 10, False),
+    "recordings": (34, 2, 10, True),
     "shd": (1, 700, 20, True),
     "ssc": (1, 700, 35, True),
 }

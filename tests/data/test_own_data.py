@@ -74,6 +74,18 @@ def test_a_folder_without_splits_is_split_by_a_fixed_seed(folder, rng):
     refused("test_share", data.from_folder, folder, test_share=0.001)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_small_classes_are_in_both_splits(folder, rng, count):
+    write_images(folder, rng, classes=("a", "b c", "ö"), count=count)
+    write_images(folder, rng, classes=("many",), count=20)
+    dataset = data.from_folder(folder, image_size=8)
+    assert set(dataset.train.labels) == set(dataset.test.labels) == {0, 1, 2, 3}
+    assert len(dataset.train.labels) + len(dataset.test.labels) == 20 + 3 * count
+    assert "a, 1 b c, 2 many, 3 ö" in dataset.source
+    shutil.rmtree(folder / "many")
+    assert set(data.from_folder(folder, image_size=8, test_share=0.9).train.labels) == {0, 1, 2}
+
+
 def test_a_validation_folder_is_the_validation_split_or_stands_in_for_test(folder, rng):
     for split, count in (("train", 8), ("val", 4), ("test", 2)):
         write_images(folder / split, rng, count=count)
@@ -302,7 +314,13 @@ def test_floats_are_scaled_by_their_range():
     refused("from -1 to 1: say which", data.from_arrays, x, np.arange(16) % 2)
     refused("outside of data.value_range, 0 to 1", data.from_arrays, x, np.arange(16) % 2, value_range=(0, 1))
     x[3, 3, 3] = np.nan
-    refused("from nan to nan", data.from_arrays, x, np.arange(16) % 2, value_range=(-1, 1))
+    refused("x holds values that are no finite numbers", data.from_arrays, x, np.arange(16) % 2, value_range=(-1, 1))
+
+
+def test_truth_values_are_black_and_white(rng):
+    x = rng.integers(0, 2, (20, 8, 8)).astype(bool)
+    images = data.from_arrays(x, np.arange(20) % 2, x[:4], [0, 1, 0, 1]).train.images
+    assert np.array_equal(images[..., 0], 255 * x.astype(np.uint8))
 
 
 def test_frames_are_a_temporal_data_set(rng):

@@ -145,3 +145,12 @@ def test_settings_that_pages_name_are_there():
     }
     assert len(named) > 20
     assert not [(page, key) for page, key in named if key not in SETTINGS and key != "KEY"]
+
+
+def test_a_task_takes_at_most_ten_lines():
+    text = (ROOT / "docs" / "howto" / "index.md").read_text()
+    tasks = {task.split("\n", 1)[0]: task for task in text.split("\n## ")[1:]}
+    assert len(tasks) >= 15
+    for name, task in tasks.items():
+        code = [line for m in FENCE.finditer(task) for line in m["code"].splitlines() if line.strip()]
+        assert len(code) <= 10, (name, len(code))

@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.unoptimized
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-QUICK = ("raw_jax", "fit_attention", "fit_dense", "fit_nnx")
+QUICK = ("raw_jax", "fit_attention", "fit_dense", "fit_nnx", "fit_shd")
 
 
 @pytest.mark.parametrize(

@@ -144,11 +144,30 @@ def test_more_epochs_go_on_with_a_complete_run(tmp_path, log):
         fit(tmp_path, epochs=2)
 
 
-def test_a_run_of_fit_has_no_settings(whole):
-    from mpisjax.training.run import saved_config
+def test_a_run_of_fit_is_loaded_with_its_network(whole, tmp_path):
+    workdir, variables, result = whole
+    found = mpisjax.load(workdir, network=Linen())
+    assert leaves(found.variables) == leaves(variables)
+    assert found.inputs.shape == (8, 8, 1) and found.classes[3] == "class 3" and found.forward.num_steps == 8
+    test = digits().test
+    answers = found.predict(test.images)
+    assert np.mean(answers.labels == test.labels) == result.test["accuracy"] and set(answers.steps) == {8}
+    found.save(tmp_path / "mine")
+    again = mpisjax.load(tmp_path / "mine", network=Linen())
+    assert np.array_equal(again.predict(test.images).labels, answers.labels)
+    for path in (workdir, tmp_path / "mine"):
+        with pytest.raises(UserError, match=r"no settings say what .* network .*network=\.\.\."):
+            mpisjax.load(path)
+    with pytest.raises(UserError, match="of another network: params/head/bias"):
+        mpisjax.load(workdir, network=Linen(classes=7))
 
-    with pytest.raises(UserError, match="was trained by mpisjax.fit, so no settings say what its network is"):
-        saved_config(whole[0])
+
+def test_a_saved_network_without_statistics_is_loaded(tmp_path):
+    fit(tmp_path / "run", Pure(), averaging=0.5, epochs=1)
+    found = mpisjax.load(tmp_path / "run", network=Pure())
+    found.save(tmp_path / "mine")
+    again = mpisjax.load(tmp_path / "mine", network=Pure())
+    assert again.variables["batch_stats"] == {} and leaves(again.variables) == leaves(found.variables)
 
 
 def test_another_object_is_refused_by_its_name(tmp_path):

@@ -123,10 +123,33 @@ def test_a_network_of_the_command_line_trains_and_is_evaluated(own):
     config.model.name, config.forward.mode = "mine:network", "rates"
     config.train.learning_rate, config.train.optimizer = 0.01, "adamw"
     result = run(config, own / "run")
-    saved = saved_config(own / "run")
+    with pytest.raises(UserError, match=r"names 'mine:network' as its model.name, .* if you trust it, add --trust"):
+        saved_config(own / "run")
+    saved = saved_config(own / "run", ["mine:network"])
     assert saved.model.name == "mine:network"
     parts, state, _ = restore_best(own / "run", saved)
     assert evaluate_at(saved, parts, state, parts.dataset.test, None).accuracy == result.test["accuracy"]
+    trusted = mpisjax.load(own / "run", trust=True)
+    trusted.save(own / "saved")
+    for path in (own / "run", own / "saved"):
+        with pytest.raises(UserError, match="if you trust it, add --trust"):
+            mpisjax.load(path)
+    given = mpisjax.load(own / "saved", network=Linen())  # nothing is imported then
+    images = parts.dataset.test.images[:20]
+    assert np.array_equal(given.predict(images).labels, trusted.predict(images).labels)
+
+
+def test_weights_to_start_from_import_nothing(own):
+    """What the other run names is not looked at: its arrays alone are read, and have to fit."""
+    from mpisjax.training.run import run
+
+    config = configuration.base()
+    config.data.num_validation, config.train.epochs, config.train.batch_size = 180, 1, 600
+    config.model.name, config.forward.mode, config.train.optimizer = "mine:network", "rates", "mine:adam"
+    run(config, own / "first")
+    (own / "mine.py").rename(own / "yours.py")
+    config.model.name, config.train.optimizer, config.train.init_from = "yours:network", "sgd", str(own / "first")
+    assert run(config, own / "second").step == 2
 
 
 def started(**settings):
