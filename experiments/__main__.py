@@ -25,7 +25,7 @@ from experiments.catalog import EXPERIMENTS, document, plan
 from experiments.scales import NAMES, Scale, scale_of
 from mpisjax import cli
 from mpisjax.cli.arguments import Parser, local_path, path, whole_number, whole_numbers
-from mpisjax.training.preemption import watch
+from mpisjax.storage.preemption import watch
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from mpisjax.storage.preemption import Preempted, Stopper
 from mpisjax.storage.run_folder import write_atomically
-from mpisjax.training.preemption import Preempted, Stopper
 
 _log = logging.getLogger("experiments")
 

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.nets import Net
 from experiments.rows import Rows
 from experiments.scales import Scale
-from mpisjax.training.preemption import Preempted, Stopper
+from mpisjax.storage.preemption import Preempted, Stopper
 
 if TYPE_CHECKING:
     import jax

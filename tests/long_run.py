@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))  # the package may be this checkout
 
 from mpisjax import cli  # noqa: E402
 from mpisjax.cli.arguments import Parser, path, whole_number  # noqa: E402
-from mpisjax.training.preemption import watch  # noqa: E402
+from mpisjax.storage.preemption import watch  # noqa: E402
 
 SHOWN_EVERY = 2
 SETTLED = 0.1  # of the run: what comes before may grow

@@ -28,7 +28,7 @@ from absl import logging as absl_logging
 from mpisjax.cli.arguments import whole_number
 from mpisjax.configuration.config_files import apply_overrides, load_config, one_line, sort_arguments
 from mpisjax.errors import UserError
-from mpisjax.training.preemption import SIGNALS, Preempted
+from mpisjax.storage.preemption import SIGNALS, Preempted
 
 # The versions of JAX that the tests were run with: from the first, up to but without the second.
 JAX_VERSIONS = ("0.10", "0.13")

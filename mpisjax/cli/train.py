@@ -30,7 +30,7 @@ import ml_collections
 from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path, whole_numbers
 from mpisjax.configuration.config_files import changed_by, packaged_configs
-from mpisjax.training.preemption import Stopper, watch
+from mpisjax.storage.preemption import Stopper, watch
 
 _log = logging.getLogger("mpisjax.cli.train")
 

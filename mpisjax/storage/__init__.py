@@ -1,4 +1,4 @@
-"""What a run keeps on disk, and how several processes share it: a run's folder, checkpoints, and going on from them.
+"""What outlives a process of a run: its folder, checkpoints and how it goes on from them, several processes, signals.
 
 Nothing here knows what is trained.
 """

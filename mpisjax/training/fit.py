@@ -25,6 +25,7 @@ from mpisjax.nn.network import Variables
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, RateForward
 from mpisjax.storage import checkpoints, processes, record, run_folder
+from mpisjax.storage.preemption import Stopper, watch
 from mpisjax.storage.record import Origin
 from mpisjax.storage.run_folder import hold
 from mpisjax.storage.saving import Saver
@@ -34,7 +35,6 @@ from mpisjax.training.evaluation import make_evaluator
 from mpisjax.training.loop import EvalFn, LoopSettings, OnEpoch, TrainingRun
 from mpisjax.training.loss import class_weights_of
 from mpisjax.training.metrics import DivergenceMonitor
-from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.state import cosine, evaluated_variables, init_state, initial_variables, sgd
 from mpisjax.training.step import make_train_step
 from mpisjax.training.step_runner import Batches, Meter, StepRunner, Tracer, TrainStep

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple, Protocol
 from mpisjax.errors import UserError
 from mpisjax.storage import checkpoints, processes, record, run_folder
 from mpisjax.storage.checkpoints import FOLDER
+from mpisjax.storage.preemption import Preempted, Stopper
 from mpisjax.storage.processes import run_on_primary
 from mpisjax.storage.record import Progress
 from mpisjax.storage.run_folder import write_atomically
 from mpisjax.storage.saving import Saver
 from mpisjax.training.console import Display, display
 from mpisjax.training.metrics import DivergenceError, DivergenceMonitor, SharedLog, average
-from mpisjax.training.preemption import Preempted, Stopper
 from mpisjax.training.step_runner import Meter, StepRunner, Tracer, Work
 
 RESULTS_NAME = "results.json"

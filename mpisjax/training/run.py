@@ -26,6 +26,7 @@ from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.simulate import weighted_mean_frame
 from mpisjax.storage import checkpoints, processes, record, run_folder
+from mpisjax.storage.preemption import Stopper, watch
 from mpisjax.storage.processes import run_on_primary
 from mpisjax.storage.record import Origin
 from mpisjax.storage.run_folder import hold
@@ -34,7 +35,6 @@ from mpisjax.training.chance import warn_at_chance
 from mpisjax.training.evaluation import Evaluation, readout_name
 from mpisjax.training.fit import FitResult, measured_on, train
 from mpisjax.training.loop import LoopSettings, OnEpoch
-from mpisjax.training.preemption import Stopper, watch
 from mpisjax.training.state import TrainState, evaluated_variables
 from mpisjax.training.step_runner import Meter
 

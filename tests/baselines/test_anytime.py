@@ -13,8 +13,8 @@ from mpisjax.baselines.bptt import BPTT, unroll
 from mpisjax.configuration import makers, rules
 from mpisjax.errors import UserError
 from mpisjax.neurons import dbrelu
+from mpisjax.storage.preemption import Stopper
 from mpisjax.training import run
-from mpisjax.training.preemption import Stopper
 
 TIMES = (1, 2, 4, 7)
 

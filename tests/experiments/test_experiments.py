@@ -14,7 +14,7 @@ from experiments.rows import Rows
 from experiments.scales import NAMES, scale_of
 from experiments.study import Study, described
 from mpisjax.configuration import config_files
-from mpisjax.training.preemption import Stopper
+from mpisjax.storage.preemption import Stopper
 
 pytestmark = pytest.mark.unoptimized
 

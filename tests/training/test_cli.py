@@ -263,7 +263,7 @@ def test_a_stop_while_a_class_is_made_is_a_stop(python):
     """In Python 3.11 what is raised there comes out as a RuntimeError."""
     code = """
 from mpisjax import cli
-from mpisjax.training.preemption import Preempted
+from mpisjax.storage.preemption import Preempted
 
 class Stops:
     def __set_name__(self, owner, name):

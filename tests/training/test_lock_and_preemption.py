@@ -13,8 +13,8 @@ import time
 import pytest
 
 from mpisjax.errors import UserError
+from mpisjax.storage.preemption import Preempted, watch
 from mpisjax.storage.run_folder import hold
-from mpisjax.training.preemption import Preempted, watch
 
 HOLD = """
 import sys
@@ -167,7 +167,7 @@ def test_a_signal_that_was_dropped_waits_where_it_must():
 
 LEAVING = """
 import random, signal, time
-from mpisjax.training import preemption
+from mpisjax.storage import preemption
 
 preemption.AGAIN_SECONDS = 0.001  # so that signals come while the watch begins, is found out about, and ends
 random.seed(0)
@@ -226,7 +226,7 @@ def test_a_process_that_leaves_in_time_is_left_alone():
 
 BUSY = """
 import ctypes, signal, sys
-from mpisjax.training.preemption import watch
+from mpisjax.storage.preemption import watch
 pause = ctypes.CDLL(None).pause
 with watch(grace=0.2) as stopper, stopper.deferred():
     print("ready", flush=True)

@@ -14,10 +14,10 @@ import tiny
 
 from mpisjax.errors import UserError
 from mpisjax.storage import checkpoints, saving
+from mpisjax.storage.preemption import Stopper
 from mpisjax.storage.saving import CheckpointWriter
 from mpisjax.training import loop
 from mpisjax.training.metrics import TIMING, DivergenceError, read_rows
-from mpisjax.training.preemption import Stopper
 
 
 class StopAt(tiny.Feed):
