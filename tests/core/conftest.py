@@ -92,6 +92,9 @@ if MESH:
         for item in items:
             if "closed_over" in item.name:
                 item.add_marker(pytest.mark.skip(reason="closes over a whole batch"))
+            if MESH == "explicit" and "equal_central_differences" in item.name:
+                reason = "the gradient of a jitted function, taken outside jit at arrays on no mesh, has automatic types"
+                item.add_marker(pytest.mark.xfail(reason=reason))
 
     def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{SPLIT['calls']} calls of equilibrium_forward had their samples split ({MESH})")
