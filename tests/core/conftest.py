@@ -93,7 +93,7 @@ if MESH:
             if "closed_over" in item.name:
                 item.add_marker(pytest.mark.skip(reason="closes over a whole batch"))
             if MESH == "explicit" and "equal_central_differences" in item.name:
-                reason = "the gradient of a jitted function, taken outside jit at arrays on no mesh, has automatic types"
+                reason = "a gradient of jit(f), taken outside jit at arrays on no mesh, has automatic types"
                 item.add_marker(pytest.mark.xfail(reason=reason))
 
     def pytest_terminal_summary(terminalreporter):
