@@ -167,7 +167,7 @@ def equilibrium_forward(
 
     Args:
       transition: the network, as above. It may close over arrays, traced ones included (they get gradients
-        too), but passing them in `params` is plainer.
+        too; on a mesh with explicit axes they are refused), but passing them in `params` is plainer.
       params: pytree of whatever the transition needs; float arrays get gradients. What is no array (functions, Python
         numbers, strings) is handed on as it is.
       x: pytree: the input, a constant current; with `time_axis`, T frames. Float leaves get gradients. Frames of small
@@ -236,6 +236,11 @@ def equilibrium_forward(
     mean_x = x if time_axis is None else weighted_mean_frame(x, neuron.leak, time_axis)
     traced, typed = firing.trace_transition(of_arrays(transition), arrays, init, mean_x)
     out = traced if step is None else firing.trace(of_arrays(step), arrays, typed, mean_x)
+    if any(isinstance(const, jax.core.Tracer) for const in [*traced.consts, *out.consts]):
+        raise UserError(
+            "the transition closes over traced arrays, whose types on a mesh with explicit axes do not fit inside the "
+            "solve: pass them in params or x."
+        )
     rates, aux = (out.layouts, None) if step is None else out.layouts
     samples = jax.tree.map(
         lambda p: PartitionSpec() if batch_axis is None else PartitionSpec(p[batch_axis]), traced.layouts

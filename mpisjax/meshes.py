@@ -73,4 +73,6 @@ def in_automatic_mode(fn: Callable[..., Any], layouts: Any, *args: Any) -> Any:
       layouts: how its results lie: a prefix of their pytree, of `PartitionSpec`.
       *args: its arguments.
     """
-    return jax.sharding.auto_axes(fn, axes=explicit_axes(), out_sharding=layouts)(*args)
+    # An array that lies on no mesh has no type there, and its cotangent would come back with the automatic mode's.
+    placed = jax.tree.map(lambda a: jax.sharding.reshard(a, jax.typeof(a).sharding.spec), args)
+    return jax.sharding.auto_axes(fn, axes=explicit_axes(), out_sharding=layouts)(*placed)

@@ -284,6 +284,18 @@ def test_shard_map_and_explicit_meshes_give_what_one_device_gives():
             mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=((P(), P("d")), P()))
             close(jax.jit(mapped)(p, x), expected)
 
+        def closing_over(p, x):
+            fn = lambda _, z, x, fire: transition(p, z, x, fire)
+            return jnp.sum(mpisjax.equilibrium_forward(fn, {}, x, jnp.zeros((8, 4))).rates)
+
+        try:
+            with jax.set_mesh(explicit):
+                jax.jit(closing_over)(jax.device_put(p, whole), jax.device_put(x, rows))
+        except mpisjax.UserError as error:
+            assert "closes over traced arrays" in str(error)
+        else:
+            raise AssertionError("a traced closure on an explicit mesh")
+
         def refused(p, x):
             eq = mpisjax.equilibrium_forward(transition, p, x, jnp.zeros((len(x), 4)), adjoint=Adjoint("gmres"))
             return jax.lax.psum(jnp.sum(eq.rates), "d")
