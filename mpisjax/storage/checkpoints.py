@@ -210,13 +210,8 @@ def restore_variables(checkpoint: Checkpoint, template: Any, origin: str) -> Any
             )
     path = absolute(checkpoint.path / STATE_NAME)
     with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
-        if checkpoint.one_piece:
-            found = _pieces(checkpointer.restore(path), checkpoint.layout, wanted)
-            return jax.tree_util.tree_map_with_path(lambda place, _: found[place_of(place)], template)
-        part = {"ema": template} if averaged else template
-        how = ocp.checkpoint_utils.construct_restore_args(part)
-        arrays = checkpointer.restore(path, part, restore_args=how, transforms={})
-        return arrays["ema"] if averaged else arrays
+        found = _pieces(checkpointer.restore(path), checkpoint.layout, wanted)
+    return jax.tree_util.tree_map_with_path(lambda place, _: found[place_of(place)], template)
 
 
 def _pieces(flat: Mapping[str, np.ndarray], layout: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +222,7 @@ def _pieces(flat: Mapping[str, np.ndarray], layout: Mapping[str, str], wanted: M
         size = math.prod(json.loads(f"[{shape}"))
         if place in wanted:
             leaf, piece = wanted[place], flat[dtype][starts[dtype] : starts[dtype] + size]
-            found[place] = jax.device_put(piece.reshape(leaf.shape), getattr(leaf, "sharding", None), may_alias=False)
+            found[place] = to_devices(piece.reshape(leaf.shape), getattr(leaf, "sharding", None))
         starts[dtype] += size
     return found
 

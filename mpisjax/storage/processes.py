@@ -207,7 +207,7 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def to_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+def to_devices(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """A host array, the same in every process, onto devices; never an alias, so that a step may overwrite it."""
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(array, sharding, may_alias=False)
