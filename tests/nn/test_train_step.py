@@ -109,7 +109,6 @@ def test_two_devices_take_the_steps_that_one_takes():
         cores.prepare()
         from mpisjax import configuration, data, nn
         from mpisjax.configuration import makers
-        from mpisjax.configuration import makers
         from mpisjax.storage import checkpoints
         from configs import digits
 
