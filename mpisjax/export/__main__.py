@@ -8,6 +8,7 @@ python -m mpisjax.export --workdir runs/digits --format nir --out digits.nir --w
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ OF_NIR = {
     "neurons": "exact",
     "stem": "spikes",
     "head": "spikes",
+    "initial_potential": None,
     "unrolled": None,
     "weights": "float32",
     "check": None,
     "cost": False,
+    "finetune": None,
 }
 
 
@@ -54,11 +57,19 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             help=f"nir: the {part} as spiking neurons, or left to the host with its weights in the metadata",
         )
     parser.add_argument(
+        "--initial_potential", type=float, metavar="U",
+        help="nir: where neurons start, in thresholds; as trained by default",
+    )  # fmt: skip
+    parser.add_argument(
         "--unrolled", type=whole_number(1), help="nir: so many copies of the streams instead of feedback"
     )
     parser.add_argument(
         "--weights", choices=("float32", "int8", "int4"), help="nir: integer weights make integer arithmetic"
     )
+    parser.add_argument(
+        "--finetune", type=whole_number(1), metavar="EPOCHS",
+        help="nir: train the rounded weights for so many epochs, by rates; the run is kept in OUT.finetune",
+    )  # fmt: skip
     parser.add_argument(
         "--check", nargs="?", const=256, type=whole_number(1), metavar="IMAGES",
         help="nir: run the file from image to class in an independent simulator, on so many test images (256)",
@@ -73,6 +84,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             setattr(given, name, default)
         elif given.format != "nir":
             parser.error(f"--{name} is for --format nir")
+    if given.finetune and given.weights == "float32":
+        parser.error("--finetune is for --weights int8 or int4")
     if given.unrolled and (given.check or given.cost or given.weights != "float32"):
         parser.error("--unrolled stands alone: leave out --check, --cost and --weights")
     return given
@@ -113,6 +126,8 @@ def _write_nir(trained: Any, given: argparse.Namespace, out: Path) -> str:
 
     steps = given.num_steps or trained.config.forward.num_steps
     options = {name: getattr(given, name) for name in OF_NIR}
+    if (start := options.pop("initial_potential")) is not None:
+        trained = trained._replace(neuron=dataclasses.replace(trained.neuron, initial_potential=start))
     return export_nir(trained, Options(**options, num_steps=steps), out)
 
 

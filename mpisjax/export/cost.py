@@ -1,10 +1,10 @@
 """What an exported network would cost on a neuromorphic chip: an estimate from published figures.
 
-The chip is Intel's Loihi 2, as the technology brief "Taking neuromorphic computing to the next level with Loihi 2"
-(Intel Labs, 2021) lists it: 128 neuron cores, up to 1 million neurons (8,192 a core) and 120 million synapses a chip,
-192 KB of memory a core, shared as needed between synapses and neurons. This last figure is not checked against the
-brief. How a compiler would place a network depends on more than that, so cores are counted by memory and by neurons
-alone. Convolutions share weights; where a placement cannot, `synapses` says how many there are.
+The chip is Intel's Loihi 2: 128 neuron cores of 8,192 neurons, and 120 million synapses a chip (WikiChip, "Loihi 2 -
+Intel"); 192 KB of memory a core, partitioned as needed (press report of the announcement, "Intel Reveals 4nm Loihi 2
+Neuromorphic Research Chip", October 2021). Intel's own technology brief of 2021 was not at hand. How a compiler would
+place a network depends on more than that, so cores are counted by memory and by neurons alone. Convolutions share
+weights; where a placement cannot, `synapses` says how many there are.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def report(form: Form, weights: str, spikes: dict[str, float], num_steps: int) -
     """The estimate, in lines."""
     cost = estimate(form, weights, spikes, num_steps)
     return [
-        "estimate for Loihi 2 (Intel's technology brief of 2021; nothing was run on a chip):",
+        "estimate for Loihi 2, from published figures; nothing was run on a chip:",
         f"  {cost.neurons:,} neurons, {cost.synapses:,} synapses ({cost.synapses / SYNAPSES_PER_CHIP:.1%} of a chip's "
         f"120 million, if none shares a weight)",
         f"  {cost.weight_bytes:,} bytes of shared weights ({weights}), {cost.potential_bytes:,} bytes of potentials",

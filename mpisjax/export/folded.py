@@ -26,6 +26,7 @@ from mpisjax.nn.mpis import MPIS
 
 Array = jax.Array
 PARTS = ("spikes", "host")
+SPLIT = 2**10  # divides a whole current of 20 binary digits and more
 
 
 class Layers(NamedTuple):
@@ -194,7 +195,16 @@ def fold_network(form: Form, variables: dict[str, Any]) -> Network:
         head=head,
         classifier=Folded(np.asarray(dense["kernel"]), np.asarray(dense["bias"])),
     )
-    return Network(layers, dict.fromkeys(form.populations(), form.neuron.threshold), (1,) * n)
+    return Network(layers, _thresholds(form, variables["params"]), (1,) * n)
+
+
+def _thresholds(form: Form, params: dict[str, Any]) -> dict[str, Any]:
+    """By population: the network's threshold, or what it has learned by channel."""
+    found: dict[str, Any] = {}
+    for name in form.populations():
+        learned = params.get(f"log_threshold_{name.replace('/', '_')}")
+        found[name] = form.neuron.threshold if learned is None else np.asarray(form.threshold * np.exp(learned))
+    return found
 
 
 def _mixed(layer: Folded, mix: Folded) -> Folded:
@@ -243,7 +253,7 @@ def transition(form: Form) -> Callable[..., dict[str, Array]]:
         for k in range(1, depth + 1):
             if k == net.fusion_layer and n > 1:
                 currents = _fuse(network, currents)
-            activity = [spikes(f"stream{i + 1}/layer{k}", c) for i, c in enumerate(currents)]
+            activity = [spikes(f"stream{i + 1}/layer{k}", c).astype(x.dtype) for i, c in enumerate(currents)]
             if k < depth:
                 s = 2 if k + 1 == net.stride_layer else 1
                 currents = [_affine(a, layers.feb[i][k - 1], s) for i, a in enumerate(activity)]
@@ -256,8 +266,9 @@ def transition(form: Form) -> Callable[..., dict[str, Array]]:
 
 
 def _fuse(network: Network, currents: list[Array]) -> list[Array]:
-    """The fusion (Eq. 6), before any current was fused."""
-    fused = []
+    """The fusion (Eq. 6), before any current was fused; in the precision of its biases, which may be higher."""
+    dtypes = [a.dtype for a in jax.tree.leaves(network.layers.down)]
+    currents, fused = [c.astype(jnp.result_type(c, *dtypes)) for c in currents], []
     for i, own in enumerate(currents):
         total = own
         for u in range(i + 1, len(currents)):
@@ -266,10 +277,20 @@ def _fuse(network: Network, currents: list[Array]) -> list[Array]:
         for d in range(i):
             lower = currents[d]
             for layer in network.layers.down[i][d]:
-                lower = _affine(lower, layer, 2)
+                lower = _relayed(lower, layer)
             total = total + lower
         fused.append(total)
     return fused
+
+
+def _relayed(x: Array, layer: Folded) -> Array:
+    """A convolution of currents. With a narrower kernel they are whole numbers, and go in two parts of few digits."""
+    kernel: Any = layer.kernel
+    if not (kernel.dtype.kind == "f" and kernel.dtype.itemsize < x.dtype.itemsize):
+        return _affine(x, layer, 2)
+    high = jnp.round(x / SPLIT)
+    upper, lower = (conv2d(part.astype(kernel.dtype), kernel, 2) for part in (high, x - SPLIT * high))
+    return SPLIT * upper.astype(x.dtype) + lower.astype(x.dtype) + layer.bias
 
 
 def head_current(layers: Layers, activity: list[Array]) -> Array:
@@ -292,5 +313,6 @@ def classify(form: Form, network: Network, rates: dict[str, Array]) -> Array:
     else:
         features = rates[f"stream{n}"]
     features = features.reshape(features.shape[0], -1)
+    features = features.astype(jnp.result_type(features, layers.classifier.kernel))
     kernel, bias = (jnp.asarray(a, features.dtype) for a in layers.classifier)
     return features @ kernel + bias

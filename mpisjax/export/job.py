@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpisjax import configuration
 from mpisjax.errors import UserError
-from mpisjax.export import check, cost, folded, nir_graph, nir_nodes, quantise
+from mpisjax.export import check, cost, finetune, folded, nir_graph, nir_nodes, quantise
+from mpisjax.export.check import Exported
 from mpisjax.nn.mpis import MPIS
 from mpisjax.pretrained import Trained
 
@@ -28,32 +30,17 @@ class Options(NamedTuple):
     check: int | None = None
     cost: bool = False
     num_steps: int = 16
+    finetune: int | None = None
 
 
-class Exported(NamedTuple):
-    """A network on its way out.
-
-    Attributes:
-        form: Which parts are neurons.
-        network: Linear maps and thresholds; integers or floats.
-        pixels: How the host makes the input of pixels: `mean` and `std`, or `offset`; `scale` for integer currents.
-    """
-
-    form: folded.Form
-    network: folded.Network
-    pixels: dict[str, Any]
-
-    def read(self, images: Any) -> Any:
-        """uint8 images [batch, ...] as the network reads them; frames lead."""
-        images = np.swapaxes(images, 0, 1) if self.form.net.temporal else images
-        if "offset" in self.pixels:
-            return images.astype(np.float64) - self.pixels["offset"]
-        dtype = self.pixels["mean"].dtype
-        return (images.astype(dtype) / dtype.type(255) - self.pixels["mean"]) / self.pixels["std"]
-
-
-def prepare(trained: Trained, options: Options, dtype: Any = np.float32) -> Exported:
+def prepare(trained: Trained, options: Options, dtype: Any = np.float32, folder: Path | None = None) -> Exported:
     """Folds a trained network, and rounds it to integers where the options say so.
+
+    Args:
+        trained: The network.
+        options: What to export.
+        dtype: Of the arithmetic with float weights.
+        folder: Where fine-tuning keeps its run, if the options ask for it.
 
     Raises:
         UserError: The network cannot be written, or training images for the calibration are missing.
@@ -82,14 +69,39 @@ def prepare(trained: Trained, options: Options, dtype: Any = np.float32) -> Expo
         if form.stem_spikes:
             network, offset = quantise.pixel_network(form, network, inputs.mean, inputs.std)
             pixels = {"offset": offset}
-        exported = Exported(form, network, pixels)
-        given = exported.read(dataset_of(trained).train.images[:CALIBRATION])
+        exported, dataset = Exported(form, network, pixels), dataset_of(trained)
+        given = exported.read(dataset.train.images[:CALIBRATION])
         x = folded.encode(form, network, jnp.asarray(given))
         bits = quantise.BITS[options.weights]
-        rounded = quantise.quantise(form, network, x, bits, options.num_steps)
+
+        def tune(layers: folded.Layers, gain: folded.Layers) -> folded.Layers:
+            if not options.finetune:
+                return layers
+            assert folder is not None
+            start, mean, std = network._replace(layers=layers), np.asarray(inputs.mean), np.asarray(inputs.std)
+            rounded = finetune.Rounded(form, start, gain, bits, mean, std)
+            how = _as_trained(trained.config)
+            return finetune.tuned(rounded, dataset, options.finetune, options.num_steps, folder, **how)
+
+        rounded = quantise.quantise(form, network, x, bits, options.num_steps, tune)
         if not form.stem_spikes:
             pixels = {**pixels, "scale": np.array([form.threshold / quantise.UNITS])}
         return Exported(form, rounded, pixels)
+
+
+def _as_trained(config: Any) -> dict[str, Any]:
+    """The arguments of `mpisjax.fit` that a network was trained with, for its rates."""
+    config = config.copy_and_resolve_references()
+    config.forward.mode = "rates"
+    return {
+        "forward": configuration.make_forward(config),
+        "adjoint": configuration.make_adjoint(config),
+        "augmentation": configuration.make_augmentation(config),
+        "mixup": config.data.augment.mixup,
+        "label_smoothing": config.train.label_smoothing,
+        "batch_size": config.train.batch_size,
+        "seed": config.seed,
+    }
 
 
 def dataset_of(trained: Trained) -> Any:
@@ -121,7 +133,7 @@ def export_nir(trained: Trained, options: Options, out: Path) -> str:
     Raises:
         UserError: The network cannot be written, the data are missing, or the check failed.
     """
-    exported = prepare(trained, options)
+    exported = prepare(trained, options, folder=out.with_name(f"{out.name}.finetune"))
     graph = graph_of(exported, options, trained.name)
     nir, draft = nir_nodes.package(), out.with_name(f"{out.name}.draft")
     try:

@@ -74,12 +74,13 @@ def check(form: Form) -> None:
     """Refuses what NIR cannot hold.
 
     Raises:
-        UserError: The network has neurons of several kinds, images that are not square, or bfloat16.
+        UserError: The network has ternary or graded neurons, images that are not square, or bfloat16.
     """
-    if form.net.neurons or form.net.learn_threshold:
+    others = [kind for kind in form.net.neurons if kind != "lif"]
+    if others:
         raise UserError(
-            "the network has neurons or thresholds of its own by layer (model.neurons, model.learn_threshold), "
-            "which are not written to NIR: export a network without, or as StableHLO."
+            f"model.neurons has {others[0]!r}, whose spikes have other values than 0 and 1, which NIR's neurons do not "
+            "fire: export the network as StableHLO, or train it with 'lif' in all layers."
         )
     if form.size[0] != form.size[1]:
         raise UserError(

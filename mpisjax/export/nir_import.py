@@ -8,6 +8,7 @@ Scale), or IF and LIF nodes whose metadata say `reset: subtract`.
 from __future__ import annotations
 
 import graphlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpisjax.errors import UserError
-from mpisjax.export.nir_nodes import MAX_WEIGHTS, package
-from mpisjax.export.nir_populations import Population, find
+from mpisjax.export.nir_nodes import MAX_WEIGHTS, Population, find_populations, package
 from mpisjax.neurons import LIF
 from mpisjax.nn.convolution import conv2d
 
@@ -66,8 +66,17 @@ def from_nir(graph: nir.NIRGraph | str | Path, *, reset: str = "") -> Imported:
     if reset not in ("", "subtract"):
         raise UserError(f"reset is {reset!r}: choose 'subtract', or leave it out.")
     graph = read(graph) if isinstance(graph, str | Path) else graph
+    try:
+        return _imported(graph, reset)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged graph can fail anywhere
+        raise UserError(f"the NIR graph is not sound: {_short(error)}.") from error
+
+
+def _imported(graph: Any, reset: str) -> Imported:
     _check_nodes(graph)
-    populations = find(graph, reset)
+    populations = find_populations(graph, reset)
     inside = {name for p in populations.values() for name in p.inside}
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
@@ -89,6 +98,7 @@ def from_nir(graph: nir.NIRGraph | str | Path, *, reset: str = "") -> Imported:
         for name in order:
             given = x if _kind(graph, name) == "Input" else _sum(name, [values[s] for s in sources[name]])
             values[name] = _compute(name, graph.nodes[name], params.get(name), populations.get(name), given, fire)
+            _check_size(name, values[name].shape[1:])
         fed_back = {name: _sum(name, [values[s] for s in sources[name]]) for name in delays}
         return fed_back | {name: values[name] for name in outputs}
 
@@ -169,11 +179,12 @@ def _check_nodes(graph: Any) -> None:
                 total += value.size
                 if not np.all(np.isfinite(value)):
                     raise UserError(f"{key} of the node {name!r} holds values that are not finite.")
+            elif isinstance(value, np.ndarray):
+                raise UserError(f"{key} of the node {name!r} holds {value.dtype}, which are no real numbers.")
         if _kind(graph, name) == "Delay" and not np.all(node.delay == 1):
             raise UserError(f"the Delay {name!r} is not of 1 step: other delays are not read.")
         size = _shape(graph, name, "output_type") if _kind(graph, name) in ("Input", "Output", "Delay") else ()
-        if int(np.prod(size, dtype=object)) > MAX_NEURONS:
-            raise UserError(f"the node {name!r} has more than {MAX_NEURONS:,} entries.")
+        _check_size(name, size)
     if total > 4 * MAX_WEIGHTS:
         raise UserError(f"the graph holds {total:,} numbers, more than the {4 * MAX_WEIGHTS:,} that are read.")
     for edge in graph.edges:
@@ -189,6 +200,11 @@ def _check_nodes(graph: Any) -> None:
             raise UserError(f"nothing leads to the node {name!r}.")
     if not any(_kind(graph, name) == "Output" for name in graph.nodes):
         raise UserError("the graph has no Output node.")
+
+
+def _check_size(name: str, size: tuple[int, ...]) -> None:
+    if math.prod(size) > MAX_NEURONS:
+        raise UserError(f"the node {name!r} has more than {MAX_NEURONS:,} entries.")
 
 
 def _order(sources: dict[str, list[str]]) -> list[str]:
@@ -259,7 +275,7 @@ def _check_shapes(imported: Imported) -> None:
     """One step on shapes alone, node by node."""
     graph = imported.graph
     name = next(n for n in graph.nodes if _kind(graph, n) == "Input")
-    rates = imported.initial_rates(1)
+    rates = jax.eval_shape(lambda: imported.initial_rates(1))
     x = jax.ShapeDtypeStruct((1, *_shape(graph, name, "output_type")), jnp.result_type(float))
     seen = lambda name, current, neuron=None: current  # noqa: E731
     try:

@@ -76,15 +76,22 @@ def pixel_network(form: Form, network: Network, mean: Any, std: Any) -> tuple[Ne
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     offset = np.rint(255 * mean)
     layers = network.layers
-    first = (*layers.stem, layers.inject)[0]
     rest = (offset - 255 * mean) / (255 * std)
-    bias = first.bias + np.einsum("hwio,i->o", first.kernel, rest)
-    first = Folded(first.kernel / (255 * std)[:, None], bias)
+
+    def read_pixels(first: Folded) -> Folded:
+        bias = first.bias + np.einsum("hwio,i->o", first.kernel, rest)
+        return Folded(first.kernel / (255 * std)[:, None], bias)
+
+    return network._replace(layers=of_first(form, layers, read_pixels)), offset.astype(np.int64)
+
+
+def of_first(form: Form, layers: Layers, fn: Callable[[Folded], Folded]) -> Layers:
+    """The layers with `fn` of the one that reads the image in its place, where that one is in the graph."""
+    if not form.stem_spikes:
+        return layers
     if layers.stem:
-        layers = layers._replace(stem=(first, *layers.stem[1:]))
-    else:
-        layers = layers._replace(inject=first)
-    return network._replace(layers=layers), offset.astype(np.int64)
+        return layers._replace(stem=(fn(layers.stem[0]), *layers.stem[1:]))
+    return layers._replace(inject=fn(layers.inject))
 
 
 def moments(form: Form, network: Network, x: Array, num_steps: int) -> Layers:
@@ -222,7 +229,10 @@ def integers(form: Form, network: Network, gain: Layers, bits: int) -> Network:
     for name in network.thresholds:
         stream, _, layer = name.partition("/layer")
         fused = stream.startswith("stream") and int(layer) == form.net.fusion_layer
-        thresholds[name] = UNITS * (relayed[int(stream.removeprefix("stream")) - 1] if fused else 1)
+        units = UNITS * (relayed[int(stream.removeprefix("stream")) - 1] if fused else 1)
+        # Even, so that half a threshold is whole.
+        own = 2 * np.rint(units / 2 * np.asarray(network.thresholds[name], np.float64) / form.threshold)
+        thresholds[name] = own.astype(np.int32) if own.ndim else int(own)
     return Network(
         each(to_units, network.layers, gain),
         thresholds,
@@ -254,7 +264,14 @@ def _rows(part: str, kernel: np.ndarray) -> np.ndarray:
     return kernel.reshape(-1, *kernel.shape[-2:])
 
 
-def quantise(form: Form, network: Network, x: Array, bits: int, num_steps: int) -> Network:
+def quantise(
+    form: Form,
+    network: Network,
+    x: Array,
+    bits: int,
+    num_steps: int,
+    tune: Callable[[Layers, Layers], Layers] = lambda layers, gain: layers,
+) -> Network:
     """Integer weights, calibrated.
 
     Args:
@@ -263,6 +280,7 @@ def quantise(form: Form, network: Network, x: Array, bits: int, num_steps: int) 
         x: Training images as the network reads them (`folded.encode`); 64 to 512 are enough.
         bits: Of a weight, 4 or 8.
         num_steps: Time steps of the calibration.
+        tune: `tune(layers, gain)` trains the layers before they are rounded (`mpisjax.export.finetune`).
 
     Raises:
         UserError: See `check`.
@@ -272,4 +290,4 @@ def quantise(form: Form, network: Network, x: Array, bits: int, num_steps: int) 
     gain = gains(form, network.layers, seen, bits)
     grid = rounded(form, network.layers, gain, bits)
     layers = corrected(form, network.layers, grid, seen)
-    return integers(form, network._replace(layers=layers), gain, bits)
+    return integers(form, network._replace(layers=tune(layers, gain)), gain, bits)

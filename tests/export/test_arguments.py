@@ -13,7 +13,7 @@ STABLEHLO = ["--pretrained", "digits", "--format", "stablehlo", "--out", "digits
 def test_todays_call_means_image_to_class_in_float():
     given = arguments(NIR)
     assert (given.stem, given.head, given.neurons, given.weights) == ("spikes", "spikes", "exact", "float32")
-    assert (given.unrolled, given.check, given.cost) == (None, None, False)
+    assert (given.unrolled, given.check, given.cost, given.finetune) == (None, None, False, None)
     assert arguments([*NIR, "--check"]).check == 256
     assert arguments([*NIR, "--check", "10"]).check == 10
 
@@ -25,6 +25,7 @@ def test_todays_call_means_image_to_class_in_float():
         ([*STABLEHLO, "--weights", "int8"], "--weights is for --format nir"),
         ([*NIR, "--batch_size", "3"], "--batch_size is for --format stablehlo"),
         ([*NIR, "--unrolled", "2", "--weights", "int8"], "--unrolled stands alone"),
+        ([*NIR, "--finetune", "2"], "--finetune is for --weights int8 or int4"),
         ([*NIR, "--weights", "int2"], "int2"),
         ([*NIR, "--check", "0"], "--check"),
     ],

@@ -34,7 +34,7 @@ def written(tmp_path, neuron, stem="spikes", neurons="exact", side=8, **settings
 @pytest.mark.parametrize(
     ("neuron", "neurons", "settings"),
     [
-        (mpisjax.IF(), "exact", {}),
+        (mpisjax.IF(), "exact", {"learn_threshold": True}),
         (mpisjax.LIF(0.7, 0.9, 0.3), "lif", {"stem": "host"}),
         pytest.param(mpisjax.LIF(0.7, 0.9, 0.3), "exact", {}, marks=pytest.mark.slow),
         pytest.param(mpisjax.IF(1.3, 0.0), "lif", {"side": 7}, marks=pytest.mark.slow),

@@ -11,7 +11,9 @@ from small_nets import random_variables
 import mpisjax
 from mpisjax import nn
 from mpisjax.errors import UserError
-from mpisjax.export import check, cost, folded, nir_graph, nir_host, quantise
+from mpisjax.export import check, cost, finetune, folded, nir_graph, nir_host, quantise
+from mpisjax.export.__main__ import main
+from mpisjax.firing import RateReading
 
 pytestmark = pytest.mark.unoptimized
 nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
@@ -36,7 +38,7 @@ def small(stem_part="spikes", head_part="spikes", neuron=None, side=8, **setting
     ("stem", "head", "settings"),
     [
         ("spikes", "spikes", {}),
-        ("host", "host", {}),
+        ("host", "host", {"learn_threshold": True}),
         pytest.param("spikes", "spikes", {"num_streams": 1}, marks=pytest.mark.slow),
         pytest.param("host", "spikes", {"fusion_layer": 1}, marks=pytest.mark.slow),
         pytest.param("spikes", "host", {"head": "smallest", "side": 7}, marks=pytest.mark.slow),
@@ -61,6 +63,8 @@ def test_integers_are_the_same_in_numpy(x64, tmp_path, bits, stem, head, setting
     ].dtype == np.dtype(np.int64)
     found = check.spike_for_spike(form, whole, read, pixels, x, STEPS)
     assert found.same == len(pixels) and sum(found.spikes.values()) > 500
+    answers = check.classes_by_steps(check.Exported(form, whole, about), pixels, STEPS)
+    np.testing.assert_array_equal(answers[-1], found.classes)
 
 
 def test_a_changed_spike_is_found(x64):
@@ -114,6 +118,49 @@ def test_rounding_lets_gradients_through(x64):
     new = quantise.rounded(form, layers, gain, 4).inject.kernel
     np.testing.assert_allclose(jax.grad(loss)(layers, True).inject.kernel, 2 * new)
     assert not np.any(jax.grad(loss)(layers, False).inject.kernel)
+
+
+@pytest.mark.parametrize("stem", ["spikes", "host"])
+def test_what_is_fine_tuned_is_what_is_exported(x64, stem):
+    """One pass of rates gives the logits of the integers, and each weight has a gradient."""
+    form, network, pixels, x, _ = small(stem, stem, learn_threshold=True)
+    seen = quantise.moments(form, network, folded.encode(form, network, jnp.asarray(x)), STEPS)
+    gain = quantise.gains(form, network.layers, seen, 4)
+    tuned = finetune.Rounded(form, network, gain, 4, MEAN, STD)
+    variables = jax.tree.map(lambda a: a.astype(float), tuned.init(jax.random.key(0), jnp.zeros(())))
+    images = jnp.asarray((pixels / 255 - MEAN) / STD)
+    back = tuned.trained(variables["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), back, network.layers)
+
+    def logits(variables):
+        given, rates = tuned.encode(variables, images, False)[0], tuned.initial_rates(images)
+        for _ in range(3):
+            rates, _ = tuned.transition(variables, rates, given, RateReading(form.neuron), True)
+        return tuned.classify(variables, rates, True)[0]
+
+    whole = quantise.integers(form, network, gain, 4)
+    whole = jax.tree.map(lambda a: jnp.asarray(a, float), whole)
+    given, rates = folded.encode(form, whole, jnp.asarray(x)), form.initial_rates(len(x))
+    given = given if stem == "spikes" else jnp.rint(given / form.threshold * quantise.UNITS)
+    for _ in range(3):
+        rates = folded.transition(form)(whole, rates, given, RateReading(form.neuron))
+    wanted = folded.classify(form, whole, rates)
+    if stem == "spikes":  # the classifier's integers have one gain for all
+        wanted = wanted * gain.classifier / quantise.RELAY
+    np.testing.assert_allclose(logits(variables), wanted, atol=2e-3)
+    grads = jax.grad(lambda v: jnp.sum(jnp.sin(logits(v))))(variables)["params"]
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.slow
+def test_the_command_fine_tunes(tmp_path, capsys):
+    out = tmp_path / "digits4.nir"
+    arguments = ["--pretrained", "digits", "--format", "nir", "--weights", "int4", "--finetune", "1", "--check", "60"]
+    main([*arguments, "--out", str(out)])
+    assert "all classes are the same" in capsys.readouterr().out
+    assert (tmp_path / "digits4.nir.finetune" / "metrics.jsonl").exists()
+    main([*arguments, "--out", str(out)])  # goes on with the run that is complete
+    assert "all classes are the same" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

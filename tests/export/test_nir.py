@@ -157,6 +157,7 @@ def check_round_trip(net, images, neuron, tmp_path, neurons="exact", seed=0, ste
 
 
 NETS = {
+    "learned thresholds": {"num_streams": 2, "learn_threshold": True},
     "one stream": {"num_streams": 1},
     "two streams": {"num_streams": 2},
     "fused at layer 1": {"num_streams": 2, "fusion_layer": 1},
@@ -167,7 +168,7 @@ NETS = {
 }
 
 
-QUICK = ("two streams",)
+QUICK = ("learned thresholds",)
 CASES = [pytest.param(n, 7, marks=[] if n in QUICK else [pytest.mark.slow]) for n in NETS]
 
 
@@ -289,6 +290,8 @@ def test_an_unrolled_graph_is_that_many_passes_of_the_rate_map(x64, tmp_path):
     [
         ({}, mpisjax.IF(), (8, 6, 1), {}, "square"),
         ({"dtype": jnp.bfloat16}, mpisjax.IF(), (8, 8, 1), {}, "bfloat16"),
+        ({"neurons": ("lif", "ternary")}, mpisjax.IF(), (8, 8, 1), {}, "'ternary', whose spikes have other values"),
+        ({"neurons": ("graded3", "lif")}, mpisjax.IF(), (8, 8, 1), {}, "'graded3', whose spikes have other values"),
         ({}, mpisjax.IF(), (8, 8, 1), {"neurons": "nonsense"}, "nonsense"),
         ({}, mpisjax.IF(), (8, 8, 1), {"unrolled": 2}, "head"),
         ({}, mpisjax.IF(), (8, 8, 1), {}, "1,000 weights"),

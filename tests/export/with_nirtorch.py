@@ -43,7 +43,7 @@ class Scale(torch.nn.Module):
 
     def __init__(self, node: Any) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(np.asarray(node.scale), dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(np.asarray(node.scale), dtype=torch.float64))
 
     def forward(self, x: Any) -> Any:
         return x * self.scale
@@ -57,7 +57,7 @@ class Nothing(torch.nn.Module):
         self.shape = np.asarray(node.threshold).shape
 
     def forward(self, x: Any) -> Any:
-        return torch.zeros(len(x), *self.shape)
+        return torch.zeros(len(x), *self.shape, dtype=x.dtype)
 
 
 NODES = {
@@ -68,11 +68,13 @@ NODES = {
 }
 
 
-def run(graph: Any, x: np.ndarray, num_steps: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def run(
+    graph: Any, x: np.ndarray, num_steps: int, dtype: Any = torch.float32
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scores [batch, classes] and spikes by population, [batch], from the graph's input."""
     for node in graph.nodes.values():
         if isinstance(node, nir.Conv2d):  # nirtorch makes them parameters, which torch wants in floating point
-            node.weight, node.bias = np.float32(node.weight), np.float32(node.bias)
+            node.weight, node.bias = np.float64(node.weight), np.float64(node.bias)
     delays = {name for name, node in graph.nodes.items() if isinstance(node, nir.Delay)}
     for delay, target in [e for e in graph.edges if e[0] in delays]:
         graph.nodes[f"{target}_nothing"] = nir.Threshold(threshold=graph.nodes[delay].delay)
@@ -80,10 +82,10 @@ def run(graph: Any, x: np.ndarray, num_steps: int) -> tuple[np.ndarray, dict[str
     # A file holds nodes by the alphabet. In the order of a step, nirtorch finds the feedback at the Delays alone.
     before = {name: [s for s, to in graph.edges if to == name and s not in delays] for name in graph.nodes}
     graph.nodes = {name: graph.nodes[name] for name in graphlib.TopologicalSorter(before).static_order()}
-    module, state, total = nirtorch.nir_to_torch(graph, NODES), None, 0
+    module, state, total = nirtorch.nir_to_torch(graph, NODES).to(dtype), None, 0
     with torch.no_grad():
         for _ in range(num_steps):
-            out, state = module(torch.tensor(x, dtype=torch.float32), state)
+            out, state = module(torch.tensor(x, dtype=dtype), state)
             total = total + out.reshape(len(x), -1)
     spikes = {n: m.count.numpy() for n, m in module.named_modules() if isinstance(m, Neurons)}
     return total.numpy() / num_steps, {n.removesuffix("_spikes"): s for n, s in spikes.items()}

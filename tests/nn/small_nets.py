@@ -34,7 +34,8 @@ def random_variables(net: nn.MPIS, images: Any, seed: int, gain: float = 0.5) ->
                 "bias": (-0.1, 0.3),
                 "mean": (-0.2, 0.2),
                 "var": (0.2, 1.0),
-            }[name]
+                "log_threshold": (-0.4, 0.4),
+            }["log_threshold" if name.startswith("log_threshold") else name]
             value = rng.uniform(low, high, size=leaf.shape)
         return jnp.asarray(value, jnp.result_type(float))
 
