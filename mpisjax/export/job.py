@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpisjax import configuration
+from mpisjax.configuration import makers
 from mpisjax.errors import UserError
 from mpisjax.export import check, cost, finetune, folded, nir_graph, nir_nodes, quantise
 from mpisjax.export.check import Exported
@@ -94,9 +94,9 @@ def _as_trained(config: Any) -> dict[str, Any]:
     config = config.copy_and_resolve_references()
     config.forward.mode = "rates"
     return {
-        "forward": configuration.make_forward(config),
-        "adjoint": configuration.make_adjoint(config),
-        "augmentation": configuration.make_augmentation(config),
+        "forward": makers.make_forward(config),
+        "adjoint": makers.make_adjoint(config),
+        "augmentation": makers.make_augmentation(config),
         "mixup": config.data.augment.mixup,
         "label_smoothing": config.train.label_smoothing,
         "batch_size": config.train.batch_size,
