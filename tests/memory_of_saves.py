@@ -34,7 +34,7 @@ def growth(way: str, saves: int) -> float:
     import jax
     import orbax.checkpoint as ocp
 
-    from mpisjax.storage import checkpoints
+    from mpisjax.storage import packing
     from mpisjax.storage.saving import CheckpointWriter
 
     keys = jax.random.split(jax.random.key(0), 140)
@@ -52,7 +52,7 @@ def growth(way: str, saves: int) -> float:
             options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
             manager = ocp.CheckpointManager(folder, item_handlers=handler, options=options)
             for step in range(saves):
-                saved = checkpoints.pack(state) if way.startswith("packed") else state
+                saved = packing.pack(state) if way.startswith("packed") else state
                 manager.save(step, args=ocp.args.PyTreeSave(saved))
                 marks.append(resident())
     middle, end = marks[saves // 3 : 2 * saves // 3], marks[2 * saves // 3 :]  # until then caches fill

@@ -14,7 +14,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from mpisjax.storage import checkpoints, processes, record
+from mpisjax.storage import checkpoints, packing, processes, record
 from mpisjax.storage.checkpoints import STATE_NAME, Checkpoint
 from mpisjax.storage.processes import run_on_primary
 from mpisjax.storage.record import Origin, Progress
@@ -106,14 +106,14 @@ class CheckpointWriter(contextlib.AbstractContextManager):
         Raises:
             UserError: The disk is full or the folder cannot be written. Earlier checkpoints stand.
         """
-        impls, arrays = checkpoints.without_keys(state)
-        layout, path = checkpoints.layout_of(arrays), checkpoints.path_of_step(self.directory, step)
+        impls, arrays = packing.without_keys(state)
+        layout, path = packing.layout_of(arrays), checkpoints.path_of_step(self.directory, step)
         made = Checkpoint(path, step, layout, content, impls)
         self._handler.record = made
         try:
             if step in self._manager.all_steps():  # what stands there is not what this run continues from
                 self._manager.delete(step)
-            saved = ocp.args.PyTreeSave(checkpoints.pack(arrays))
+            saved = ocp.args.PyTreeSave(packing.pack(arrays))
             self._manager.save(step, args=ocp.args.Composite(**{STATE_NAME: saved}), force=True)
             for old in [other for other in self._manager.all_steps()[: -self._keep] if other != best]:
                 self._manager.delete(old)

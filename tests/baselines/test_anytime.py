@@ -113,13 +113,8 @@ def test_training_step_lowers_the_mean_loss_and_leaves_the_statistics():
     train = makers.make_train_step(config, net, dataset, steps_per_epoch=20)
     before = jax.tree.map(np.asarray, trained.batch_stats)
     images = data.prepare_images(batch.images, dataset)
-    out = anytime.apply(
-        net,
-        {"params": trained.params, "batch_stats": trained.batch_stats},
-        images,
-        neuron=makers.make_neuron(config),
-        times=(1, 2, 4),
-    )
+    variables, neuron = {"params": trained.params, "batch_stats": trained.batch_stats}, makers.make_neuron(config)
+    out = jax.eval_shape(lambda v, x: anytime.apply(net, v, x, neuron=neuron, times=(1, 2, 4)), variables, images)
     assert out.logits.shape == (3, 30, 10)
     losses = []
     for _ in range(12):
@@ -134,7 +129,7 @@ def test_logits_are_those_of_evaluation_at_each_time():
     config, net, dataset, batch, trained = small_run(times=(1, 3))
     images, neuron = data.prepare_images(batch.images, dataset), makers.make_neuron(config)
     variables = {"params": trained.params, "batch_stats": trained.batch_stats}
-    out = anytime.apply(net, variables, images, neuron=neuron, times=(1, 3))
+    out = jax.jit(lambda v, x: anytime.apply(net, v, x, neuron=neuron, times=(1, 3)))(variables, images)
     for steps, logits in zip((1, 3), out.logits, strict=True):
         forward = mpisjax.SpikeForward(steps)
         rates = nn.model.spikes(net, variables, images, neuron=neuron, forward=forward).rates

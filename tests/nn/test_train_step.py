@@ -13,7 +13,7 @@ import pytest
 
 from mpisjax import configuration, data, nn
 from mpisjax.configuration import makers
-from mpisjax.storage import checkpoints
+from mpisjax.storage import packing
 
 pytestmark = pytest.mark.unoptimized
 
@@ -66,7 +66,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts():
     bad = batch._replace(images=images.at[3, 5, 5, 0].set(jnp.nan))
 
     def copy(tree):  # the step donates its state's buffers
-        return jax.tree.map(np.array, checkpoints.without_keys(tree)[1])
+        return jax.tree.map(np.array, packing.without_keys(tree)[1])
 
     train_state, metrics = train_step(train_state, good)
     assert metrics.finite == 1 and metrics.skipped == 0
@@ -109,7 +109,7 @@ def test_two_devices_take_the_steps_that_one_takes():
         cores.prepare()
         from mpisjax import configuration, data, nn
         from mpisjax.configuration import makers
-        from mpisjax.storage import checkpoints
+        from mpisjax.storage import checkpoints, packing
         from configs import digits
 
         config = digits.get_config()
@@ -134,7 +134,7 @@ def test_two_devices_take_the_steps_that_one_takes():
                 now, metrics = train_step(now, jax.device_put(batch, devices.batch_sharding(mesh)))
                 assert len(metrics.loss.devices()) == count
                 metrics = jax.device_get(metrics)
-            return jax.device_get(checkpoints.without_keys(now)[1]), metrics
+            return jax.device_get(packing.without_keys(now)[1]), metrics
 
         assert len(jax.devices()) == 2
         one, two = run(1), run(2)

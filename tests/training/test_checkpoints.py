@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.storage import checkpoints
+from mpisjax.storage import checkpoints, packing
 from mpisjax.storage.saving import CheckpointWriter
 
 
@@ -58,7 +58,7 @@ def all_files(directory: Path, step: int) -> list[Path]:
 
 
 def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(checkpoints.without_keys(tree)[1])]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(packing.without_keys(tree)[1])]
 
 
 def test_a_relative_folder_serves(tmp_path, monkeypatch):
@@ -242,7 +242,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from mpisjax.errors import UserError
-from mpisjax.storage import checkpoints
+from mpisjax.storage import checkpoints, packing
 from mpisjax.storage import saving
 directory = Path(sys.argv[1])
 noise = np.random.default_rng(0).normal(size=100_000)
@@ -276,7 +276,7 @@ HOSTILE = """
 import pickle, shutil, sys
 from pathlib import Path
 import numpy as np
-from mpisjax.storage import checkpoints
+from mpisjax.storage import checkpoints, packing
 from mpisjax.storage import saving
 directory, seen = Path(sys.argv[1]), []
 state = {"w": np.arange(300.0), "b": np.ones(3)}
@@ -307,7 +307,7 @@ for name in files:
         (directory / "hostile" / name).write_bytes(payload)
         path = directory / "hostile" / "step_00000001"
         if name.name != checkpoints.RECORD_NAME:  # signed again, as somebody would who can write the folder
-            signed = checkpoints.Checkpoint(path, 1, checkpoints.layout_of(state), {})
+            signed = checkpoints.Checkpoint(path, 1, packing.layout_of(state), {})
             checkpoints.write_record(signed, checkpoints.digests(path / "state"))
         tried += 1
         try:

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 import mpisjax
 from mpisjax.data import DataSet, Split
 from mpisjax.errors import UserError
-from mpisjax.storage import checkpoints
+from mpisjax.storage import checkpoints, packing
 from mpisjax.training.metrics import TIMING, read_rows
 
 pytestmark = pytest.mark.unoptimized
@@ -83,7 +83,7 @@ def fit(workdir, network=None, dataset=None, **settings):
 
 
 def leaves(tree):
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(checkpoints.without_keys(tree)[1])]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(packing.without_keys(tree)[1])]
 
 
 def rows_of(workdir):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mpisjax.storage import checkpoints
+from mpisjax.storage import checkpoints, packing
 from mpisjax.training.metrics import TIMING, read_rows
 
 EPOCHS = 6
@@ -43,7 +43,7 @@ def final(workdir: Path):
     found = checkpoints.newest(workdir / checkpoints.FOLDER)
     state = checkpoints.restore(found, tiny.init_state(tiny.get_config()))
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir / "metrics.jsonl")]
-    arrays = jax.tree.leaves(checkpoints.without_keys(state)[1])
+    arrays = jax.tree.leaves(packing.without_keys(state)[1])
     return found.step, [np.asarray(array).tobytes() for array in arrays], rows
 
 

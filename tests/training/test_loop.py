@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from mpisjax.errors import UserError
-from mpisjax.storage import checkpoints, saving
+from mpisjax.storage import checkpoints, packing, saving
 from mpisjax.storage.preemption import Stopper
 from mpisjax.storage.saving import CheckpointWriter
 from mpisjax.training import loop
@@ -34,7 +34,7 @@ class StopAt(tiny.Feed):
 
 
 def bits(tree) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(checkpoints.without_keys(tree)[1])]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(packing.without_keys(tree)[1])]
 
 
 def rows_of(workdir: Path) -> list[dict]:
