@@ -128,7 +128,7 @@ def labelled(html: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         text = match[0]
-        heads = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<th[^>]*>(.*?)</th>", text, re.DOTALL)]
+        heads = [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<th[^>]*>(.*?)</th>", text, re.DOTALL)]
 
         def row(found: re.Match[str]) -> str:
             titles = iter(heads)

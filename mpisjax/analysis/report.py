@@ -118,7 +118,7 @@ def write_report(
         images,
         neuron=neuron,
         solver=subject.solver,
-        num_steps=CONVERGENCE_STEPS,
+        num_steps=len(images) if dataset.temporal else CONVERGENCE_STEPS,
     )
     one = images[:, :1] if dataset.temporal else images[:1]
     spikes = raster(net, variables, one, neuron, usual.num_steps)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,13 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from absl import logging
 
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder, expand
 
 VERSION = 2  # of what is stored; raised when a reader's result changes
 STALE_SECONDS = 24 * 3600
+_log = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -84,7 +85,7 @@ def fetch(folder: str | Path, name: str, key: dict[str, Any], build: Callable[[A
         return _fill(folder, place, key, build)
     except NotWritten as error:
         reason = f"the cache {folder} cannot be written ({error.args[0]}), so nothing was cached"
-    logging.warning("%s; set data.cache_dir to another folder to load faster.", reason)
+    _log.warning("%s; set data.cache_dir to another folder to load faster.", reason)
     memory: dict[str, _InMemory] = {}
 
     def allocate(array_name: str, shape: tuple[int, ...], dtype: Any) -> Writer:
@@ -113,7 +114,7 @@ def read(place: Path) -> Entry | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logging.warning("the cache entry %s is damaged (%s) and will be made anew", place, error)
+        _log.warning("the cache entry %s is damaged (%s) and will be made anew", place, error)
         return None
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from mpisjax.data import cache
@@ -21,6 +21,7 @@ from mpisjax.errors import UserError
 NAMED = 5  # how many invalid recordings are named one by one
 LISTED = 100  # how many recordings that were sorted or skipped are named in the log
 LARGEST_SENSOR = 1 << 14  # pixels a side, of one whose size is to be found
+_log = logging.getLogger(__name__)
 
 
 class Recordings(NamedTuple):
@@ -204,7 +205,7 @@ def report(name: str, facts: dict[str, Any]) -> None:
     """Logs what of the recordings is not in the frames as it was recorded."""
     events, dropped = facts["tally"]
     if dropped:
-        logging.warning(
+        _log.warning(
             "%s: %s of %s events (%.2g%%) come after the last frame's end and are in no frame; see data.binning and"
             " data.num_frames",
             name, f"{dropped:,}", f"{events:,}", 100 * dropped / events,
@@ -216,4 +217,4 @@ def report(name: str, facts: dict[str, Any]) -> None:
     ):
         if names := facts.get(choice):
             more = f", and {len(names) - LISTED} others" if len(names) > LISTED else ""
-            logging.warning("%s: %d recordings %s: %s%s", name, len(names), done, ", ".join(names[:LISTED]), more)
+            _log.warning("%s: %d recordings %s: %s%s", name, len(names), done, ", ".join(names[:LISTED]), more)
