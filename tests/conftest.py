@@ -3,6 +3,7 @@ network.
 """
 
 import importlib.metadata
+import logging
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -59,6 +60,18 @@ def python():
         )
 
     return run
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The package's log, whatever the tests before have done to its logger."""
+    logger = logging.getLogger("mpisjax")
+    propagate, level = logger.propagate, logger.level
+    logger.propagate = True
+    caplog.set_level(logging.INFO, logger="mpisjax")
+    yield caplog
+    logger.propagate = propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture
