@@ -220,7 +220,7 @@ def _largest(exported: Exported, num_steps: int) -> float:
     into = max(reach(layer, out=2) for layer in layers.trans) + stem[-1] / units
     current = max(into, *stem, sum(map(reach, each(layers.head))), *map(reach, each(layers.feb)))
     relayed = [reach(layer, max(SPLIT / 2, current / SPLIT)) for layer in each(layers.down)]
-    return max((num_steps + 1) * current, *relayed)
+    return max([(num_steps + 1) * current, *relayed])
 
 
 def _is_layer(part: Any) -> bool:

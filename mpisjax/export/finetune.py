@@ -56,7 +56,7 @@ class Rounded:
     def init(self, key: Array, images: Array) -> dict[str, Any]:
         """The weights that training starts from."""
         del key, images
-        layers = self._scaled(self.start.layers, 255 * self.std)
+        layers = self._scaled(jax.tree.map(np.asarray, self.start.layers), 255 * self.std)
         return {"params": jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), layers), "batch_stats": {}}
 
     def trained(self, params: Layers) -> Layers:

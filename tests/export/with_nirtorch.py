@@ -35,7 +35,7 @@ class Neurons(torch.nn.Module):
     def forward(self, x: Any, state: Any = None) -> Any:
         spikes, potential = self.neurons(x, torch.full_like(x, self.start) if state is None else state)
         self.count = self.count + spikes.reshape(len(spikes), -1).sum(1)
-        return spikes, potential
+        return spikes.to(x.dtype), potential
 
 
 class Scale(torch.nn.Module):
@@ -82,7 +82,7 @@ def run(
     # A file holds nodes by the alphabet. In the order of a step, nirtorch finds the feedback at the Delays alone.
     before = {name: [s for s, to in graph.edges if to == name and s not in delays] for name in graph.nodes}
     graph.nodes = {name: graph.nodes[name] for name in graphlib.TopologicalSorter(before).static_order()}
-    module, state, total = nirtorch.nir_to_torch(graph, NODES).to(dtype), None, 0
+    module, state, total = nirtorch.nir_to_torch(graph, NODES, dtype=dtype), None, 0
     with torch.no_grad():
         for _ in range(num_steps):
             out, state = module(torch.tensor(x, dtype=dtype), state)

@@ -64,11 +64,10 @@ def layer(node: Any) -> nnx.Conv:
     """A convolution, as Spyx's importer makes it."""
     pads = [(int(p), int(p)) for p in np.broadcast_to(node.padding, 2)]
     out, into, *size = node.weight.shape
-    conv = nnx.Conv(
-        into, out, tuple(size), tuple(int(s) for s in np.broadcast_to(node.stride, 2)), padding=pads, rngs=nnx.Rngs(0)
-    )
-    conv.kernel[...] = jnp.asarray(node.weight.transpose(2, 3, 1, 0), jnp.result_type(float))
-    conv.bias[...] = jnp.asarray(node.bias, jnp.result_type(float))
+    dtype, strides = jnp.result_type(float), tuple(int(s) for s in np.broadcast_to(node.stride, 2))
+    conv = nnx.Conv(into, out, tuple(size), strides, padding=pads, param_dtype=dtype, rngs=nnx.Rngs(0))
+    conv.kernel[...] = jnp.asarray(node.weight.transpose(2, 3, 1, 0), dtype)
+    conv.bias[...] = jnp.asarray(node.bias, dtype)
     return conv
 
 
