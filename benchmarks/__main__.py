@@ -4,6 +4,7 @@
     python -m benchmarks --quick                          # a look, under two minutes
     python -m benchmarks --only steps,memory --out DIR
     python -m benchmarks --peer torch                     # also beside PyTorch (pip install torch)
+    python -m benchmarks --only peer --peer snntorch,spikingjelly,spyx   # beside these, where they are installed
 
     python -m benchmarks --only accuracy --data_dir DIR   # Fashion-MNIST from nothing, minutes
 
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mpisjax_launch
+from benchmarks import libraries
 from mpisjax.cli.arguments import Parser, local_path, names, path, whole_number
 
 SECTIONS = (
@@ -50,28 +52,28 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", default="runs/benchmarks", type=local_path, help="folder for the results")
     parser.add_argument("--data_dir", type=path, default="", help="of loader and accuracy: data sets' files or folders")
     parser.add_argument("--quick", action="store_true", help="fewer sections, points and repeats")
-    parser.add_argument("--peer", choices=["torch"], help="also measure the PyTorch peer")
+    parser.add_argument(
+        "--peer",
+        type=names(("torch", *libraries.LIBRARIES)),
+        default=(),
+        help="also measure IDE-FSNN's method in PyTorch (torch), or libraries, separated by commas",
+    )
     parser.add_argument("--repeats", type=whole_number(1), help="most timed calls of a point; 10, with --quick 3")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of currents and rates")
     parser.add_argument("--one_core", action="store_true", help="on a CPU, keep to one core")
     flags = parser.parse_args(argv)
     flags.sections = flags.only or (QUICK if flags.quick else SECTIONS)
-    if "peer" in flags.sections:
-        flags.peer = "torch"
+    if "peer" in flags.sections and not flags.peer:
+        flags.peer = ("torch",)
     return flags
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures and writes; returns the results."""
     flags = arguments(argv)
-    if flags.peer:
-        try:
-            import torch  # noqa: F401
-        except ImportError:
-            print(
-                "error: --peer torch needs PyTorch, which is not installed: pip install torch",
-                file=sys.stderr,
-            )
+    for asked in flags.peer:
+        if needs := libraries.missing(asked):
+            print(f"error: {needs}", file=sys.stderr)
             sys.exit(1)
     from mpisjax.cpu import cores
 
@@ -112,7 +114,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, measure in measured.items():
         if name in flags.sections or (name == "peaks" and "steps" in flags.sections):
             keep(name, measure())
-    if flags.peer:
+    if others := [asked for asked in flags.peer if asked != "torch"]:
+        steps = libraries.LENGTHS[:1] if flags.quick else libraries.LENGTHS
+        keep("libraries", libraries.compare(others, steps, 2 if flags.quick else 5))
+    if "torch" in flags.peer:
         from benchmarks import peer
 
         lengths = (5,) if flags.quick else (30, 100)

@@ -1,0 +1,48 @@
+"""16C3-32C3-48C3s2-FC10 in mpisjax: the stem, and one stream of two layers with its feedback."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.libraries import KERNEL, LAYERS, Step
+from mpisjax import configuration
+from mpisjax.configuration import makers
+from mpisjax.cpu import cores
+from mpisjax.data import Batch
+from mpisjax.nn import model
+
+
+def make(num_steps: int, how: str) -> Step:
+    """A training step.
+
+    Args:
+        num_steps: Time steps.
+        how: "rates": the equilibrium is solved for; "spikes": it is found by simulation; "bptt": the simulation is
+            differentiated through time.
+    """
+    cores.prepare()
+    from benchmarks.nets import STEPS_PER_EPOCH, Images  # after the cores are settled
+
+    config = configuration.base()
+    config.model.update(stem=LAYERS[:1], layers=LAYERS[1:], num_streams=1, kernel_size=KERNEL, head="smallest")
+    config.forward.update(mode="rates" if how == "rates" else "spikes", num_steps=num_steps, max_steps=4, tol=2e-2)
+    config.adjoint.update(max_steps=4, tol=2e-2)
+    config.train.method = "bptt" if how == "bptt" else "implicit"
+    about = cast(Any, Images())
+    net, neuron = makers.make_network(config, about), makers.make_neuron(config)
+    variables = model.init_variables(net, jax.random.key(0), jnp.zeros((2, 28, 28, 1)), neuron)
+    state = makers.init_state(config, variables, STEPS_PER_EPOCH)
+    update = makers.make_train_step(config, net, about, STEPS_PER_EPOCH)
+
+    def step(images: np.ndarray, labels: np.ndarray) -> float:
+        nonlocal state
+        pixels = (255 * images[..., None]).astype(np.uint8)
+        arrays: Any = (pixels, labels.astype(np.int32), np.ones(len(labels), np.float32))
+        state, metrics = update(state, Batch(*arrays))
+        return float(metrics.loss)
+
+    return step

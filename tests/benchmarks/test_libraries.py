@@ -1,0 +1,65 @@
+"""Libraries beside ours: who is missing is said, ratios are taken at the same T, and each takes a real step."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import libraries, report, resident
+
+
+def row(who, steps, seconds, mib):
+    return {"who": libraries.TITLES[who], "T": steps, "seconds": seconds, "peak_MiB": mib}
+
+
+def test_a_library_that_is_not_installed_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as left:
+        command.main(["--only", "peer", "--peer", "spyx"])
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "error: --peer spyx needs spyx, which is not installed: pip install spyx\n"
+
+
+def test_ratios_are_taken_at_the_same_number_of_steps_and_judged():
+    ours = [row("rates", "", 0.1, 400), row("spikes", 30, 0.4, 500), row("bptt", 30, 1.0, 2000)]
+    found = libraries.beside_ours([*ours, row("snntorch", 30, 2.0, 4000), row("spyx", 30, 9.0, 6000)])
+    assert "time / rates" not in found[0]
+    assert [found[3][k] for k in ("time / rates", "time / spikes", "time / through time", "memory / spikes")] == [
+        20,
+        5,
+        2,
+        8,
+    ]
+    judged = {r["what"]: (r["measured"], r["met"]) for r in report.targets({"libraries": found})}
+    assert judged == {
+        "T = 30: snnTorch's time / ours by rates": (20, "no"),
+        "T = 30: snnTorch's time / ours by spikes": (5, "no"),
+        "T = 30: the leanest library's memory / ours by spikes": (8, "no"),
+    }
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "batch.npz"
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8)
+    np.savez(path, images=images, labels=np.arange(4, dtype=np.int32))
+    return str(path)
+
+
+@pytest.mark.parametrize("who", ["rates", *libraries.LIBRARIES])
+def test_a_process_of_its_own_takes_steps_and_tells_its_peak_of_memory(who, batch):
+    if who in libraries.LIBRARIES:
+        pytest.importorskip(who, reason="a benchmark-only extra, not installed")
+    found = libraries.run(who, 2, batch, 1)
+    assert found["who"] == libraries.TITLES[who] and found["T"] == ("" if who == "rates" else 2)
+    assert 0 < found["seconds"] < 600 and 0 < found["loss"] < 10
+    assert 50 < found["peak_MiB"] < 4000
+
+
+def test_the_peak_of_memory_grows_with_what_is_touched():
+    before = resident.peak_mib()
+    held = bytearray(64 << 20)
+    held[:: 1 << 12] = b"x" * (len(held) >> 12)
+    assert resident.peak_mib() >= before
+    assert json.dumps(resident.peak_mib())
