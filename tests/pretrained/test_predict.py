@@ -189,7 +189,7 @@ def test_a_run_with_a_network_of_ones_own_is_used_like_any(tmp_path):
     config.model.name, config.forward.mode, config.train.warmup_epochs = f"{__name__}:one_layer", "rates", 0.0
     config.train.epochs, config.forward.num_steps, config.devices.all_cores = 2, 8, False
     result = run(config, tmp_path / "run")
-    trained, test = mpisjax.load(tmp_path / "run"), data.load(config.data).test
+    trained, test = mpisjax.load(tmp_path / "run", trust=True), data.load(config.data).test
     found = trained.predict(test.images)
     assert np.mean(found.labels == test.labels) == pytest.approx(result.test["accuracy"], abs=1.5 / 360)
     assert (found.novelty < 1).mean() > 0.9 and (found.steps == 8).all()
