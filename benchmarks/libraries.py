@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ import numpy as np
 
 import mpisjax_launch
 from benchmarks.resident import peak_mib
+from benchmarks.same_layers import Step
 
-Step = Callable[[np.ndarray, np.ndarray], float]
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {
     "rates": "mpisjax, rates",
@@ -42,7 +42,6 @@ TITLES = {
 }
 OURS, LIBRARIES = tuple(TITLES)[:3], tuple(TITLES)[3:]
 LENGTHS = (4, 10, 30)
-LAYERS, KERNEL, CLASSES = (16, 32, 48), 3, 10  # the last layer halves the resolution
 
 
 def missing(library: str) -> str:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.libraries import KERNEL, LAYERS, Step
+from benchmarks.same_layers import KERNEL, LAYERS, Step
 from mpisjax import configuration
 from mpisjax.configuration import makers
 from mpisjax.cpu import cores

@@ -10,7 +10,7 @@ import torch
 from snntorch import functional, surrogate, utils
 from torch import nn
 
-from benchmarks.libraries import CLASSES, LAYERS, Step
+from benchmarks.same_layers import CLASSES, LAYERS, Step
 
 
 def make(num_steps: int) -> Step:

@@ -10,7 +10,7 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 from torch.nn.functional import mse_loss, one_hot
 
-from benchmarks.libraries import CLASSES, LAYERS, Step
+from benchmarks.same_layers import CLASSES, LAYERS, Step
 
 
 def make(num_steps: int) -> Step:

@@ -10,7 +10,7 @@ import spyx.nn as snn
 import spyx.optimize
 from flax import nnx
 
-from benchmarks.libraries import CLASSES, LAYERS, Step
+from benchmarks.same_layers import CLASSES, LAYERS, Step
 
 
 def make(num_steps: int) -> Step:

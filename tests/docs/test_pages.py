@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [p for p in PAGES if not {"notes", "results"} & set(p.relative_to(ROOT).parts)]
 FENCE = re.compile(
-    r"^(?:<!-- (?P<mark>.*?) -->\n)?(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
+    r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
     re.M | re.S,
 )
 COMMAND = re.compile(r"(MPISJAX|JAX)_\w+=|(python3?|pip|mpisjax|pytest|mkdocs|nir|gcloud)\b")
