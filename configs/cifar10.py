@@ -49,7 +49,7 @@ LAPTOP = {
     "adjoint.max_steps": 2,
     "adjoint.tol": 5e-2,
     "adjoint.damping": 0.3,
-    "train.epochs": 30,
+    "train.epochs": 60,
     "train.ema": 0.998,
 }
 LOW = {
