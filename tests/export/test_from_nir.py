@@ -212,3 +212,65 @@ def test_files_that_are_none_are_refused(tmp_path):
         assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match="cannot be read"):
         mpisjax.from_nir(tmp_path / "missing.nir")
+
+
+def _mutated_bytes(rng, data):
+    """A file with up to eight bytes changed, a piece left out, or its end cut off."""
+    data = bytearray(data)
+    kind = rng.integers(3)
+    if kind == 0:
+        for at in rng.integers(0, len(data), rng.integers(1, 9)):
+            data[at] = rng.integers(256)
+    elif kind == 1:
+        start = rng.integers(0, len(data))
+        del data[start : start + rng.integers(1, 200)]
+    else:
+        del data[rng.integers(0, len(data)) :]
+    return bytes(data)
+
+
+def _mutated_graph(rng):
+    """A graph with one edge or node gone, doubled or turned round, or one array of another shape, type or value."""
+    graph = copy.deepcopy(chain())
+    names = list(graph.nodes)
+    kind = rng.integers(5)
+    if kind == 0:
+        del graph.nodes[names[rng.integers(len(names))]]
+    elif kind == 1:
+        source, target = graph.edges.pop(rng.integers(len(graph.edges)))
+        graph.edges += [(target, source), (names[rng.integers(len(names))], target)]
+    elif kind == 2:
+        a, b = (names[i] for i in rng.integers(0, len(names), 2))
+        graph.nodes[a], graph.nodes[b] = graph.nodes[b], graph.nodes[a]
+    else:
+        node = graph.nodes[names[rng.integers(len(names))]]
+        arrays = [field for field, value in vars(node).items() if isinstance(value, np.ndarray)]
+        if arrays:
+            field = arrays[rng.integers(len(arrays))]
+            value = getattr(node, field)
+            hostile = (
+                value[None], value.reshape(-1)[:1], value.astype(str), value * 1j, np.full(value.shape, np.inf), -value,
+                value.astype(object), np.zeros((0, *value.shape)), np.float64(1e30),
+            )  # fmt: skip
+            setattr(node, field, hostile[rng.integers(len(hostile))])
+    return graph
+
+
+@pytest.mark.parametrize("what", ["bytes", "graph"])
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path, what):
+    nir.write(tmp_path / "sound.nir", chain())
+    sound, path = (tmp_path / "sound.nir").read_bytes(), tmp_path / "mutated.nir"
+    refused = 0
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        if what == "bytes":
+            path.write_bytes(_mutated_bytes(rng, sound))
+        try:
+            there = mpisjax.from_nir(path if what == "bytes" else _mutated_graph(rng), reset="subtract")
+        except UserError as error:  # any other exception fails the test
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            for leaf in jax.tree.leaves(there.params):
+                assert np.isfinite(leaf).all(), seed
+    assert 20 < refused < 120
