@@ -6,11 +6,12 @@
     python -m benchmarks --peer torch                     # also beside PyTorch (pip install torch)
     python -m benchmarks --only peer --peer snntorch,spikingjelly,spyx   # beside these, where they are installed
 
+    python -m benchmarks --only footprint --data_dir DIR  # peak memory of every config, minutes
     python -m benchmarks --only accuracy --data_dir DIR   # Fashion-MNIST from nothing, minutes
 
 Sections: peaks, steps, memory, adjoint, scaling, solvers, profile, loader, startup, inference, and by --only alone
-accuracy. --quick takes fewer points of each and leaves scaling, profile, startup and inference to --only. Times are
-medians; processor seconds count every thread. Run it on an idle machine.
+footprint and accuracy. --quick takes fewer points of each and leaves scaling, profile, startup and inference to --only.
+Times are medians; processor seconds count every thread. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("python -m benchmarks", __doc__)
     parser.add_argument(
         "--only",
-        type=names((*SECTIONS, "accuracy", "peer")),
+        type=names((*SECTIONS, "footprint", "accuracy", "peer")),
         help="sections, separated by commas; all by default",
     )
     parser.add_argument("--out", default="runs/benchmarks", type=local_path, help="folder for the results")
-    parser.add_argument("--data_dir", type=path, default="", help="of loader and accuracy: data sets' files or folders")
+    parser.add_argument("--data_dir", type=path, default="", help="data sets' files, or folders named after the sets")
     parser.add_argument("--quick", action="store_true", help="fewer sections, points and repeats")
     parser.add_argument(
         "--peer",
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     cores.prepare(all_cores=not flags.one_core)
 
-    from benchmarks import loader, report, scaling, sections, user
+    from benchmarks import footprint, loader, report, scaling, sections, user
     from benchmarks.machine import machine
 
     scope = sections.Scope(
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "loader": lambda: loader.measure(flags.data_dir, quick=flags.quick),
         "startup": user.measure_startup,
         "inference": lambda: user.measure_inference(quick=flags.quick, repeats=scope.repeats),
+        "footprint": lambda: footprint.measure(flags.data_dir),
         "accuracy": lambda: user.measure_accuracy(flags.data_dir),
     }
     for name, measure in measured.items():

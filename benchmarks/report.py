@@ -22,6 +22,7 @@ TITLES = {
     "profile": "Where the time goes (milliseconds a device)",
     "loader": "The data loader",
     "startup": "Until something happens",
+    "footprint": "Peak resident memory by phase, MiB",
     "accuracy": "Until a network is good",
     "inference": "An answer of a packaged network",
     "agreement": "Firing rates, ours against the peer's (float64)",

@@ -13,11 +13,19 @@ def peak_mib(process: int | str = "self") -> float:
     Not `ru_maxrss` where Linux tells better: a process begins with that of the one that started it.
 
     Args:
-        process: Its number; elsewhere than on Linux this process alone can be asked.
+        process: Its number; elsewhere than on Linux this process alone can be asked. 0 for one that has ended.
     """
     status = Path(f"/proc/{process}/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
+        lines = status.read_text().splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0) / 2**10
+    if process != "self":
+        return 0.0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def forget_peak() -> None:
+    """Makes `peak_mib` begin anew, at what this process holds now; on Linux alone."""
+    if (clear := Path("/proc/self/clear_refs")).exists():
+        clear.write_text("5")

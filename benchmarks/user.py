@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.loader import config_of
+from benchmarks.resident import peak_mib
 from benchmarks.timing import compiled, measure
 from mpisjax import load_pretrained
 from mpisjax.configuration.makers import make_evaluation_solver
@@ -47,11 +48,6 @@ def _command(*arguments: object, cache: str | None = None) -> tuple[list[str], d
     if cache is not None:
         environment |= {"XDG_CACHE_HOME": cache, "PYTHONUNBUFFERED": "1"}
     return [sys.executable, *map(str, arguments)], environment
-
-
-def _peak_mib(usage: Any) -> float:
-    """The largest resident size, which Linux gives in KiB and macOS in bytes."""
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure_startup() -> Rows:
@@ -109,6 +105,7 @@ def measure_accuracy(data_dir: str, epochs: int | None = None) -> Rows:
             *(f"--config.{key}={value}" for key, value in settings.items()),
         )
         reached: dict[float, float] = {}
+        peak = 0.0
         began = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
         while True:
@@ -117,6 +114,7 @@ def measure_accuracy(data_dir: str, epochs: int | None = None) -> Rows:
                 reached |= {g: time.perf_counter() - began for g in GOALS if accuracy >= g and g not in reached}
             if ended:
                 break
+            peak = max(peak, peak_mib(process.pid))
             time.sleep(0.5)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
@@ -129,7 +127,7 @@ def measure_accuracy(data_dir: str, epochs: int | None = None) -> Rows:
             "best validation, %": 100 * best,
             "seconds": time.perf_counter() - began,
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
-            "peak_MiB": _peak_mib(usage),
+            "peak_MiB": peak,
         }
     ]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from mpisjax.cpu import library
+from mpisjax.cpu import allocator, library
 
 
 def jax_setting(name: str) -> Any:
@@ -37,6 +37,7 @@ def prepare(*, served: bool = True, all_cores: bool = True) -> None:
       served: the compiled convolutions serve the whole network, and its channels are not split over devices.
       all_cores: use all cores of a CPU; False keeps to one.
     """
+    allocator.trim_after_compiling()
     forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     several = forced or jax_setting("jax_num_cpu_devices") > 0
     if not several and not all_cores:

@@ -310,7 +310,10 @@ def assemble(
 
 def _take(images: Any, rows: Any) -> Examples:
     """Some examples: arrays in memory, also where the cache maps them from disk; frames as they are."""
-    return np.array(images[rows]) if isinstance(images, np.ndarray) else images.take(rows)
+    if not isinstance(images, np.ndarray):
+        return images.take(rows)
+    taken = np.asarray(images)[rows]  # of indices that is a copy, of a slice it is none
+    return taken.copy() if isinstance(rows, slice) else taken
 
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -318,7 +321,9 @@ def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
     means, deviations = [], []
     value = np.arange(256) / 255
     for channel in range(images.shape[-1]):
-        count = np.bincount(images[..., channel].ravel(), minlength=256)
+        # Some images at a time: `bincount` makes eight bytes of each pixel.
+        parts = (images[start : start + 1000, ..., channel] for start in range(0, len(images), 1000))
+        count = np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
         mean = float(count @ value / count.sum())
         means.append(mean)
         deviations.append(max(float(count @ (value - mean) ** 2 / count.sum()) ** 0.5, 1 / 255))

@@ -258,33 +258,6 @@ def test_wrong_numbers_are_an_error():
             jax.block_until_ready(call(x, w, jnp.asarray(numbers, jnp.int32)))
 
 
-MEMORY = """
-import sys, threading, jax, jax.numpy as jnp, numpy as np
-from mpisjax import cpu
-from mpisjax.cpu import library
-assert cpu.enabled()
-x, g = jnp.ones((64, 2, 2, 512)), jnp.ones((64, 2, 2, 512))
-call = jax.jit(lambda n: jax.ffi.ffi_call(
-    library.KERNEL_GRADIENT, jax.ShapeDtypeStruct((3, 3, 512, 512), jnp.float32))(x, g, n))
-numbers = lambda threads: jnp.asarray((0, threads, 1, 1, 1), jnp.int32)
-one = np.asarray(call(numbers(1)))
-peak = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
-before = peak()
-many = np.asarray(call(numbers(64)))
-np.testing.assert_allclose(many, one, rtol=1e-5)
-print((peak() - before) / 1024)
-"""
-
-
-@needed
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_memory_of_a_kernel_gradient_does_not_grow_with_the_threads(python):
-    done = python("-c", MEMORY)
-    assert done.returncode == 0, done.stderr
-    # A gradient has 9 MiB; 64 threads would take 127 parts of it.
-    assert float(done.stdout) < 100
-
-
 @needed
 def test_no_memory_is_an_error_also_in_a_thread_of_the_pool(python):
     program = """
