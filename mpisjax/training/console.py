@@ -1,4 +1,4 @@
-"""Progress on the screen: a live bar on a terminal, one plain line an interval everywhere else."""
+"""Progress on the screen: one line an epoch, and on a terminal a live bar below it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 ROOT_LOGGER = "mpisjax"
+SECONDS = 60.0  # without a terminal, an epoch that is longer has a line so often
+Means = Mapping[str, float | None]
 
 
 class Display(Protocol):
     """What the loop tells the screen."""
 
-    def step(self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool) -> None:
+    def step(self, step: int, means: Means | None, rate: float | None, *, due: bool) -> None:
         """Training has come to `step`: recent metrics, images a second, whether an interval ends here."""
 
-    def say(self, sentence: str) -> None:
-        """Shows a sentence that stays."""
+    def epoch(self, validation: str) -> None:
+        """The epoch ends with this step and has been validated, if it is to be: with what outcome, in words."""
 
 
 class _Pace:
@@ -43,23 +45,28 @@ class _Pace:
         return since / done * (self._total - step) if done > 0 else None
 
 
-def describe(means: Mapping[str, float | None], rate: float | None) -> str:
-    """The metrics of an interval in one line: loss, accuracy, images/s, solver steps, residual."""
-
-    def show(key: str, form: str, scale: float = 1.0) -> str:
-        value = means.get(key)
-        return "not finite" if value is None else form.format(value * scale)
-
-    parts = [f"loss {show('loss', '{:.4f}')}", f"accuracy {show('accuracy', '{:.2f}%', 100.0)}"]
-    if rate is not None:
-        parts.append(f"{rate:,.0f} images/s")
-    if "forward_steps" in means:
-        parts.append(f"forward {show('forward_steps', '{:.3g}')} steps, residual {show('forward_residual', '{:.2g}')}")
-    if "adjoint_steps" in means:
-        parts.append(f"adjoint {show('adjoint_steps', '{:.3g}')} steps, residual {show('adjoint_residual', '{:.2g}')}")
-    if means.get("skipped_steps"):
-        parts.append(f"{show('skipped_steps', '{:.0f}')} skipped")
+def describe(means: Means, rate: float | None, validation: str = "") -> str:
+    """Loss, accuracy, validation and images/s in one line, and how many steps were skipped if any were."""
+    parts = [f"loss {_show(means, 'loss', '{:.4f}')}", f"accuracy {_show(means, 'accuracy', '{:.2%}')}"]
+    parts += [validation] if validation else []
+    parts += [f"{rate:,.0f} images/s"] if rate is not None else []
+    parts += [f"{means['skipped_steps']:.0f} skipped"] if means.get("skipped_steps") else []
     return ", ".join(parts)
+
+
+def solves(means: Means) -> str:
+    """The steps of both solvers and their residuals."""
+    return "; ".join(
+        f"{solver} {_show(means, f'{solver}_steps', '{:.3g}')} steps, residual "
+        + _show(means, f"{solver}_residual", "{:.2g}")
+        for solver in ("forward", "adjoint")
+        if f"{solver}_steps" in means
+    )
+
+
+def _show(means: Means, key: str, form: str) -> str:
+    value = means.get(key)
+    return "not finite" if value is None else form.format(value)
 
 
 def duration(seconds: float | None) -> str:
@@ -70,22 +77,66 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-class _Lines:
-    def __init__(self, total: int, steps_per_epoch: int, stream: IO[str]) -> None:
-        self._total, self._steps_per_epoch, self._stream = total, steps_per_epoch, stream
+def _mean(values: list[tuple[int, float | None]]) -> float | None:
+    """The mean of values that stand for so many steps each; None where all are None."""
+    known = [(steps, value) for steps, value in values if value is not None]
+    return sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None
+
+
+class _Screen:
+    """The line of an epoch, from the intervals in it."""
+
+    def __init__(self, total: int, steps_per_epoch: int, start: int) -> None:
+        self._steps_per_epoch, self._epochs = steps_per_epoch, -(-total // steps_per_epoch)
         self._pace = _Pace(total)
-        self._shown = False
+        self._step = self._counted = start
+        self._left: float | None = None
+        self._intervals: list[tuple[int, Means, float | None]] = []  # steps, means, images a second
 
-    def step(self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool) -> None:
-        left = self._pace.left(step)
-        if means is None or (self._shown and not due):
+    def _take(self, step: int, means: Means | None, rate: float | None, due: bool) -> None:
+        self._step, self._left = step, self._pace.left(step)
+        if due and means is not None:
+            self._intervals.append((step - self._counted, means, rate))
+            self._counted = step
+
+    @property
+    def _number(self) -> int:
+        """The epoch of the step."""
+        return (self._step - 1) // self._steps_per_epoch + 1
+
+    def _line(self, validation: str) -> str:
+        """The line of the epoch that ends here."""
+        intervals, self._intervals = self._intervals, []
+        if not intervals:  # a run that goes on with the validation of an epoch
+            return f"epoch {self._number}/{self._epochs}: {validation or 'done'}"
+        means = {key: _mean([(n, m.get(key)) for n, m, _ in intervals]) for key in ("loss", "accuracy")}
+        means["skipped_steps"] = sum(m.get("skipped_steps") or 0.0 for _, m, _ in intervals)
+        pace = _mean([(n, 1 / rate if rate else None) for n, _, rate in intervals])  # seconds an image
+        said = describe(means, 1 / pace if pace else None, validation)
+        return f"epoch {self._number}/{self._epochs}: {said}, {duration(self._left)} left"
+
+
+class _Lines(_Screen):
+    def __init__(self, total: int, steps_per_epoch: int, start: int, stream: IO[str]) -> None:
+        super().__init__(total, steps_per_epoch, start)
+        self._total, self._stream = total, stream
+        self._shown: float | None = None  # when the last line was
+
+    def step(self, step: int, means: Means | None, rate: float | None, *, due: bool) -> None:
+        self._take(step, means, rate, due)
+        at_end = step % self._steps_per_epoch == 0  # the epoch's own line comes next
+        recent = self._shown is not None and time.monotonic() - self._shown < SECONDS
+        if means is None or recent or (at_end and self._shown is not None):
             return
-        self._shown = True  # the first step is shown at once: it tells that compiling is over
-        epoch = (step - 1) // self._steps_per_epoch + 1
-        ahead = "" if left is None else f", {duration(left)} left"
-        self.say(f"epoch {epoch}, step {step}/{self._total}: {describe(means, rate)}{ahead}")
+        # The first step is shown at once: it tells that compiling is over.
+        ahead = "" if self._left is None else f", {duration(self._left)} left"
+        self._say(f"epoch {self._number}, step {step}/{self._total}: {describe(means, rate)}{ahead}")
 
-    def say(self, sentence: str) -> None:
+    def epoch(self, validation: str) -> None:
+        self._say(self._line(validation))
+
+    def _say(self, sentence: str) -> None:
+        self._shown = time.monotonic()
         print(sentence, file=self._stream, flush=True)
 
 
@@ -100,10 +151,9 @@ class _TwoLines(Progress):
         yield Text(self.metrics)
 
 
-class _Bar:
-    def __init__(self, total: int, steps_per_epoch: int, console: Console, start: int) -> None:
-        self._steps_per_epoch, self._epochs = steps_per_epoch, -(-total // steps_per_epoch)
-        self._pace = _Pace(total)
+class _Bar(_Screen):
+    def __init__(self, total: int, steps_per_epoch: int, start: int, console: Console) -> None:
+        super().__init__(total, steps_per_epoch, start)
         self._console = console
         self._rate: float | None = None  # measured over intervals, shown until the next
         self.progress = _TwoLines(
@@ -116,17 +166,16 @@ class _Bar:
         )
         self._task = self.progress.add_task("compiling", total=total, completed=start, left="-:--:--")
 
-    def step(self, step: int, means: Mapping[str, float | None] | None, rate: float | None, *, due: bool) -> None:
-        del due
-        epoch = (step - 1) // self._steps_per_epoch + 1
+    def step(self, step: int, means: Means | None, rate: float | None, *, due: bool) -> None:
+        self._take(step, means, rate, due)
         self._rate = self._rate if rate is None else rate
         if means is not None:
-            self.progress.metrics = describe(means, self._rate)
-        left = duration(self._pace.left(step))
-        self.progress.update(self._task, completed=step, description=f"epoch {epoch}/{self._epochs}", left=left)
+            self.progress.metrics = "; ".join(filter(None, [describe(means, self._rate), solves(means)]))
+        description = f"epoch {self._number}/{self._epochs}"
+        self.progress.update(self._task, completed=step, description=description, left=duration(self._left))
 
-    def say(self, sentence: str) -> None:
-        self._console.print(sentence, highlight=False, markup=False)
+    def epoch(self, validation: str) -> None:
+        self._console.print(self._line(validation), highlight=False, markup=False)
 
 
 @contextlib.contextmanager
@@ -145,9 +194,9 @@ def display(total: int, steps_per_epoch: int, start: int = 0, stream: IO[str] | 
     stream = stream or sys.stdout
     console = Console(file=stream)
     if not console.is_terminal:
-        yield _Lines(total, steps_per_epoch, stream)
+        yield _Lines(total, steps_per_epoch, start, stream)
         return
-    bar = _Bar(total, steps_per_epoch, console, start)
+    bar = _Bar(total, steps_per_epoch, start, console)
     with bar.progress, _log_through(console):
         yield bar
 

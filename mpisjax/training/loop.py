@@ -139,6 +139,7 @@ class TrainingRun:
                         self._save()  # first, so that nothing is lost if validation is cut short
                     if eval_fn is None:
                         self._end_epoch({})
+                        screen.epoch("")
                     elif not self._validate(eval_fn, screen):
                         self._save()
                         return self._stop()
@@ -235,12 +236,9 @@ class TrainingRun:
         saved = self.progress.ended  # then it is on disk already
         if not saved and (self._out_of_patience or self.step in (self.progress.best_step, self.saver.step)):
             self._save()
-        best_epoch = self.progress.best_step // self.steps_per_epoch
+        best, at = 100 * (self.progress.best_accuracy or 0.0), self.progress.best_step // self.steps_per_epoch
         ends = f"; training ends, train.patience is {self.settings.patience}" if self._out_of_patience else ""
-        screen.say(
-            f"epoch {epoch}/{self.settings.epochs}: validation accuracy {100 * validation['accuracy']:.2f}% "
-            f"(best {100 * (self.progress.best_accuracy or 0.0):.2f}% in epoch {best_epoch}){ends}"
-        )
+        screen.epoch(f"validation {100 * validation['accuracy']:.2f}% (best {best:.2f}% in epoch {at}{ends})")
         return True
 
     def _end_epoch(self, validation: Mapping[str, Any]) -> None:

@@ -18,7 +18,8 @@ from mpisjax import cli, configuration
 from mpisjax.analysis.curves import save_curves
 from mpisjax.errors import UserError
 from mpisjax.storage import checkpoints, record
-from mpisjax.training.console import describe, display, duration
+from mpisjax.training import console
+from mpisjax.training.console import describe, display, duration, solves
 from mpisjax.training.metrics import DivergenceMonitor, MetricsLog, average, read_rows
 from mpisjax.training.run import FILE_ONLY
 from mpisjax.training.step_runner import StepRunner
@@ -97,26 +98,51 @@ MEANS = {
 
 
 def test_description():
-    assert describe(MEANS, 12345.6) == (
-        "loss 0.1235, accuracy 98.76%, 12,346 images/s, forward 6 steps, residual 0.012, adjoint 4 steps, residual 0.5"
+    assert describe(MEANS, 12345.6) == "loss 0.1235, accuracy 98.76%, 12,346 images/s"
+    assert describe({"loss": None, "accuracy": None, "skipped_steps": 4.0}, None, "validation 90.00%") == (
+        "loss not finite, accuracy not finite, validation 90.00%, 4 skipped"
     )
-    assert describe({"loss": None, "accuracy": None, "skipped_steps": 4.0}, None) == (
-        "loss not finite, accuracy not finite, 4 skipped"
-    )
+    assert solves(MEANS) == "forward 6 steps, residual 0.012; adjoint 4 steps, residual 0.5"
+    assert solves({"loss": 1.0}) == ""
     assert [duration(3725.4), duration(None)] == ["1:02:05", "-:--:--"]
 
 
-def test_plain_lines_come_with_the_first_step_and_then_with_intervals():
+def lines_of(start: int = 0) -> list[str]:
+    """What is printed of two epochs of ten steps, an interval of four, four and two in each."""
     stream = io.StringIO()
-    with display(20, 10, 0, stream) as screen:
-        for step in range(1, 21):
-            screen.step(step, MEANS, 100.0, due=step % 5 == 0)
-        screen.say("done")
-    lines = stream.getvalue().splitlines()
-    assert [line.split(":")[0] for line in lines[:-1]] == [
-        f"epoch {1 + (step - 1) // 10}, step {step}/20" for step in (1, 5, 10, 15, 20)
+    with display(20, 10, start, stream) as screen:
+        for step in range(start + 1, 21):
+            means = {**MEANS, "loss": float(step), "skipped_steps": float(step == 8)}
+            screen.step(step, means, 100.0 if step < 20 else 50.0, due=step % 10 in (4, 8, 0))
+            if step % 10 == 0:
+                screen.epoch("validation 90.00%")
+    return stream.getvalue().splitlines()
+
+
+def test_without_a_terminal_an_epoch_is_a_line():
+    first, *epochs = lines_of()
+    assert first == "epoch 1, step 1/20: loss 1.0000, accuracy 98.76%, 100 images/s"
+    assert [line.rpartition(", ")[0] for line in epochs] == [  # means over steps, and images over seconds
+        "epoch 1/2: loss 6.8000, accuracy 98.76%, validation 90.00%, 100 images/s, 1 skipped",
+        "epoch 2/2: loss 16.8000, accuracy 98.76%, validation 90.00%, 83 images/s",
     ]
-    assert "left" not in lines[0] and lines[1].endswith(" left") and lines[-1] == "done"
+    assert epochs[-1].endswith(", 0:00:00 left")
+
+
+def test_a_run_that_goes_on_in_an_epoch_describes_its_own_steps():
+    assert [line.partition(", accuracy")[0] for line in lines_of(18)] == [
+        "epoch 2, step 19/20: loss 19.0000",
+        "epoch 2/2: loss 20.0000",
+    ]
+    assert lines_of(20) == []
+
+
+def test_a_long_epoch_has_a_line_a_minute(monkeypatch):
+    now = iter(range(0, 10_000, 25))  # each look at the clock is 25 seconds after the one before
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    shown = [line.partition(":")[0] for line in lines_of()]
+    assert shown[0] == "epoch 1, step 1/20" and shown[-1] == "epoch 2/2" and shown.count("epoch 1/2") == 1
+    assert 5 < len(shown) < 20, shown
 
 
 class Terminal(io.StringIO):
@@ -131,12 +157,16 @@ def test_bar_on_a_terminal(monkeypatch, log):
     stream = Terminal()
     with display(20, 10, 4, stream) as screen:
         for step in range(5, 21):
-            screen.step(step, MEANS, 100.0, due=False)
-        screen.say("validated [bold]")
+            screen.step(step, MEANS, 100.0, due=step == 10)
+            if step == 10:
+                screen.epoch("validated [bold]")
         logging.getLogger("mpisjax.training").warning("seen above the bar")
     text = stream.getvalue()
-    assert "epoch 2/2" in text and "20/20" in text and "accuracy 98.76%" in text
-    assert "validated [bold]" in text and "seen above the bar" in text
+    assert "epoch 2/2" in text and "20/20" in text and "residual 0.012; adjoint 4 steps" in text
+    assert (
+        "epoch 1/2: loss 0.1235, accuracy 98.76%, validated [bold], 100 images/s" in text
+        and "seen above the bar" in text
+    )
 
 
 def test_health_counts_skips_across_reads():
