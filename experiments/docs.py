@@ -94,11 +94,15 @@ def generated(scale: str, name: str, docs: Path = DOCS) -> str:
         return f"Not run here. Command: {command} ({steps} training steps).\n"
 
     content = json.loads(source.read_text())
-    images = "".join(
-        f"\n![{experiment.TITLE}](results/{scale}/{image.name})\n"
-        for image in sorted(source.parent.glob(f"{name}_*.png"))
+    drawn = sorted(source.parent.glob(f"{name}_*.svg"))
+    names = [f" ({image.stem.partition('_')[2].replace('_', ' ')})" if len(drawn) > 1 else "" for image in drawn]
+    images = "\n".join(
+        f"![{experiment.TITLE}{which}](results/{scale}/{image.name})\n"
+        for image, which in zip(drawn, names, strict=True)
     )
-    return f"{experiment.render(content)}\n{images}\n{provenance(content)} Command: `{content['command']}`\n"
+    if len(drawn) > 1:
+        images = f'<div class="side" markdown>\n\n{images}\n</div>\n'
+    return f"{experiment.render(content)}\n\n{images}\n{provenance(content)} Command: `{content['command']}`\n"
 
 
 def benchmark(name: str, docs: Path = DOCS) -> str:
@@ -146,7 +150,7 @@ def take(out: Path, docs: Path = DOCS) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         name = content["experiment"]
         (folder / f"{name}.json").write_text(json.dumps(content, indent=None, separators=(",", ":")) + "\n")
-        for image in sorted(source.parent.glob("*.png")):
+        for image in sorted(source.parent.glob("*.svg")):
             shutil.copyfile(image, folder / f"{name}_{image.name}")
         taken.append(f"{content['scale']}/{name}")
     if (out / "results.json").is_file():  # of the benchmarks

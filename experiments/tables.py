@@ -95,7 +95,7 @@ def save_figures(figures: dict[str, Any], folder: Path) -> None:
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "mpisjax"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mpisjax"}):
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", metadata={"Software": None})
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

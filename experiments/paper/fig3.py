@@ -120,29 +120,26 @@ def _words(final: dict[str, dict[str, Any]]) -> str:
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:
     """Both norms against the time step, by stream."""
-    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+    from mpisjax.analysis.figures import COLORS, panel
 
-    figure = new_figure(11.4, 4.0)
-    axes = figure.subplots(1, 2, sharex=True)
     found = [(net, of_seeds(content, net["name"])) for net in content["nets"]]
     if not all(runs for _, runs in found):
         return {}
-    titles = ("change in a step, ‖r(t) - r(t-1)‖", "residual, ‖f(r(t)) - r(t)‖")
-    for axis, kind, title in zip(axes, ("change", "residual"), titles, strict=True):
+    figures = {}
+    titles = {"change": "change in a step, ‖r(t) - r(t-1)‖", "residual": "residual, ‖f(r(t)) - r(t)‖"}
+    for kind, title in titles.items():
+        figures[kind], axis = panel(title, "time step t", "norm, mean over samples")
         colors = iter(COLORS)
         for index, (_, runs) in enumerate(found):
             for stream, values in _mean(runs, kind).items():
-                label = f"two streams: {stream}" if index == 0 else "one stream"
-                at = np.arange(1, len(values) + 1)
                 axis.plot(
-                    at,
+                    np.arange(1, len(values) + 1),
                     np.where(values > 0, values, np.nan),
                     "-" if index == 0 else "--",
                     color=next(colors),
-                    label=label,
+                    label=f"two streams: {stream}" if index == 0 else "one stream",
                 )
         axis.set_xscale("log")
         axis.set_yscale("log")
-        tidy(axis, title, "time step t", "norm, mean over samples")
         axis.legend(frameon=False, fontsize=9)
-    return {"convergence": figure}
+    return figures

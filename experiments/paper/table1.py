@@ -160,10 +160,10 @@ def _memory_sentences(content: dict[str, Any]) -> list[str]:
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:
     """Memory against T."""
-    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+    from mpisjax.analysis.figures import COLORS, panel
 
-    figure = new_figure(6.4, 4.0)
-    axis = figure.subplots()
+    title = f"training step, {content['pairs'][0][0]['data']}"
+    figure, axis = panel(title, "time steps T", "temporary memory a device, MiB")
     for color, kind, label in zip(COLORS, KINDS, ("MPIS, implicit", "BPTT"), strict=False):
         steps, sizes = _memory(content, kind)
         if len(steps) < 2:
@@ -175,12 +175,6 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
         if growth(sizes) <= FLAT:
             text = f"varies by {100 * growth(sizes):.2f}%"
         axis.plot(line, (offset + slope * line) / MIB, "-", lw=1, color=color, label=text)
-    tidy(
-        axis,
-        f"training step, {content['pairs'][0][0]['data']}",
-        "time steps T",
-        "temporary memory a device, MiB",
-    )
     axis.set_ylim(0)
     axis.legend(frameon=False, fontsize=9)
     return {"memory": figure}

@@ -68,12 +68,12 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
     """Accuracy, a bar a network."""
     import numpy as np
 
-    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+    from mpisjax.analysis.figures import COLORS, WIDTH, new_figure, tidy
 
     found = [(net, of_seeds(content, net["name"])) for pair in content["pairs"] for net in pair]
     if not all(runs for _, runs in found):
         return {}
-    figure = new_figure(6.4, 1.0 + 0.55 * len(found))
+    figure = new_figure(WIDTH, 1.0 + 0.55 * len(found))
     axis = figure.subplots()
     names = [f"{net['data']}\n{net['title']}" for net, _ in found]
     for offset, key, label, color in (

@@ -48,7 +48,7 @@ def render(content: dict[str, Any]) -> str:
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:
     """Accuracy against T, a line a data set and size."""
-    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+    from mpisjax.analysis.figures import COLORS, panel
 
     series: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
     for net in content["nets"]:
@@ -57,8 +57,7 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
             series.setdefault((net["data"], net["title"]), []).append((net["steps"], *values))
     if not series:
         return {}
-    figure = new_figure(6.4, 4.0)
-    axis = figure.subplots()
+    figure, axis = panel("", "time steps T", "% correct, test split")
     for color, ((data, title), points) in zip(COLORS, series.items(), strict=False):
         steps, equivalent, spikes = zip(*sorted(points), strict=True)
         axis.plot(steps, equivalent, "o-", color=color, label=f"{data}, {title}: equivalent path")
@@ -67,6 +66,5 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
     ticks = sorted({p[0] for points in series.values() for p in points})
     axis.set_xticks(ticks, [str(t) for t in ticks])
     axis.minorticks_off()
-    tidy(axis, "", "time steps T", "% correct, test split")
     axis.legend(frameon=False, fontsize=8)
     return {"accuracy": figure}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from functools import partial
 from typing import Any
 
@@ -61,7 +62,7 @@ def _plain(value: float) -> float | None:
 
 
 def render(content: dict[str, Any]) -> str:
-    """A row a method, a column a layer, of the first seed."""
+    """A row a layer, a column a method, of the first seed."""
     (net,) = content["nets"]
     runs = of_seeds(content, net["name"])
     if not runs:
@@ -75,18 +76,18 @@ def render(content: dict[str, Any]) -> str:
         return "-" if cosine is None or ratio is None else f"{cosine:.3f} ({ratio:.2f})"
 
     layers = list(next(iter(first["agreements"].values())))
-    lines = [[method, *(cell(by_layer[k]) for k in layers)] for method, by_layer in first["agreements"].items()]
+    lines = [[layer, *(cell(by_layer[layer]) for by_layer in first["agreements"].values())] for layer in layers]
     about = (
         f"{net['data']}, {net['title']}, T = {net['steps']}: cosine with the reference gradient and, in "
         f"brackets, the ratio of norms. Reference: {first['reference']}, on {first['samples']} training examples, "
         f"running statistics, seed {content['seeds'][0]}. The paper has no such table."
     )
-    return f"{table(['gradient', *layers], lines)}\n\n{about}"
+    return f"{table(['layer', *first['agreements']], lines)}\n\n{about}"
 
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:
     """Cosine of the whole gradient, a bar a method."""
-    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+    from mpisjax.analysis.figures import COLORS, WIDTH, new_figure, tidy
 
     (net,) = content["nets"]
     runs = [r for r in of_seeds(content, net["name"]) if "agreements" in r]
@@ -94,10 +95,11 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
         return {}
     methods = list(runs[0]["agreements"])
     values = [np.mean([r["agreements"][m]["all"][0] or 0.0 for r in runs]) for m in methods]
-    figure = new_figure(7.6, 0.9 + 0.42 * len(methods))
+    figure = new_figure(WIDTH, 0.9 + 0.42 * len(methods))
     axis = figure.subplots()
-    bars = axis.barh(methods[::-1], values[::-1], color=COLORS[0], height=0.6)
+    names = [textwrap.fill(method, 22) for method in methods]
+    bars = axis.barh(names[::-1], values[::-1], color=COLORS[0], height=0.6)
     axis.bar_label(bars, [f"{v:.3f}" for v in values[::-1]], padding=3, fontsize=8)
-    axis.set_xlim(min(0.0, *values), 1.15)
+    axis.set_xlim(min(0.0, *values), 1.25)
     tidy(axis, "", "cosine with the reference gradient, all layers", "")
     return {"cosine": figure}

@@ -110,13 +110,12 @@ def render(content: dict[str, Any]) -> str:
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:
     """The cosine against all evaluations, a point a pair."""
-    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+    from mpisjax.analysis.figures import COLORS, panel
 
     row = content["rows"].get(content.get("network"))
     if row is None or "refused" in row["result"]:
         return {}
-    figure = new_figure(5.4, 3.6)
-    axis = figure.subplots()
+    figure, axis = panel("", "evaluations of f and products with its Jacobian", "cosine with the exact gradient")
     kinds = {"picard": lambda s: s[0] == "picard" and not s[2], "damped picard": lambda s: s[2] > 0}
     kinds["anderson"] = lambda s: s[0] == "anderson"
     for color, marker, (kind, chosen) in zip(COLORS, "osD", kinds.items(), strict=False):
@@ -129,6 +128,5 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
     axis.set_xscale("log")
     axis.set_xticks([4, 8, 12, 20, 60], ["4", "8", "12", "20", "60"])
     axis.minorticks_off()
-    tidy(axis, "", "evaluations of f and products with its Jacobian", "cosine with the exact gradient")
     axis.legend(frameon=False, fontsize=9)
     return {"cosine": figure}

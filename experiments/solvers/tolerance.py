@@ -99,7 +99,7 @@ def render(content: dict[str, Any]) -> str:
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:
     """Accuracy and time of an epoch against the tolerance."""
-    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+    from mpisjax.analysis.figures import COLORS, panel
 
     points = [
         (net["tol"], net["most"], of_seeds(content, net["name"]))
@@ -108,25 +108,20 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
     ]
     if not points:
         return {}
-    timed = all("seconds_per_epoch" in r for _, _, runs in points for r in runs)
-    figure = new_figure(9.0 if timed else 4.8, 3.4)
-    axes = figure.subplots(1, 2 if timed else 1, squeeze=False)[0]
+    shown = {"accuracy": (100, "% correct, validation")}
+    if all("seconds_per_epoch" in r for _, _, runs in points for r in runs):
+        shown["seconds_per_epoch"] = (1, "seconds an epoch")
     limits = list(dict.fromkeys(most for _, most, _ in points))
-    for axis, name, factor, label in zip(
-        axes,
-        ("accuracy", "seconds_per_epoch"),
-        (100, 1),
-        ("% correct, validation", "seconds an epoch"),
-        strict=False,
-    ):
+    tolerances = sorted({t for t, _, _ in points})
+    figures = {}
+    for name, (factor, label) in shown.items():
+        figures[name], axis = panel("", "relative tolerance of both solvers", label)
         for color, limit in zip(COLORS, limits, strict=False):
             chosen = sorted((t, factor * mean([r[name] for r in runs])) for t, m, runs in points if m == limit)
             axis.plot(*zip(*chosen, strict=True), "o-", color=color, label=f"at most {limit} steps")
         axis.set_xscale("log")
-        tolerances = sorted({t for t, _, _ in points})
         axis.set_xticks(tolerances, [f"{t:g}" for t in tolerances])
         axis.minorticks_off()
         axis.invert_xaxis()
-        tidy(axis, "", "relative tolerance of both solvers", label)
         axis.legend(frameon=False, fontsize=8)
-    return {"curve": figure}
+    return figures

@@ -113,17 +113,15 @@ def render(content: dict[str, Any]) -> str:
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:
     """The residual against evaluations of f, by start."""
-    from mpisjax.analysis.figures import COLORS, new_figure, tidy
+    from mpisjax.analysis.figures import COLORS, panel
 
     runs = of_seeds(content, content["nets"][0]["name"])
     if not runs:
         return {}
-    figure = new_figure(5.4, 3.6)
-    axis = figure.subplots()
+    figure, axis = panel("", "evaluations of f", "relative residual, worst stream")
     for color, (name, title) in zip(COLORS, STARTS.items(), strict=False):
         curve = np.mean([r["curves"][name] for r in runs], axis=0)
         axis.plot(np.arange(1, len(curve) + 1), np.where(curve > 0, curve, np.nan), color=color, label=title)
     axis.set_yscale("log")
-    tidy(axis, "", "evaluations of f", "relative residual, worst stream")
     axis.legend(frameon=False, fontsize=9)
     return {"residual": figure}

@@ -21,6 +21,8 @@ TRAIN, VALIDATION, TEST = "#2a6fbb", "#d1495b", "#3a3a3a"
 COLORS = (TRAIN, VALIDATION, "#3d8b5f", "#b07d1a", "#7a5aa6", TEST)
 SHOWN_NEURONS = 40
 WIDTH, HEIGHT = 4.6, 3.2  # inches
+# Of a confusion matrix: classes whose counts fit, classes that can be named, letters of a name and of a row of names.
+MOST_COUNTED, MOST_NAMED, LONGEST_NAME, LONGEST_ROW = 12, 25, 14, 24
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -68,21 +70,30 @@ def tidy(axis: Any, title: str, x: str, y: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def confusion(matrix: np.ndarray) -> Figure:
-    """Shares of each true class, with counts written in where they fit."""
+def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+    """Shares of each true class, with counts written in where they fit.
+
+    Args:
+        matrix: int [classes, classes]: row true class, column answer.
+        names: Of the classes. Long ones are cut, and of many classes every second, third, ... is named.
+    """
     classes = len(matrix)
     figure = new_figure(WIDTH, 4.1)
     axis = figure.subplots()
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if classes <= 12:
+    if classes <= MOST_COUNTED:
         for row in range(classes):
             for column in range(classes):
                 if matrix[row, column]:
                     color = "white" if share[row, column] > 0.55 else "#222222"
                     axis.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=color)
-        axis.set_xticks(range(classes))
-        axis.set_yticks(range(classes))
+    named = range(0, classes, -(-classes // MOST_NAMED))
+    short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+    labels, size = [short[n] for n in named], 9 if classes <= MOST_COUNTED else 7
+    turned = sum(map(len, labels)) > LONGEST_ROW
+    axis.set_xticks(named, labels, fontsize=size, rotation=90 if turned else 0)
+    axis.set_yticks(named, labels, fontsize=size)
     axis.set_xlabel("answer")
     axis.set_ylabel("true class")
     figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class")

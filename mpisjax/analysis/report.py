@@ -132,7 +132,7 @@ def write_report(
     steps_per_epoch = len(dataset.train.labels) // subject.batch_size
     drawn = {
         **(training_figures(rows, steps_per_epoch) if rows else {}),
-        "confusion": figures.confusion(usual.confusion),
+        "confusion": figures.confusion(usual.confusion, subject.classes),
         "firing_rates": figures.firing_rates(usual.firing_rates),
         "misclassified": _mistakes(subject, part, usual),
         "change": figures.settling("change in a step, ‖r(t) - r(t-1)‖", curves.change),

@@ -47,3 +47,17 @@ def test_a_contact_sheet_shows_pictures_of_every_kind():
         shown = [axis for axis in figure.axes if axis.images]
         assert len(shown) == 11 and shown[10].get_title() == "picture 10"
         assert figures.as_png(figure).startswith(b"\x89PNG")
+
+
+def test_a_confusion_matrix_names_its_classes():
+    def labels(names):
+        axis = figures.confusion(np.eye(len(names), dtype=int), names).axes[0]
+        shown = [[text.get_text() for text in one.get_ticklabels()] for one in (axis.xaxis, axis.yaxis)]
+        assert shown[0] == shown[1] and list(axis.get_xticks()) == list(axis.get_yticks())
+        return shown[0], list(axis.get_xticks()), axis.get_xticklabels()[0].get_rotation()
+
+    assert labels(["cat", "dog"]) == (["cat", "dog"], [0, 1], 0)
+    long = ["a", "b", "ankle boots, brown", *"cdefghi"]
+    assert labels(long) == (["a", "b", "ankle boots, …", *"cdefghi"], list(range(10)), 0)
+    many, places, turned = labels([f"class {n}" for n in range(100)])
+    assert places == list(range(0, 100, 4)) and many[1] == "class 4" and turned == 90
