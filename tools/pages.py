@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import html
 import importlib
 import importlib.util
 import io
@@ -16,11 +17,12 @@ import os
 import re
 import runpy
 import sys
-from html import unescape
+import textwrap
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+SHORT = 40  # characters of code that are not broken within a sentence
 MATHJAX = "es5/tex-svg.js"  # one file, fonts included
 HEADINGS = {
     "": "The run",
@@ -67,7 +69,7 @@ def settings_tables() -> str:
 
 
 def program_help(program: str) -> str:
-    """What `python -m MODULE ...` says to --help, as a block of code; without the settings, which have a page."""
+    """What `python -m MODULE ...` says to --help, as Markdown; without the settings, which have a page."""
     module, *rest = program.removeprefix("python -m ").split()
     said, before = io.StringIO(), sys.argv
     # Programs start anew for large pages where this is not set, which would end MkDocs.
@@ -79,15 +81,35 @@ def program_help(program: str) -> str:
             runpy.run_module(module, run_name="__main__", alter_sys=False)
     finally:
         sys.argv = before
-    text = said.getvalue().partition("settings, with their defaults")[0].rstrip()
-    return "```text\n" + "\n\n".join(map(_unwrapped, text.split("\n\n"))) + "\n```"
+    text = said.getvalue().partition("settings, with their defaults")[0].strip()
+    return "\n\n".join(map(_as_markdown, text.split("\n\n")))
 
 
-def _unwrapped(paragraph: str) -> str:
-    """A paragraph of prose in one line, which the page breaks where it ends; anything else as it is."""
-    lines = paragraph.splitlines()
-    prose = not paragraph.startswith("usage:") and all(line[:1].strip() for line in lines)
-    return " ".join(lines) if prose else paragraph
+def _as_markdown(paragraph: str) -> str:
+    """A paragraph of a help text: the usage or commands as code, a group of flags as a table, prose as prose."""
+    first, *lines = paragraph.splitlines()
+    if first.startswith("usage:"):
+        return f"```text\n{' '.join(paragraph.split())}\n```"
+    if first.startswith(" "):
+        return f"```text\n{textwrap.dedent(paragraph)}\n```"
+    if not (first.endswith(":") and lines and lines[0].startswith("  ")):
+        return _with_flags(" ".join([first, *lines]))
+    rows: list[list[str]] = []
+    for line in lines:
+        if line.startswith("   "):  # goes on with the meaning of the flag above
+            rows[-1][1] += f" {line.strip()}"
+        else:
+            flag, _, meaning = line.strip().partition("  ")
+            rows.append([flag, meaning.strip()])
+    cells = (f"| `{flag}` | {_with_flags(meaning.strip())} |" for flag, meaning in rows)
+    return "\n".join([f"| {first.rstrip(':')} | |", "| --- | --- |", *cells])
+
+
+def _with_flags(text: str) -> str:
+    """Prose of a help text, its flags as code."""
+    parts = text.split("`")  # every second one is code already
+    parts[::2] = [re.sub(r"--[\w.]+(=\w+)?", r"`\g<0>`", html.escape(part, quote=False)) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def command_help() -> str:
@@ -118,12 +140,12 @@ def source_of(file: str, names: list[str], indent: str) -> str:
 
 
 def breakable(code: re.Match[str]) -> str:
-    """Code in a cell may break after a slash or an equals sign, and before a dot."""
+    """Code in a cell may break after a slash, an equals sign or a comma, and before a dot."""
     inside = code[0].removeprefix("<code>").removesuffix("</code>")
-    return "<code>" + re.sub(r"(?<=[/=])(?=\w)|(?<=\w)(?=\.[A-Za-z])", "<wbr>", inside) + "</code>"
+    return "<code>" + re.sub(r"(?<=[/=,])(?=\w)|(?<=\w)(?=\.[A-Za-z])", "<wbr>", inside) + "</code>"
 
 
-def labelled(html: str) -> str:
+def labelled(page: str) -> str:
     """Tables whose cells know their column's heading, so that a narrow page can show each row as a list."""
 
     def table(match: re.Match[str]) -> str:
@@ -134,7 +156,7 @@ def labelled(html: str) -> str:
             titles = iter(heads)
 
             def cell(opening: re.Match[str]) -> str:
-                title = unescape(next(titles, "")).replace('"', "'").replace("&", "&amp;").replace("<", "&lt;")
+                title = html.unescape(next(titles, "")).replace('"', "'").replace("&", "&amp;").replace("<", "&lt;")
                 return f'<td data-label="{title}"{opening[1]}>'
 
             return re.sub(r"<td([^>]*)>", cell, found[0])
@@ -143,7 +165,7 @@ def labelled(html: str) -> str:
         body = re.sub(r"<code>[^<]*</code>", breakable, body)
         return f'<div class="table columns-{min(len(heads), 12)}">{body}</div>'
 
-    return re.sub(r"<table>.*?</table>", table, html, flags=re.DOTALL)
+    return re.sub(r"<table>.*?</table>", table, page, flags=re.DOTALL)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -174,10 +196,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return re.sub(r"<!-- api: ([\w.]+) -->", lambda m: public_names(m[1]), markdown)
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Labels the cells of tables, and keeps a flag's dashes beside its name."""
+def on_page_content(content: str, **_: Any) -> str:
+    """Labels the cells of tables, and marks what is to stay on one line: short code, and a flag's dashes and name."""
 
-    def flags(code: re.Match[str]) -> str:
-        return re.sub(r"(?<![^>\s])--\w+", r'<span class="flag">\g<0></span>', code[0])
+    def code(match: re.Match[str]) -> str:
+        opening, inside = match.groups()
+        if opening == "<code>" and len(re.sub(r"<[^>]+>|&\w+;", "", inside)) <= SHORT:
+            opening = '<code class="short">'
+        return opening + re.sub(r"(?<![^>\s\[])--\w+", r'<span class="flag">\g<0></span>', inside) + "</code>"
 
-    return re.sub(r"<code[^>]*>.*?</code>", flags, labelled(html), flags=re.DOTALL)
+    return re.sub(r"(<code[^>]*>)(.*?)</code>", code, labelled(content), flags=re.DOTALL)

@@ -20,7 +20,7 @@ import pytest
 
 import mpisjax
 from mpisjax.configuration.settings import SETTINGS
-from tools import streams
+from tools import pages, streams
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -135,6 +135,31 @@ def test_every_public_name_has_an_entry_in_the_reference():
         re.findall(r"<!-- api: mpisjax\.(\w+) -->", text)
     )
     assert set(mpisjax.__all__) <= named, set(mpisjax.__all__) - named
+
+
+def test_a_help_text_becomes_prose_code_and_tables(monkeypatch):
+    said = """usage: it [-h] [--out OUT]
+          FILE
+
+Reads `a --b` <well>, or
+--out=DIR.
+
+    it x    # one
+
+options:
+  --out OUT   where to,
+              below --in
+  --a_long_flag_of_this A
+              its meaning"""
+    monkeypatch.setenv("COLUMNS", "")  # restored afterwards, as is the next
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    monkeypatch.setattr(pages.runpy, "run_module", lambda *_, **__: print(said))
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert pages.program_help("python -m it") == (
+        "```text\nusage: it [-h] [--out OUT] FILE\n```\n\nReads `a --b` &lt;well&gt;, or `--out=DIR`.\n\n"
+        "```text\nit x    # one\n```\n\n| options | |\n| --- | --- |\n| `--out OUT` | where to, below `--in` |\n"
+        "| `--a_long_flag_of_this A` | its meaning |"
+    )
 
 
 def test_settings_that_pages_name_are_there():
