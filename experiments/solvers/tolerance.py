@@ -119,6 +119,9 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
         for color, limit in zip(COLORS, limits, strict=False):
             chosen = sorted((t, factor * mean([r[name] for r in runs])) for t, m, runs in points if m == limit)
             axis.plot(*zip(*chosen, strict=True), "o-", color=color, label=f"at most {limit} steps")
+        if name == "accuracy":  # what lies within a standard error looks small
+            low, high = axis.get_ylim()
+            axis.set_ylim(low - 1, high + 1)
         axis.set_xscale("log")
         axis.set_xticks(tolerances, [f"{t:g}" for t in tolerances])
         axis.minorticks_off()
