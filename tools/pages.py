@@ -90,7 +90,7 @@ def _as_markdown(paragraph: str) -> str:
     first, *lines = paragraph.splitlines()
     if first.startswith("usage:"):
         return f"```text\n{' '.join(paragraph.split())}\n```"
-    if first.startswith(" "):
+    if first.startswith((" ", "python -m ")):
         return f"```text\n{textwrap.dedent(paragraph)}\n```"
     if not (first.endswith(":") and lines and lines[0].startswith("  ")):
         return _with_flags(" ".join([first, *lines]))
@@ -128,7 +128,9 @@ def public_names(module: str) -> str:
     sys.path.insert(0, str(ROOT))
     names = importlib.import_module(module).__all__
     found = [name for name in names if not isinstance(getattr(importlib.import_module(module), name), type(sys))]
-    return "\n\n".join(f"::: {module}.{name}" for name in found)
+    # A function that is called as its file is found in there.
+    places = (f"{name}.{name}" if importlib.util.find_spec(f"{module}.{name}") else name for name in found)
+    return "\n\n".join(f"::: {module}.{place}" for place in places)
 
 
 def source_of(file: str, names: list[str], indent: str) -> str:

@@ -73,7 +73,7 @@ def render(content: dict[str, Any]) -> str:
 
     def cell(value: list[float | None]) -> str:
         cosine, ratio = value
-        return "-" if cosine is None or ratio is None else f"{cosine:.3f} ({ratio:.2f})"
+        return "-" if cosine is None or ratio is None else f"{cosine:.3f}\N{NO-BREAK SPACE}({ratio:.2f})"
 
     layers = list(next(iter(first["agreements"].values())))
     lines = [[layer, *(cell(by_layer[layer]) for by_layer in first["agreements"].values())] for layer in layers]
