@@ -101,5 +101,5 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
     bars = axis.barh(names[::-1], values[::-1], color=COLORS[0], height=0.6)
     axis.bar_label(bars, [f"{v:.3f}" for v in values[::-1]], padding=3, fontsize=8)
     axis.set_xlim(min(0.0, *values), 1.25)
-    tidy(axis, "", "cosine with the reference gradient, all layers", "")
+    tidy(axis, "", "cosine, all layers", "")
     return {"cosine": figure}
