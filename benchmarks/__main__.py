@@ -6,6 +6,8 @@
     python -m benchmarks --peer torch                     # also beside PyTorch (pip install torch)
     python -m benchmarks --only peer --peer snntorch,spikingjelly,spyx   # beside these, where they are installed
 
+    python -m benchmarks --gpu                            # all rows of a GPU, within eight minutes
+    python -m benchmarks --gpu --quick                    # the same way with tiny networks, on any machine
     python -m benchmarks --only footprint --data_dir DIR  # peak memory of every config, minutes
     python -m benchmarks --only accuracy --data_dir DIR   # Fashion-MNIST from nothing, minutes
 
@@ -20,7 +22,7 @@ import argparse
 import datetime
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mpisjax_launch
@@ -59,6 +61,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=(),
         help="also measure IDE-FSNN's method in PyTorch (torch), or libraries, separated by commas",
     )
+    parser.add_argument("--gpu", action="store_true", help="measure a GPU, and nothing else")
     parser.add_argument("--repeats", type=whole_number(1), help="most timed calls of a point; 10, with --quick 3")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of currents and rates")
     parser.add_argument("--one_core", action="store_true", help="on a CPU, keep to one core")
@@ -72,6 +75,16 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures and writes; returns the results."""
     flags = arguments(argv)
+    if flags.gpu and not flags.quick:
+        import jax
+
+        if jax.default_backend() != "gpu":
+            print(
+                f"error: --gpu needs a GPU, and JAX finds {jax.default_backend()}: pip install 'jax[cuda12]', or add"
+                " --quick for a dry run",
+                file=sys.stderr,
+            )
+            sys.exit(1)
     for asked in flags.peer:
         if needs := libraries.missing(asked):
             print(f"error: {needs}", file=sys.stderr)
@@ -90,15 +103,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         dtype=flags.dtype,
     )
     today = datetime.date.today().isoformat()
-    about = {**machine(), "dtype": flags.dtype, "quick": flags.quick, "date": today}
-    results: dict[str, Any] = {"machine": about}
+    results: dict[str, Any] = {"machine": {**machine(), "dtype": flags.dtype, "quick": flags.quick, "date": today}}
     began = time.perf_counter()
 
     def keep(name: str, rows: Any) -> None:
-        results[name] = rows
-        report.write(results, flags.out)  # after every section: what was measured is kept, whatever comes
+        results[name] = [*results.get(name, []), *rows] if isinstance(rows, list) else rows
+        report.write(results, flags.out)  # whatever was measured is kept, whatever comes
         print(f"[{time.perf_counter() - began:6.0f} s] {name}\n{report.section(rows)}", flush=True)
 
+    if flags.gpu:
+        _measure_gpu(flags, results, keep)
+        return results
     measured = {
         "peaks": lambda: sections.measure_peaks(scope),
         "steps": lambda: sections.measure_steps(scope, sections.convolution_peak(results["peaks"])),
@@ -110,12 +125,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "loader": lambda: loader.measure(flags.data_dir, quick=flags.quick),
         "startup": user.measure_startup,
         "inference": lambda: user.measure_inference(quick=flags.quick, repeats=scope.repeats),
-        "footprint": lambda: footprint.measure(flags.data_dir),
+        "footprint": lambda: footprint.measure(flags.data_dir, quick=flags.quick),
         "accuracy": lambda: user.measure_accuracy(flags.data_dir),
     }
     for name, measure in measured.items():
         if name in flags.sections or (name == "peaks" and "steps" in flags.sections):
-            keep(name, measure())
+            rows = measure()
+            for part in rows if isinstance(rows, Iterator) else (rows,):
+                keep(name, part)
     if others := [asked for asked in flags.peer if asked != "torch"]:
         steps = libraries.LENGTHS[:1] if flags.quick else libraries.LENGTHS
         keep("libraries", libraries.compare(others, steps, 2 if flags.quick else 5))
@@ -129,6 +146,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"[{time.perf_counter() - began:6.0f} s] written to {flags.out}")
     print(report.table(results["targets"]))
     return results
+
+
+def _measure_gpu(flags: argparse.Namespace, results: dict[str, Any], keep: Callable[[str, Any], None]) -> None:
+    """Measures what a GPU does, the peer at last, where it is installed."""
+    from benchmarks import gpu
+
+    results["machine"] |= gpu.about()
+    peaks = gpu.measure_peaks(flags.quick)
+    keep("gpu_peaks", gpu.rows_of(peaks))
+    for rows in gpu.measure_steps(peaks, quick=flags.quick):
+        keep("gpu", rows)
+    if not libraries.missing("torch") and not flags.quick:
+        from benchmarks import peer
+
+        keep("peer", peer.compare((5, 30), repeats=5, others=1))
 
 
 if __name__ == "__main__":

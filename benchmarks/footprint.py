@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,16 @@ FROM_FILES = (
 STEPS = 2
 
 
-def measure(data_dir: str = "", names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """A row for training and one for evaluation of each config.
+def measure(data_dir: str = "", *, quick: bool = False) -> Iterator[list[dict[str, Any]]]:
+    """Yields a row for training and one for evaluation of each config, as soon as they are measured.
 
     Args:
         data_dir: As of the loader section; without it only the sets that come with their libraries.
-        names: Configs, as `NAME[:VARIANT]`; those above by default.
+        quick: The first config alone.
     """
-    names = (*EMBEDDED, *(FROM_FILES if data_dir else ())) if names is None else names
-    return [run(name, what, data_dir) for name in names for what in ("train", "evaluate")]
+    names = EMBEDDED[:1] if quick else (*EMBEDDED, *(FROM_FILES if data_dir else ()))
+    for name in names:
+        yield [run(name, what, data_dir) for what in ("train", "evaluate")]
 
 
 def run(name: str, what: str, data_dir: str = "") -> dict[str, Any]:
@@ -62,7 +63,7 @@ def footprint(name: str, what: str, data_dir: str) -> dict[str, Any]:
     Args:
         name: A config.
         what: "train": two steps, their checkpoint, and a validation of one batch; "evaluate": two batches of spikes.
-        data_dir: As of `measure`.
+        data_dir: As of the loader section.
     """
     phases: dict[str, float] = {}
 

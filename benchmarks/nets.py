@@ -1,4 +1,4 @@
-"""The networks that are measured, after a few training steps on digits enlarged to 28x28."""
+"""The networks that are measured, after a few training steps on enlarged digits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from mpisjax import configuration
-from mpisjax.configuration import makers
+from mpisjax.configuration import config_files, makers
 from mpisjax.data import Batch, prepare_images
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
@@ -19,12 +19,13 @@ from mpisjax.training.devices import batch_sharding, data_mesh, replicated
 from mpisjax.training.state import TrainState
 
 Array = jax.Array
-SIDE, STEPS_PER_EPOCH = 28, 468
+STEPS_PER_EPOCH = 468
 
 
 class Images(NamedTuple):
     """What a training step needs to know of a data set."""
 
+    shape: tuple[int, int, int] = (28, 28, 1)
     mean: tuple[float, ...] = (0.2860,)
     std: tuple[float, ...] = (0.3530,)
     num_classes: int = 10
@@ -53,12 +54,13 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
 
     Args:
         name: "f64c5": one stream, one 5x5 convolution of 64 channels, leak 0.95, batch 64; "fashion": the
-          paper's size for Fashion-MNIST, two streams, 128K parameters, IF neurons, batch 128.
+          paper's size for Fashion-MNIST, two streams, 128K parameters, IF neurons, batch 128; "cifar100":
+          configs/cifar100.py, two streams, 29.7M parameters, batch 128.
         batch_size: Instead of the usual one; 0 keeps that.
         dtype: Of currents and rates.
         **settings: Of `config.model`, instead of the usual ones.
     """
-    config = configuration.base()
+    config, dataset = configuration.base(), Images()
     if name == "f64c5":
         config.model.update(num_streams=1, stem=(), stem_strides=(), layers=(64,), fusion_layer=1, stride_layer=0)
         config.model.update(kernel_size=5, head="smallest")
@@ -72,8 +74,11 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
         config.adjoint.update(max_steps=4, tol=2e-2)
         config.train.update(batch_size=128, label_smoothing=0.1)
         title = "Fashion-MNIST net"
+    elif name == "cifar100":
+        config, title = config_files.load_config("cifar100"), "CIFAR-100 net"
+        dataset = Images((32, 32, 3), mean=(0.5,) * 3, std=(0.25,) * 3, num_classes=100)
     else:
-        raise ValueError(f"unknown case {name!r}: choose f64c5 or fashion")
+        raise ValueError(f"unknown case {name!r}: choose f64c5, fashion or cifar100")
     config.model.update(settings)
     config.model.dtype = dtype
     config.forward.mode = "rates"
@@ -83,7 +88,6 @@ def case(name: str, *, batch_size: int = 0, dtype: str = "float32", **settings: 
     config.train.warmup_epochs = 0.0
     if batch_size:
         config.train.batch_size = batch_size
-    dataset = Images()
     return Case(title, config, dataset, makers.make_network(config, cast(Any, dataset)))
 
 
@@ -97,15 +101,15 @@ def with_forward(c: Case, mode: int | str, **settings: Any) -> Case:
     return c._replace(config=config)
 
 
-def host_batch(batch_size: int) -> Batch:
-    """A batch of digits, enlarged to 28x28."""
+def host_batch(batch_size: int, shape: tuple[int, int, int] = (28, 28, 1)) -> Batch:
+    """A batch of digits, enlarged to a height and width and repeated in each channel."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8)
-    at = np.arange(SIDE) * 8 // SIDE
-    enlarged = (images[:, at][:, :, at] * (255 / 16)).astype(np.uint8)
+    rows, columns = (np.arange(side) * 8 // side for side in shape[:2])
     chosen = np.arange(batch_size) % len(images)
+    enlarged = (images[chosen][:, rows][:, :, columns] * (255 / 16)).astype(np.uint8)
     arrays: Any = (
-        enlarged[chosen][..., None],
+        np.repeat(enlarged[..., None], shape[2], -1),
         labels[chosen].astype(np.int32),
         np.ones(batch_size, np.float32),
     )
@@ -128,8 +132,8 @@ class Subject:
             self.mesh = data_mesh(batch_size, c.config.devices.all_cores)
         else:
             self.mesh = jax.sharding.Mesh(jax.devices()[:num_devices], ("data",))
-        self.batch = jax.device_put(host_batch(batch_size), batch_sharding(self.mesh))
-        zeros = jnp.zeros((2, SIDE, SIDE, 1))
+        self.batch = jax.device_put(host_batch(batch_size, c.dataset.shape), batch_sharding(self.mesh))
+        zeros = jnp.zeros((2, *c.dataset.shape))
         variables = model.init_variables(c.net, jax.random.key(0), zeros, makers.make_neuron(c.config))
         state = jax.device_put(makers.init_state(c.config, variables, STEPS_PER_EPOCH), replicated(self.mesh))
         step = self.train_step("rates")

@@ -67,7 +67,7 @@ def agreement(num_steps: Iterable[int], samples: int = 8) -> list[dict[str, Any]
 
 
 def compare(num_steps: Iterable[int], repeats: int, others: int) -> list[dict[str, Any]]:
-    """Whole training steps, ours and the peer's.
+    """Whole training steps, ours and the peer's, on the GPU where JAX computes on one.
 
     Args:
         num_steps: Of the spiking forward.
@@ -80,13 +80,15 @@ def compare(num_steps: Iterable[int], repeats: int, others: int) -> list[dict[st
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(cores)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does by default, and PyTorch's own convolutions
     subject = Subject(case("f64c5"))
     config, neuron = subject.case.config, makers.make_neuron(subject.case.config)
     variables = jax.tree.map(np.asarray, subject.variables())
     x = np.array(prepare_images(subject.batch.images, subject.case.dataset))
     channels_last = torch.channels_last
-    theirs_x = torch.tensor(x).permute(0, 3, 1, 2).contiguous(memory_format=channels_last)
-    labels = torch.tensor(np.asarray(subject.batch.labels)).long()
+    theirs_x = torch.tensor(x).permute(0, 3, 1, 2).contiguous(memory_format=channels_last).to(device)
+    labels = torch.tensor(np.asarray(subject.batch.labels)).long().to(device)
 
     def ours(mode: int | str) -> dict[str, Any]:
         step = subject.train_step(mode)
@@ -107,7 +109,7 @@ def compare(num_steps: Iterable[int], repeats: int, others: int) -> list[dict[st
         last: list[Any] = []
 
         def fresh() -> tuple[Any, Any]:
-            net = peer_torch.F64C5(variables, neuron.leak)
+            net = peer_torch.F64C5(variables, neuron.leak).to(device)
             t = config.train
             return net, peer_torch.optimizer(net, t.learning_rate, t.momentum, t.weight_decay)
 
@@ -116,6 +118,8 @@ def compare(num_steps: Iterable[int], repeats: int, others: int) -> list[dict[st
             backward = peer_torch.Backward(*BACKWARDS[title])
             last[:] = [net.backpropagate(theirs_x, labels, rates, backward)]
             optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
 
         timing = measure(step, fresh, repeats=repeats)
         return {

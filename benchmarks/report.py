@@ -14,6 +14,8 @@ from mpisjax.analysis.figures import new_figure
 
 TITLES = {
     "peaks": "What the machine can do",
+    "gpu_peaks": "What the GPU can do",
+    "gpu": "Training steps on the GPU",
     "steps": "Training steps and inference",
     "memory": "Compiled memory a device",
     "adjoint": "An adjoint iteration beside an evaluation of f, in loops",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -78,19 +80,36 @@ def compiled(jitted: Any, *arguments: Any) -> Compiled:
     """Compiles a `jax.jit` function ahead of time for arguments (or their shapes), past any cache."""
     began = time.perf_counter()
     lowered = jitted.lower(*arguments)
-    between = time.perf_counter()
+    traced = time.perf_counter() - began
+    with _past_the_cache():
+        return _finished(lowered, traced)
+
+
+def compiled_together(functions: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Compiled]:
+    """As `compiled` of each (function, arguments), several at once: their compile times then mean little."""
+    with _past_the_cache(), ThreadPoolExecutor() as pool:
+        waiting = []
+        for jitted, arguments in functions:
+            began = time.perf_counter()
+            lowered = jitted.lower(*arguments)
+            waiting.append(pool.submit(_finished, lowered, time.perf_counter() - began))
+        return [one.result() for one in waiting]
+
+
+def _finished(lowered: Any, traced: float) -> Compiled:
+    began = time.perf_counter()
+    done = lowered.compile()
+    ended = time.perf_counter()
+    memory = done.memory_analysis()
+    temporary, arguments = int(memory.temp_size_in_bytes), int(memory.argument_size_in_bytes)
+    return Compiled(done, traced, ended - began, temporary, arguments)
+
+
+@contextlib.contextmanager
+def _past_the_cache() -> Iterator[None]:
     cached = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 (made at run time)
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        done = lowered.compile()
+        yield
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
-    ended = time.perf_counter()
-    memory = done.memory_analysis()
-    return Compiled(
-        done,
-        between - began,
-        ended - between,
-        int(memory.temp_size_in_bytes),
-        int(memory.argument_size_in_bytes),
-    )
