@@ -23,7 +23,7 @@ def test_the_peak_of_memory_is_what_was_touched_since_it_was_last_forgotten(pyth
     done = python("-c", PROGRAM)
     assert done.returncode == 0, done.stderr
     held, gone, forgotten = json.loads(done.stdout)
-    assert 95 < held < 120 and gone == held
+    assert 95 < held < 120 and gone == pytest.approx(held, abs=2)
     assert forgotten < 20
 
 
