@@ -101,7 +101,8 @@ def render(content: dict[str, Any]) -> str:
     if counts:
         saved = [a - b for a, b in zip(counts["zeros"], counts["mean"], strict=True) if a and b]
         if saved:
-            parts.append(f"The warm start saves {min(saved):.1f} to {max(saved):.1f} evaluations of f.")
+            how_many = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(saved), max(saved))))
+            parts.append(f"The warm start saves {how_many} evaluations of f.")
     parts.append(
         f"{net['data']}, {net['title']}, trained with T = {net['steps']}: the relative residual of the worst "
         "stream in a plain fixed-point iteration, mean over samples, counts interpolated. The mean equilibrium knows "
