@@ -64,7 +64,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="measure a GPU, and nothing else")
     parser.add_argument("--repeats", type=whole_number(1), help="most timed calls of a point; 10, with --quick 3")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of currents and rates")
-    parser.add_argument("--one_core", action="store_true", help="on a CPU, keep to one core")
     flags = parser.parse_args(argv)
     flags.sections = flags.only or (QUICK if flags.quick else SECTIONS)
     if "peer" in flags.sections and not flags.peer:
@@ -91,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             sys.exit(1)
     from mpisjax.cpu import cores
 
-    cores.prepare(all_cores=not flags.one_core)
+    cores.prepare()
 
     from benchmarks import footprint, loader, report, scaling, sections, user
     from benchmarks.machine import machine

@@ -125,8 +125,8 @@ def measure_steps(peaks: Peaks, *, quick: bool = False, seconds: float = SECONDS
     """
     ends = time.monotonic() + seconds
     for group in groups(quick):
-        about = {"precision": group.precision.title, "batch": group.batch_size}
-        late = [{"net": group.network, **about, "forward": mode, "seconds": "not reached"} for mode in group.modes]
+        shared = {"precision": group.precision.title, "batch": group.batch_size}
+        late = [{"net": group.network, **shared, "forward": mode, "seconds": "not reached"} for mode in group.modes]
         if time.monotonic() > ends:
             yield late
             continue
@@ -145,7 +145,7 @@ def measure_steps(peaks: Peaks, *, quick: bool = False, seconds: float = SECONDS
                     point = _point(subject, mode, step, c_step, peaks, group.precision.title)
                 except jax.errors.JaxRuntimeError as error:  # out of memory, say
                     point = {"seconds": str(error).partition("\n")[0][:60]}
-                rows.append({"net": c.title, **about, "forward": mode, **point})
+                rows.append({"net": c.title, **shared, "forward": mode, **point})
         yield rows
 
 
