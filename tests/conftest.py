@@ -2,9 +2,12 @@
 network.
 """
 
+import atexit
 import importlib.metadata
 import logging
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -12,6 +15,14 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # it runs. Programs that tests start inherit it. Other versions do not know the flag and would not start. CI runs
     # what is marked `optimized` once more with XLA_FLAGS empty, as users' programs are compiled.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test compiles serves all, in every worker and program
+    compiled = tempfile.mkdtemp(prefix="mpisjax-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))  # with a limit, writers lock out readers
+    os.environ.setdefault("JAX_REMOVE_CUSTOM_PARTITIONING_PTR_FROM_CACHE_KEY", "true")
 
 import subprocess
 import sys

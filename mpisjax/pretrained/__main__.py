@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("date", "of the training, YYYY-MM-DD, if not today"),
     ):
         parser.add_argument(f"--{name}", help=what)
+    parser.add_argument(
+        "--weights", choices=("float32", "float16"), default="float32",
+        help="how kernels are stored; float16 halves the file, and the card's test figures are measured with it",
+    )  # fmt: skip
     parser.add_argument("--note", default="", help="anything else worth knowing")
     cli.add_trust_argument(parser)
     given = parser.parse_args(argv)
@@ -54,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = saved_config(Path(given.workdir), given.trust)
         if given.data_dir is not None:
             config.data.dir = given.data_dir
-        trained = save.from_run(given.workdir, config)
+        trained, dataset = save.from_run(given.workdir, config), load(config.data)
+        if given.weights == "float16":
+            trained = in_half_precision(trained, dataset)
         written = save.save(
-            trained._replace(card={**trained.card, **early_exit(trained, load(config.data))}),
+            trained._replace(card={**trained.card, **early_exit(trained, dataset)}),
             given.name,
             given.out,
             command=given.command or training_command(config),
@@ -66,6 +72,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             note=given.note,
         )
         print(f"{written}: {written.stat().st_size:,} bytes; its card is {written.with_suffix('.json').name}")
+
+
+def in_half_precision(trained: Trained, dataset: DataSet) -> Trained:
+    """With kernels rounded to float16, and a card whose test figures are those of what is stored."""
+    from mpisjax import weights
+    from mpisjax.configuration import makers
+    from mpisjax.training import evaluation
+
+    variables = weights.rounded(trained.variables)
+    found = makers.make_evaluator(trained.config, trained.net, dataset)(variables, dataset.test)
+    test = {"checkpoint_step": trained.card["training"]["steps"], **evaluation.as_json(found)}
+    return trained._replace(**variables, card={**trained.card, "test": test})
 
 
 def early_exit(trained: Trained, dataset: DataSet) -> dict[str, Any]:

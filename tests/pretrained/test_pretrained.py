@@ -179,6 +179,19 @@ def test_what_is_saved_is_what_is_loaded(digits, tmp_path):
     assert not (tmp_path / "large.safetensors").exists()
 
 
+def test_kernels_in_half_precision_lose_nothing_more_when_they_are_stored(digits, tmp_path):
+    params = {**digits.params, "tall": np.full((2, 2), 1e6, np.float32)}  # beyond float16: stays as it is
+    rounded = weights.rounded({**digits.variables, "params": params})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2**-11, 6e-8), rounded["params"], params)
+    assert rounded["params"]["tall"] is params["tall"]
+    kept = digits._replace(**weights.rounded(digits.variables))
+    save.save(kept, "half", tmp_path, **ABOUT)
+    found = mpisjax.load_pretrained("half", tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, kept.variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.variables)} == {np.dtype(np.float32)}
+    assert found.card["bytes"] < 0.6 * digits.card["bytes"]
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_a_name_that_exists_is_refused(digits, tmp_path, suffix):
     taken = tmp_path / f"digits{suffix}"
@@ -246,3 +259,10 @@ def test_the_command_makes_a_network_and_evaluate_py_measures_it(python, tmp_pat
     assert said.returncode == 1 and said.stderr.startswith("error: there is no pretrained network 'absent'")
     lost = python("-m", "mpisjax.pretrained", "--workdir", tmp_path / "none", "--name", "x", "--out", tmp_path)
     assert lost.returncode == 1 and "holds no checkpoint" in lost.stderr and lost.stderr.count("\n") == 1
+    half = python(
+        "-m", "mpisjax.pretrained", "--workdir", tmp_path / "run", "--name", "half", "--out", tmp_path,
+        "--weights", "float16",
+    )  # fmt: skip
+    assert half.returncode == 0, half.stderr
+    found = mpisjax.load_pretrained("half", tmp_path)
+    assert abs(found.card["test"]["accuracy"] - results["accuracy"]) < 0.02 and results != found.card["test"]

@@ -115,7 +115,7 @@ CACHE = """
 mount -t tmpfs none "$DISK"
 mkdir -p "$DISK/there/mpisjax/compiled"
 mount -o remount,ro "$DISK"
-XDG_CACHE_HOME="$DISK/$NAME" exec "$PYTHON" -c '
+XDG_CACHE_HOME="$DISK/$NAME" exec env -u JAX_COMPILATION_CACHE_DIR "$PYTHON" -c '
 import jax
 from mpisjax.training import devices
 assert devices.compilation_cache() == ""
