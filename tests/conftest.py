@@ -3,6 +3,7 @@ network.
 """
 
 import atexit
+import gc
 import importlib.metadata
 import logging
 import os
@@ -90,6 +91,15 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def small_heap():
+    """For `jax.checking_leaks`, which collects garbage at each trace: what other tests have left is not looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _optimize_little(node: pytest.Item | pytest.Collector) -> None:

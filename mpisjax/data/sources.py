@@ -37,6 +37,18 @@ class Known(NamedTuple):
     classes: tuple[str, ...] = ()
 
 
+CIFAR100_CLASSES = (
+    "apple", "aquarium fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple tree", "motorcycle", "mountain", "mouse", "mushroom", "oak tree", "orange",
+    "orchid", "otter", "palm tree", "pear", "pickup truck", "pine tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow tree", "wolf", "woman", "worm",
+)  # fmt: skip
 IMAGE_SETS = {
     "mnist": Known((28, 28, 1), 10, 60_000, 10_000, DIGITS),
     "fashion_mnist": Known(
@@ -44,7 +56,7 @@ IMAGE_SETS = {
         ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
     ),
     "cifar10": Known((32, 32, 3), 10, 50_000, 10_000, CIFAR10_CLASSES),
-    "cifar100": Known((32, 32, 3), 100, 50_000, 10_000),
+    "cifar100": Known((32, 32, 3), 100, 50_000, 10_000, CIFAR100_CLASSES),
 }  # fmt: skip
 EMBEDDED = ("digits", "saccade_digits")
 OWN = ("folder", "arrays", "recordings")

@@ -151,6 +151,7 @@ SOLVERS = [
 ]
 
 
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_debugging_switches_find_nothing(switch):
     p, x, init = problem()

@@ -311,6 +311,7 @@ SWITCHES = {
 }
 
 
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_users_debugging_switches(switch, stride):

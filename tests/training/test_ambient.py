@@ -90,6 +90,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize(
     ("mode", "more", "switches"),
     [
