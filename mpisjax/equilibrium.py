@@ -236,10 +236,10 @@ def equilibrium_forward(
     mean_x = x if time_axis is None else weighted_mean_frame(x, neuron.leak, time_axis)
     traced, typed = firing.trace_transition(of_arrays(transition), arrays, init, mean_x)
     out = traced if step is None else firing.trace(of_arrays(step), arrays, typed, mean_x)
-    if any(isinstance(const, jax.core.Tracer) for const in [*traced.consts, *out.consts]):
+    if any(isinstance(const, jax.Array) for const in [*traced.consts, *out.consts]):
         raise UserError(
-            "the transition closes over traced arrays, whose types on a mesh with explicit axes do not fit inside the "
-            "solve: pass them in params or x."
+            "the transition closes over JAX arrays, whose types on a mesh with explicit axes do not fit inside the "
+            "solve: pass them in params or x, or close over NumPy arrays."
         )
     rates, aux = (out.layouts, None) if step is None else out.layouts
     samples = jax.tree.map(

@@ -176,7 +176,7 @@ def test_every_neuron_settles_at_its_rate_as_one_over_the_steps(x64, kind):
 @pytest.mark.parametrize("kind", ["if", "ternary", "graded"])
 def test_thresholds_are_trained_by_channel_through_the_rate(x64, kind):
     rng = np.random.default_rng(0)
-    x, back = jnp.asarray(rng.uniform(0.2, 0.9, (3, 4))), jnp.asarray(0.3 * rng.normal(size=(4, 4)))
+    x, back = jnp.asarray(rng.uniform(0.2, 0.9, (3, 4))), 0.3 * rng.normal(size=(4, 4))
     make = {"if": mpisjax.IF, "ternary": mpisjax.TernaryIF, "graded": lambda t: mpisjax.GradedIF(2, t)}[kind]
 
     def rates(threshold, forward):

@@ -289,13 +289,14 @@ def test_shard_map_and_explicit_meshes_give_what_one_device_gives():
             fn = lambda _, z, x, fire: transition(p, z, x, fire)
             return jnp.sum(mpisjax.equilibrium_forward(fn, {}, x, jnp.zeros((8, 4))).rates)
 
-        try:
-            with jax.set_mesh(explicit):
-                jax.jit(closing_over)(jax.device_put(p, whole), jax.device_put(x, rows))
-        except mpisjax.UserError as error:
-            assert "closes over traced arrays" in str(error)
-        else:
-            raise AssertionError("a traced closure on an explicit mesh")
+        for call in (jax.jit(closing_over), closing_over):  # over traced arrays, and over concrete ones
+            try:
+                with jax.set_mesh(explicit):
+                    call(jax.device_put(p, whole), jax.device_put(x, rows))
+            except mpisjax.UserError as error:
+                assert "closes over JAX arrays" in str(error)
+            else:
+                raise AssertionError("a closure on an explicit mesh")
 
         def refused(p, x):
             eq = mpisjax.equilibrium_forward(transition, p, x, jnp.zeros((len(x), 4)), adjoint=Adjoint("gmres"))
