@@ -30,12 +30,12 @@ from mpisjax.simulate import SpikeForward
 
 Rows = list[dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[1]
-# Fashion-MNIST's network with few solver steps, one cosine over ten epochs, and a validation at few time steps.
+# Fashion-MNIST's network with few solver steps, one cosine over fifteen epochs, and a validation at few time steps.
 RECIPE = {
     "forward.max_steps": 3,
     "forward.num_steps": 4,
     "adjoint.max_steps": 1,
-    "train.epochs": 10,
+    "train.epochs": 15,
     "train.ema": 0.995,
     "train.test_at_end": False,
 }

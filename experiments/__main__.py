@@ -2,6 +2,7 @@
 
     python -m experiments all --scale smoke                     # the digits, minutes, no download
     python -m experiments table1 --scale small --data_dir DIR   # Fashion-MNIST at the paper's size
+    python -m experiments fair --scale small --data_dir DIR --seeds 0   # a seed a command; the others' rows stay
     python -m experiments table3 --scale paper --dry_run        # what would be trained, and how many steps
     python -m experiments docs                                  # docs/ from docs/results/*/*.json
 
@@ -40,7 +41,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--data_dir", type=path, default="", help="the data sets' files, or folders named after the sets"
     )
     parser.add_argument("--seeds", type=whole_numbers(0), help="such as 0,1,2; the scale's own by default")
-    parser.add_argument("--epochs", type=whole_number(1), help="instead of the small or paper scale's own")
+    parser.add_argument("--epochs", type=whole_number(1), help="instead of the scale's own; not for smoke")
     parser.add_argument("--num_steps", type=whole_numbers(1), help="of table1, only these T, such as 30")
     parser.add_argument("--no_timing", action="store_true", help="leave times of a step out")
     parser.add_argument("--dry_run", action="store_true", help="say what would be trained, and end")
@@ -51,7 +52,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--take and --check are for docs")
     given.names = tuple(EXPERIMENTS) if given.experiment == "all" else (given.experiment,)
     if given.epochs is not None and given.scale == "smoke":
-        parser.error("--epochs is for --scale small or paper")
+        parser.error("--epochs is for --scale small, laptop or paper")
     scale = scale_of(given.scale, given.epochs)
     if given.seeds is not None:
         scale = scale._replace(seeds=given.seeds)

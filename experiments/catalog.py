@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from experiments.paper import fig3, table1, table2, table3, table4
+from experiments.paper import fair, fig3, table1, table2, table3, table4
 from experiments.scales import Scale
 from experiments.solvers import audit, solves, tolerance, warm
 from experiments.tables import provenance
@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "table3": table3,
     "fig3": fig3,
     "table4": table4,
+    "fair": fair,
     "audit": audit,
     "tolerance": tolerance,
     "warm": warm,

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,16 @@ class Rows:
         path: The file; it and its folder are made when the first row is finished.
         header: What the file says beside its rows.
         stopper: Says whether a signal asked to stop; a row is saved before it is obeyed.
+
+    Attributes:
+        seeds: Those of the header, and those that the file has from earlier commands.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], stopper: Stopper) -> None:
         self._path, self._stopper, self._asked = path, stopper, dict[str, None]()
         found = json.loads(path.read_text()) if path.is_file() else {}
         self.content = {**header, "rows": found.get("rows", {})}
+        self.seeds: list[int] = sorted({*found.get("seeds", ()), *header["seeds"]})
 
     def row(self, key: str, settings: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The row `key`, computed and saved unless a row of the same settings is there.
@@ -39,7 +44,7 @@ class Rows:
             settings: Everything that the result depends on, as JSON can hold it.
             compute: Gives the result, as JSON can hold it.
         """
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        digest = _digest(settings)
         found = self.content["rows"].get(key)
         self._asked[key] = None
         if found is None or found["settings"] != digest:
@@ -54,9 +59,18 @@ class Rows:
                 raise Preempted(self._stopper.requested)
         return found["result"]
 
+    def keep(self, key: str, seed: int, settings: Any) -> None:
+        """Keeps the row of a seed that this command does not ask for, if it was made with the same settings."""
+        found = self.content["rows"].get(key)
+        if found is not None and found["settings"] == _digest(settings):
+            self._asked[key] = None
+            self.content["seeds"] = sorted({*self.content["seeds"], seed})
+
     def finish(self) -> dict[str, Any]:
-        """Drops the rows that this run did not ask for, saves, and returns the content of the file."""
+        """Drops the rows that this run neither asked for nor kept, saves, and returns the content of the file."""
         self.content["rows"] = {k: self.content["rows"][k] for k in self._asked}
+        seeds = ",".join(map(str, self.content["seeds"]))
+        self.content["command"] = re.sub(r"(?<= --seeds )[\d,]+", seeds, self.content.get("command", ""))
         with self._stopper.deferred():
             self._save()
         return self.content
@@ -64,3 +78,7 @@ class Rows:
     def _save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, (json.dumps(self.content, indent=1) + "\n").encode())
+
+
+def _digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

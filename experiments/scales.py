@@ -1,4 +1,4 @@
-"""How large the experiments are: what is trained for which table at the scales smoke, small and paper."""
+"""How large the experiments are: what is trained for which table at the scales smoke, small, laptop and paper."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 from experiments.nets import Net, Pair
 
-NAMES = ("smoke", "small", "paper")
+NAMES = ("smoke", "small", "laptop", "paper")
+LAPTOP = "configs/cifar100.py:laptop"
 
 
 class Scale(NamedTuple):
     """A size of all experiments.
 
     Attributes:
-        name: "smoke", "small" or "paper".
+        name: "smoke", "small", "laptop" or "paper".
         seeds: The seeds of every run.
         through_time: MPIS and the same network trained by BPTT (Table 1).
         memory_steps: The T for which both are compiled to learn their memory; may be empty.
@@ -30,6 +31,7 @@ class Scale(NamedTuple):
         packaged: The pretrained network whose solves are compared.
         follow_steps: Time steps of the convergence curves.
         surrogates: The surrogate gradients that the audit compares.
+        fair: Networks of equal size, the first of which is compared with each of the others.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Scale(NamedTuple):
     packaged: str
     follow_steps: int = 100
     surrogates: tuple[str, ...] = ("rectangular", "triangular", "arctan", "sigmoid")
+    fair: tuple[Net, ...] = ()
 
 
 BPTT = {"train.method": "bptt"}
@@ -119,6 +122,74 @@ def _family(data: str, config: str, examples: int, common: Mapping[str, Any], id
     return make
 
 
+class Widths(NamedTuple):
+    """Channels of the layers that give every network of the fair fight as many parameters as two streams have."""
+
+    one: tuple[int, ...]
+    three: tuple[int, ...]
+    ide: tuple[int, ...]
+    two_cut: tuple[int, ...]
+    one_cut: tuple[int, ...]
+
+
+FEW_STEPS = {"forward.max_steps": 3, "adjoint.max_steps": 1}
+# Without feedback one pass is the equilibrium.
+ONE_PASS = {"forward.mode": "rates", "forward.max_steps": 1, "adjoint.max_steps": 1, "model.feedback_norm": "none"}
+THROUGH_TIME = {"forward.mode": "spikes", **BPTT}
+
+
+def _fair(
+    data: str,
+    config: str,
+    examples: int,
+    common: Mapping[str, Any],
+    widths: Widths,
+    steps: int,
+    solver: Mapping[str, Any] = FEW_STEPS,
+    costly: int = 0,
+) -> tuple[Net, ...]:
+    """MPIS with two streams, and what it is to be compared with.
+
+    Args:
+        data: The data set's name.
+        config: Config file and variant.
+        examples: Size of the training split.
+        common: Settings of all.
+        widths: Of the others' layers.
+        steps: Time steps T of tests, and of what is trained through time.
+        solver: How equilibria are solved for in training.
+        costly: Epochs of BPTT with T = 30; 0 for none.
+    """
+    by_rates = {"forward.mode": "rates", **solver}
+    one = {"model.num_streams": 1, "model.fusion_layer": 1}
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "two": ("MPIS, two streams", by_rates),
+        "one": ("one stream", {**by_rates, **one, "model.layers": widths.one}),
+        "three": ("MPIS, three streams", {**by_rates, "model.num_streams": 3, "model.layers": widths.three}),
+        "ide": ("IDE-Net", {**by_rates, **IDE, "model.layers": widths.ide}),
+        # Fused at the first layer: a later one would leave the second stream's first layer without any input.
+        "two_cut": (
+            "two streams without feedback, one pass",
+            {**ONE_PASS, "model.fusion_layer": 1, "model.layers": widths.two_cut},
+        ),
+        "one_cut": ("one stream without feedback, one pass", {**ONE_PASS, **one, "model.layers": widths.one_cut}),
+        "bptt": (f"MPIS, two streams, BPTT of T = {steps}", THROUGH_TIME),
+        "one_cut_bptt": (
+            f"feed-forward spikes, BPTT of T = {steps}",
+            {**THROUGH_TIME, **one, "model.feedback_norm": "none", "model.layers": widths.one_cut},
+        ),
+    }
+    key = Path(config).stem.replace(":", "_")
+    made = [
+        Net(f"{key}_fair_{kind}", title, data, steps, config, {**common, "forward.num_steps": steps, **more}, examples)
+        for kind, (title, more) in kinds.items()
+    ]
+    if costly:
+        more = {**common, "forward.num_steps": 30, **THROUGH_TIME, "train.epochs": costly}
+        made.append(Net(f"{key}_fair_bptt30", "MPIS, two streams, BPTT of T = 30", data, 30, config, more, examples))
+    return tuple(made)
+
+
 def smoke() -> Scale:
     """The digits and a narrow network: shows that every experiment runs; its figures prove nothing."""
     common = {"train.epochs": 8, "train.ema": 0.0, "model.stem": (8,), "model.layers": (12, 16)}
@@ -139,6 +210,7 @@ def smoke() -> Scale:
         32,
         "digits",
         surrogates=("triangular", "sigmoid"),
+        fair=_fair("digits", "configs/digits.py", 1257, common, Widths(*((12, 16),) * 5), short)[:2],
     )
 
 
@@ -166,6 +238,12 @@ FROM_TRAINED = {
 }
 
 
+def fashion_fair(common: Mapping[str, Any], costly: int) -> tuple[Net, ...]:
+    """The fair fight on Fashion-MNIST, at the size of the paper's network."""
+    widths = Widths((31, 48), (24, 34), (33, 48), (39, 60), (34, 53))
+    return _fair("Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, widths, steps=4, costly=costly)
+
+
 def small(epochs: int | None = None) -> Scale:
     """Fashion-MNIST at the paper's size, few epochs."""
     trained = {"train.epochs": epochs or 1, **FROM_TRAINED}
@@ -173,13 +251,14 @@ def small(epochs: int | None = None) -> Scale:
     make = _family("Fashion-MNIST", "configs/fashion_mnist.py", 55_000, common, ide=(33, 48), single=(31, 48))
     large = make("mpis", 1, **{"model.stem": (64,), "model.layers": (128, 256)})
     large = large._replace(name="fashion_mnist_large_t1", title="MPIS, large")
+    fair = fashion_fair({"train.epochs": epochs or 5, "train.ema": 0.995}, costly=1)
     return Scale(
         "small",
         (0,),
         tuple(Pair(make("mpis", t), make("bptt", t)) for t in (30, 100)),
         (1, 10, 30, 100, 300),
         (make("mpis", 30),),
-        (Pair(make("mpis", 30), make("ide", 30)),),
+        (Pair(fair[0], fair[3]),),
         Pair(make("mpis", 30), make("single", 30)),
         (large,),
         make("mpis", 30),
@@ -187,6 +266,31 @@ def small(epochs: int | None = None) -> Scale:
         2000,
         32,
         "fashion_mnist",
+        fair=fair,
+    )
+
+
+def laptop(epochs: int | None = None) -> Scale:
+    """CIFAR-100 and its network for two cores."""
+    common = {"train.epochs": epochs or 12}
+    make = _family("CIFAR-100", LAPTOP, 45_000, common, ide=(55, 83, 111), single=(54, 81, 110))
+    widths = Widths((54, 81, 110), (52, 78, 101), (55, 83, 111), (71, 106, 142), (57, 85, 116))
+    fair = _fair("CIFAR-100", LAPTOP, 45_000, common, widths, steps=8, solver={})
+    return Scale(
+        "laptop",
+        (0, 1),
+        (Pair(make("mpis", 8), make("bptt", 8)),),
+        (1, 4, 8, 16),
+        (make("mpis", 8),),
+        (Pair(fair[0], fair[3]),),
+        Pair(make("mpis", 8), make("single", 8)),
+        (make("mpis", 8),),
+        make("mpis", 8),
+        _tolerances("CIFAR-100", LAPTOP, 45_000, common, TOLERANCES),
+        2000,
+        32,
+        "cifar100",
+        fair=fair,
     )
 
 
@@ -223,9 +327,10 @@ def paper(epochs: int | None = None) -> Scale:
         None,
         64,
         "fashion_mnist",
+        fair=fashion_fair({"train.epochs": epochs or 30}, costly=3),
     )
 
 
 def scale_of(name: str, epochs: int | None = None) -> Scale:
-    """A scale by name; `epochs` replaces those of the small and paper scales."""
-    return smoke() if name == "smoke" else {"small": small, "paper": paper}[name](epochs)
+    """A scale by name; `epochs` replaces those of every scale but smoke."""
+    return smoke() if name == "smoke" else {"small": small, "laptop": laptop, "paper": paper}[name](epochs)

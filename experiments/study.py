@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,8 +137,31 @@ class Study:
 
     def train_rows(self, rows: Rows, net: Net) -> None:
         """Trains a network for every seed, a row each."""
-        for seed in self.scale.seeds:
-            rows.row(f"{net.name} seed {seed}", self.settings(net, seed), partial(self.train, net, seed))
+        self.seed_rows(rows, net, partial(self.train, net))
+
+    def seed_rows(self, rows: Rows, net: Net, compute: Callable[[int], dict[str, Any]]) -> None:
+        """A row for every seed of this command; rows of other seeds stay, so that each may have its own command."""
+        for seed in rows.seeds:
+            key, settings = f"{net.name} seed {seed}", self.settings(net, seed)
+            if seed in self.scale.seeds:
+                rows.row(key, settings, partial(compute, seed))
+            else:
+                rows.keep(key, seed, settings)
+
+    def tested(self, net: Net, times: Sequence[int], seed: int) -> dict[str, Any]:
+        """Trains a network, or continues its run, and measures it on the test split after each of `times` steps."""
+        from mpisjax.nn.model import parameter_count
+        from mpisjax.training.evaluation import as_json
+        from mpisjax.training.run import evaluate_at, restore_best
+
+        self.finished(net, seed)
+        config = self.config(net, seed)
+        parts, state, _ = restore_best(self.workdir(net, seed), config)
+        return {
+            "tests": [as_json(evaluate_at(config, parts, state, parts.dataset.test, count)) for count in times],
+            "parameters": parameter_count({"params": state.params}),
+            "command": net.command(seed),
+        }
 
     def train(self, net: Net, seed: int) -> dict[str, Any]:
         """Trains a network, or continues its run, and returns what was measured on the test split."""

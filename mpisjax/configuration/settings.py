@@ -75,7 +75,9 @@ SETTINGS: dict[str, Setting] = {
     "model.stride_layer": Setting(2, "the layer, from 1, that halves the resolution"),
     "model.kernel_size": Setting(3, "side of the convolutions' kernels in pixels"),
     "model.feedback_gain": Setting(0.5, "initial gain of the feedback's weight normalisation"),
-    "model.feedback_norm": Setting("weight", "weight, or spectral: the feedback's operator norm stays below 1"),
+    "model.feedback_norm": Setting(
+        "weight", "weight; spectral: the feedback's operator norm stays below 1; none: no feedback"
+    ),
     "model.head": Setting("fused", "fused: all streams are classified; smallest: the smallest alone"),
     "model.neurons": Setting((), "kinds of neuron by layer: lif, ternary or, say, graded3; empty: lif in all"),
     "model.learn_threshold": Setting(False, "train a threshold for every channel"),

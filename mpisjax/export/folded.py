@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -151,8 +151,12 @@ def fold_network(form: Form, variables: dict[str, Any]) -> Network:
     def trans(i: int) -> Folded:
         # At its true size, because a bounded operator norm holds for one size.
         size = form.at(form.level(i, 1))
-        call = lambda m, x: m.trans[i](x, False, size)  # noqa: E731
-        apply = lambda x: net.apply(variables, x, method=call)  # noqa: E731
+
+        def apply(x: Array) -> Array:
+            if net.feedback_norm == "none":
+                return jnp.zeros((len(x), *size, net.layers[0]), x.dtype)
+            return cast(Array, net.apply(variables, x, method=lambda m, x: m.trans[i](x, False, size)))
+
         return polyphase.fold_transposed(apply, k, 2 if net.stride_layer else 1, net.layers[-1], size)
 
     channels = [variables["params"]["inject"]["kernel"].shape[2]]

@@ -52,8 +52,9 @@ class MPIS(nn.Module):
       kernel_size: side of every 3x3-like kernel.
       feedback_gain: where the gain of Trans's weight norm starts. Trans has no batch normalisation: dividing by
         the spread of the feedback, which is small, would multiply the Jacobian by its inverse.
-      feedback_norm: "weight", each channel of Trans by its weight norm; or "spectral", all of it by its operator
-        norm, with a gain below 1 (single-stream equilibrium nets, IDE-Net, have this and `num_streams = 1`).
+      feedback_norm: "weight", each channel of Trans by its weight norm; "spectral", all of it by its operator
+        norm, with a gain below 1 (single-stream equilibrium nets, IDE-Net, have this and `num_streams = 1`); or
+        "none", no Trans: a feed-forward network, whose equilibrium is one pass. It shows what the feedback is worth.
       head: "fused": the larger streams' rates are brought to the smallest by learned stride-2 convolutions and
         added, then 1x1 conv, BN, DBReLU and a dense layer; "smallest": a dense layer on the smallest stream.
       neurons: the kind of neuron of layers 1..L: "lif" (the network's), "ternary", or "graded" with the largest spike,
@@ -113,8 +114,8 @@ class MPIS(nn.Module):
             )
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(f"model.kernel_size is {self.kernel_size}: set it to an odd number.")
-        if self.feedback_norm not in ("weight", "spectral"):
-            raise UserError(f"model.feedback_norm is {self.feedback_norm!r}: choose 'weight' or 'spectral'.")
+        if self.feedback_norm not in ("weight", "spectral", "none"):
+            raise UserError(f"model.feedback_norm is {self.feedback_norm!r}: choose 'weight', 'spectral' or 'none'.")
         if self.feedback_norm == "spectral" and not 0 < self.feedback_gain < 1:
             raise UserError(
                 f"model.feedback_gain is {self.feedback_gain}: set it in (0, 1) for model.feedback_norm 'spectral'."
@@ -149,7 +150,7 @@ class MPIS(nn.Module):
                 return conv(self.layers[0], transpose=True, batch_norm=False, **shared)
             return SpectralConvTranspose(self.layers[0], self.kernel_size, dtype=self.dtype, **shared)
 
-        self.trans = [feedback() for _ in range(n)]
+        self.trans = [feedback() for _ in range(n)] if self.feedback_norm != "none" else []
         self.feb = [
             [conv(self.layers[k - 1], stride=2 if k == self.stride_layer else 1) for k in range(2, depth + 1)]
             for _ in range(n)
@@ -196,8 +197,11 @@ class MPIS(nn.Module):
                 x = fire(f"stem/layer{k}", layer(x, batch_statistics))
         currents = []
         for i in range(self.num_streams):
-            size = (halved(x.shape[1], i), halved(x.shape[2], i))
-            current = self.trans[i](rates[stream_name(i + 1)], batch_statistics, size)
+            size, fed_back = (halved(x.shape[1], i), halved(x.shape[2], i)), rates[stream_name(i + 1)]
+            if self.trans:
+                current = self.trans[i](fed_back, batch_statistics, size)
+            else:
+                current = jnp.zeros((len(fed_back), *size, self.layers[0]), fed_back.dtype)
             if i == 0:
                 current = current + self.inject(x, batch_statistics)
             currents.append(self._dropped(i, 1, current))

@@ -121,9 +121,10 @@ def synapses(net: MPIS, image_shape: tuple[int, int, int]) -> list[Synapses]:
                         lower = (halved(here[0], hop), halved(here[1], hop))
                         name = f"fusion/{stream}-{stream_name(target + 1)}/conv{hop + 1}"
                         found.append(Synapses(name, None, _fan_out(lower, k, 2, width), width, True))
-        stride = 2 if net.stride_layer else 1
-        fan_out = _fan_out(here, k, stride, layers[0], transpose_to=first)
-        found.append(Synapses(f"{stream}/trans", f"{stream}/layer{depth}", fan_out, layers[-1], True))
+        if net.feedback_norm != "none":
+            stride = 2 if net.stride_layer else 1
+            fan_out = _fan_out(here, k, stride, layers[0], transpose_to=first)
+            found.append(Synapses(f"{stream}/trans", f"{stream}/layer{depth}", fan_out, layers[-1], True))
         last.append(here)
     head = last[-1]
     if net.head == "fused":

@@ -7,11 +7,16 @@ buckets.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from mpisjax.storage import checkpoints, packing, processes, record
@@ -21,6 +26,7 @@ from mpisjax.storage.record import Origin, Progress
 from mpisjax.storage.run_folder import is_bucket
 
 LONGEST_INTERVAL = 600.0  # seconds, unless more is asked for
+OVERHEAD = 2**16  # bytes of a checkpoint beside its arrays, amply
 
 
 def saving_interval(least: float, elapsed: float) -> float:
@@ -32,6 +38,21 @@ def saving_interval(least: float, elapsed: float) -> float:
     done.
     """
     return max(least, min(elapsed / 20, 30 * least, LONGEST_INTERVAL))
+
+
+@contextlib.contextmanager
+def _tracebacks_left_out() -> Iterator[None]:
+    """Leaves tracebacks out of the libraries' log: orbax's threads log what `save` raises."""
+
+    def plain(record: logging.LogRecord) -> bool:
+        return record.exc_info is None
+
+    log = logging.getLogger("absl")
+    log.addFilter(plain)
+    try:
+        yield
+    finally:
+        log.removeFilter(plain)
 
 
 class _StateHandler(ocp.PyTreeCheckpointHandler):
@@ -113,8 +134,10 @@ class CheckpointWriter(contextlib.AbstractContextManager):
         try:
             if step in self._manager.all_steps():  # what stands there is not what this run continues from
                 self._manager.delete(step)
+            self._check_space(arrays)
             saved = ocp.args.PyTreeSave(packing.pack(arrays))
-            self._manager.save(step, args=ocp.args.Composite(**{STATE_NAME: saved}), force=True)
+            with _tracebacks_left_out():
+                self._manager.save(step, args=ocp.args.Composite(**{STATE_NAME: saved}), force=True)
             for old in [other for other in self._manager.all_steps()[: -self._keep] if other != best]:
                 self._manager.delete(old)
         except Exception as error:
@@ -129,6 +152,12 @@ class CheckpointWriter(contextlib.AbstractContextManager):
             if found is not None and step > found.step:
                 self._manager.delete(step)
         return found
+
+    def _check_space(self, arrays: Any) -> None:
+        """Refuses to begin what the disk cannot hold; a write that fails half way through leaves its threads behind."""
+        needed = OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        if not is_bucket(self.directory) and shutil.disk_usage(self.directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _drop_drafts(self) -> None:
         if processes.is_primary() and not is_bucket(self.directory):

@@ -38,6 +38,7 @@ NETS = [
         "stem_strides": (1, 2),
     },
     {"num_streams": 1, "head": "smallest", "stride_layer": 0},
+    {"num_streams": 2, "feedback_norm": "none"},
 ]
 
 

@@ -48,6 +48,9 @@ def test_compared_networks_are_of_equal_size(name):
         assert other == pytest.approx(ours, rel=0.01)
         assert pair.ours.steps == pair.other.steps
         assert pair.ours.load().train.epochs == pair.other.load().train.epochs
+    if name != "smoke":
+        first, *others = (parameters_of(net.load()) for net in scale.fair)
+        assert others == [pytest.approx(first, rel=0.01)] * len(others)
 
 
 def test_names_of_runs_are_unique():
@@ -78,6 +81,30 @@ def test_a_row_is_computed_once_and_again_when_its_settings_change(tmp_path):
     last = Rows(path, {**header, "seeds": [0, 1]}, Stopper())
     last.row("two", {}, lambda: compute(5))
     assert set(last.finish()["rows"]) == {"two"} and json.loads(path.read_text())["seeds"] == [0, 1]
+
+
+def test_each_seed_may_have_a_command_of_its_own(tmp_path):
+    net = tiny(scale_of("smoke").firing[0])
+
+    def after(seeds, net=net):
+        study = study_of(tmp_path, scale_of("smoke")._replace(seeds=seeds))
+        rows = study.rows("fair", nets=[described(net)])
+        study.seed_rows(rows, net, lambda seed: {"value": seed})
+        return rows.finish()
+
+    after((2,))
+    content = after((0,))
+    assert content["seeds"] == [0, 2] and [r["value"] for r in tables.of_seeds(content, net.name)] == [0, 2]
+    other = net._replace(settings={**net.settings, "train.epochs": 2})  # rows of other settings do not stay
+    assert after((1,), other)["seeds"] == [1]
+
+
+@pytest.mark.slow
+def test_a_network_is_tested_after_several_numbers_of_steps(tmp_path):
+    net = tiny(scale_of("smoke").fair[0], **{"forward.num_steps": 2})
+    found = study_of(tmp_path, scale_of("smoke")).tested(net, (1, 3), 0)
+    assert [test["num_steps"] for test in found["tests"]] == [1, 3] and found["parameters"] > 0
+    assert all(0 < test["accuracy"] <= 1 and test["synops"] > 0 for test in found["tests"])
 
 
 def test_a_fit_tells_lines_from_curves():
@@ -114,7 +141,7 @@ def test_an_experiment_from_end_to_end_and_again(tmp_path, monkeypatch):
     assert table2.run(study_of(tmp_path, scale)) == content
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "table3", "fig3", "table4", "audit", "warm", "solves"])
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "fig3", "table4", "fair", "audit", "warm", "solves"])
 def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
     scale = scale_of("paper")
     content = {"experiment": name, "scale": "paper", "seeds": [0], "rows": {}, "memory_steps": [1, 2, 3]}
@@ -179,7 +206,7 @@ def test_seeds_are_summarised():
 def test_plan_counts_the_steps(capsys):
     program.main(["table3", "--scale", "small", "--dry_run", "--epochs", "3", "--seeds", "0,1"])
     said = capsys.readouterr().out
-    assert "1,287 steps  fashion_mnist_mpis_t30, seed 1: python train.py" in said
+    assert "1,287 steps  fashion_mnist_fair_two, seed 1: python train.py" in said
     assert said.strip().endswith("5,148 steps in all")  # 2 networks x 2 seeds x 3 epochs x 429
 
 

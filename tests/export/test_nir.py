@@ -164,6 +164,7 @@ NETS = {
     "three streams": {"num_streams": 3, "layers": (3, 4, 3), "fusion_layer": 2, "stride_layer": 3},
     "no stride": {"num_streams": 2, "stride_layer": 0},
     "bounded feedback": {"num_streams": 1, "feedback_norm": "spectral"},
+    "no feedback": {"num_streams": 2, "fusion_layer": 1, "feedback_norm": "none"},
     "kernels of 5": {"num_streams": 2, "kernel_size": 5},
 }
 

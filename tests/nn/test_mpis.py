@@ -221,3 +221,28 @@ def test_spikes_record_every_population():
     for i in (1, 2):
         np.testing.assert_array_equal(found.layer_rates[f"stream{i}/layer2"], found.rates[f"stream{i}"])
     np.testing.assert_allclose(found.spike_counts["stem/layer1"], 4 * found.layer_rates["stem/layer1"], rtol=1e-6)
+
+
+def test_without_feedback_one_pass_is_the_equilibrium():
+    net = nn.MPIS(3, stem=(3,), layers=(4, 5), feedback_norm="none")
+    images = random_images(7, 2, 8, 8, 1)
+    variables = random_variables(net, images, 8)
+    assert not any(name.startswith("trans") for name in variables["params"])
+
+    def solved(variables):
+        forward = mpisjax.RateForward(max_steps=1)
+        out = nn.apply(net, variables, images, neuron=NEURON, forward=forward, adjoint=mpisjax.Adjoint(max_steps=1))
+        return jnp.sum(out.logits**2), (out.logits, out.equilibrium.residual)
+
+    def one_pass(variables):
+        x = net.apply(variables, images, False, method="encode")
+        reading = RateReading(NEURON)
+        rates = net.apply(variables, net.initial_rates(images), x, reading, False, method="transition")
+        logits = net.apply(variables, rates, False, method="classify")
+        return jnp.sum(logits**2), logits
+
+    (_, (logits, residual)), gradient = jax.value_and_grad(solved, has_aux=True)(variables)
+    (_, direct), plain = jax.value_and_grad(one_pass, has_aux=True)(variables)
+    np.testing.assert_allclose(logits, direct, rtol=1e-5, atol=1e-6)
+    assert all(float(jnp.max(value)) < 1e-6 for value in residual.values())
+    np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(plain)[0], rtol=1e-4, atol=1e-5)

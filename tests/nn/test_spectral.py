@@ -133,7 +133,7 @@ def test_a_config_switch_trains_it_and_the_direction_follows_the_weights():
 @pytest.mark.parametrize(
     "settings, word",
     [
-        ({"feedback_norm": "none"}, "model.feedback_norm"),
+        ({"feedback_norm": "batch"}, "model.feedback_norm"),
         ({"feedback_norm": "spectral", "feedback_gain": 1.0}, "gain"),
     ],
 )

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from mpisjax.errors import UserError
-from mpisjax.storage import checkpoints, packing
+from mpisjax.storage import checkpoints, packing, saving
 from mpisjax.storage.saving import CheckpointWriter
 
 
@@ -240,9 +241,10 @@ def test_failure_at_any_sync_leaves_the_older_one_whole(tmp_path, monkeypatch, n
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from mpisjax.errors import UserError
-from mpisjax.storage import checkpoints, packing
+from mpisjax.storage import checkpoints, packing, saving
 from mpisjax.storage import saving
 directory = Path(sys.argv[1])
 noise = np.random.default_rng(0).normal(size=100_000)
@@ -270,13 +272,26 @@ def test_a_file_that_cannot_grow_is_told_in_one_sentence(tmp_path):
     sentence, standing = run.stdout.splitlines()
     assert sentence.startswith("the disk of") and "step 1 stands" in sentence
     assert standing == "1 step_00000001"
+    assert "raised an exception" not in run.stderr  # the log of orbax's threads
+
+
+def test_a_save_that_the_disk_cannot_hold_is_not_begun(tmp_path, monkeypatch):
+    with CheckpointWriter(tmp_path) as writer:
+        writer.save(1, {"w": np.zeros(1000)}, {})
+        monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=saving.OVERHEAD + 7999))
+        with pytest.raises(UserError, match="is full, so the checkpoint of step 2 was not written"):
+            writer.save(2, {"w": np.zeros(1000)}, {})
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+        monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=saving.OVERHEAD + 8000))
+        writer.save(2, {"w": np.zeros(1000)}, {})
 
 
 HOSTILE = """
 import pickle, shutil, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
-from mpisjax.storage import checkpoints, packing
+from mpisjax.storage import checkpoints, packing, saving
 from mpisjax.storage import saving
 directory, seen = Path(sys.argv[1]), []
 state = {"w": np.arange(300.0), "b": np.ones(3)}
