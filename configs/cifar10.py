@@ -57,6 +57,7 @@ LOW = {
     "forward.mode": "spikes",
     "train.method": "bptt",
     "bptt.times": (2, 4, 8),
+    "bptt.remat": True,
     "train.epochs": 3,
     "train.learning_rate": 0.02,
     "train.warmup_epochs": 0.05,

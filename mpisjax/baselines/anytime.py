@@ -50,6 +50,7 @@ def rates_after(
     neuron: Neuron,
     times: Sequence[int],
     surrogate: str = "triangular",
+    remat: bool = False,
 ) -> list[Any]:
     """The firing rates of one simulation after each number of steps, differentiable in `params` and `x`.
 
@@ -61,6 +62,7 @@ def rates_after(
       neuron: of the populations that bring none.
       times: numbers of steps, rising, the first at least 1.
       surrogate: a key of `mpisjax.baselines.surrogates.SURROGATES`.
+      remat: compute each step again in the backward pass, to save memory.
 
     Returns:
       For each of `times` the leak-weighted firing rates, structure of `init`: those that `mpisjax.simulate` returns.
@@ -88,6 +90,7 @@ def rates_after(
             jnp.zeros((), jnp.result_type(jnp.float32, *jax.tree.leaves(init))),
         ),
         of=with_surrogate(surrogate),
+        remat=remat,
     )
     return [jax.tree.map(lambda r, like: r[t - 1].astype(like.dtype), rates, init) for t in times]  # noqa: B023
 
@@ -100,6 +103,7 @@ def apply(
     neuron: Neuron,
     times: Sequence[int],
     surrogate: str = "triangular",
+    remat: bool = False,
     rng: Array | None = None,
 ) -> model.Output:
     """Classifies a training batch by the spikes' own rates after each of several numbers of steps.
@@ -114,6 +118,7 @@ def apply(
       neuron: neuron constants.
       times: numbers of steps, rising.
       surrogate: a key of `SURROGATES`.
+      remat: compute each step again in the backward pass, to save memory.
       rng: key for dropout; None drops nothing.
 
     Returns:
@@ -129,7 +134,7 @@ def apply(
         variables["masks"] = sample_masks(net, rng, images.shape[0])
     x = net.apply(variables, images, False, method="encode")
     transition, init = model.transition_of(net), net.initial_rates(images)
-    found = rates_after(transition, variables, x, init, neuron=neuron, times=times, surrogate=surrogate)
+    found = rates_after(transition, variables, x, init, neuron=neuron, times=times, surrogate=surrogate, remat=remat)
     logits = jnp.stack([model.classify(net, variables, rates) for rates in found])
 
     def residual_of(variables: Any, rates: Any, x: Any) -> Any:

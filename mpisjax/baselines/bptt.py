@@ -192,8 +192,8 @@ def apply(
       the simulation's rates and their residual, and has "converged" as a simulation does.
     """
     if train and bptt.times:
-        times, surrogate = bptt.times, bptt.surrogate
-        return anytime.apply(net, variables, images, neuron=neuron, times=times, surrogate=surrogate, rng=rng)
+        given: dict[str, Any] = {"times": bptt.times, "surrogate": bptt.surrogate, "remat": bptt.remat}
+        return anytime.apply(net, variables, images, neuron=neuron, rng=rng, **given)
     stats, variables = variables["batch_stats"], dict(variables)
 
     def run(variables: Any, *args: Any, method: str) -> tuple[Any, Any]:

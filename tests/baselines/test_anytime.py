@@ -47,8 +47,8 @@ def test_gradient_of_the_mean_is_the_mean_of_the_gradients_of_each_length(proble
     neuron = mpisjax.LIF(0.8, 1.0, 0.5)
     target = jnp.asarray(np.random.default_rng(1).uniform(size=init.shape), jnp.float32)
 
-    def together(p):
-        found = rates_after(transition, p, x, init, neuron=neuron, times=TIMES)
+    def together(p, remat=False):
+        found = rates_after(transition, p, x, init, neuron=neuron, times=TIMES, remat=remat)
         return sum(jnp.sum((r - target) ** 2) for r in found) / len(TIMES)
 
     def alone(p, steps):
@@ -60,6 +60,20 @@ def test_gradient_of_the_mean_is_the_mean_of_the_gradients_of_each_length(proble
     for name, grad in jax.grad(together)(params).items():
         np.testing.assert_allclose(grad, wanted[name], rtol=1e-4, atol=1e-5)
         assert np.abs(grad).max() > 1e-3
+    again = jax.grad(lambda p: together(p, remat=True))(params)
+    for name, grad in again.items():
+        np.testing.assert_allclose(grad, wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def test_steps_are_computed_again_where_memory_is_to_be_saved():
+    config, net, dataset, batch, trained = small_run(times=(1, 8))
+
+    def bytes_kept(remat):
+        config.bptt.remat = remat
+        step = makers.make_train_step(config, net, dataset, steps_per_epoch=20)
+        return step.lower(trained, batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_kept(True) < 0.8 * bytes_kept(False)
 
 
 def test_one_step_from_half_the_threshold_is_a_rounding_passed_straight_through():
