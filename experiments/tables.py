@@ -54,7 +54,7 @@ def verdict(
         return ""
     ours, other = names
     if min(map(len, seeds)) < FEWEST_SEEDS:
-        return f"{where}: no verdict on {ours} against {other}: it takes {FEWEST_SEEDS} seeds of each."
+        return f"{where}: {ours} and {other} are not compared, because that takes {FEWEST_SEEDS} seeds of each."
     a, b = ([100 * value for value in found] for found in seeds)
     difference = mean(a) - mean(b)
     error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))

@@ -98,9 +98,10 @@ def render(content: dict[str, Any]) -> str:
         parts.append(f"Spectral radius of the Jacobian at the equilibrium, median over samples: {'; '.join(radii)}.")
     parts += [f"Warning: {w}." for w in warnings]
     parts.append(
-        "Change: ||r(t) - r(t-1)||; residual: ||f(r(t)) - r(t)||, means over samples; relative: over "
-        "||r(t)||. A change is no proof of an equilibrium: averages over t steps move by about 1/t whatever they tend "
-        "to. The residual is. The paper shows its Figure 3 as a plot; its values are not known here."
+        "The change is ||r(t) - r(t-1)||, the residual ||f(r(t)) - r(t)||, each the mean over samples. The relative "
+        "residual is divided by ||r(t)||. A small residual proves an equilibrium. A small change does not: the mean of "
+        "t steps moves by about 1/t, whatever it tends to. The paper shows its Figure 3 as a plot, and its values are "
+        "not known here."
     )
     return "\n\n".join(parts)
 
@@ -111,11 +112,8 @@ def _words(final: dict[str, dict[str, Any]]) -> str:
     for key, what in (("change", "the change"), ("residual", "the residual")):
         relative = a[key] / a["norm"], b[key] / b["norm"]
         order = "smaller" if relative[0] < relative[1] else "not smaller"
-        sentences.append(
-            f"At the last step {what}, relative to the rates over all streams, is {order} with two streams "
-            f"({relative[0]:.3g}) than with one ({relative[1]:.3g})."
-        )
-    return " ".join(sentences)
+        sentences.append(f"{what} is {order} with two streams ({relative[0]:.3g}) than with one ({relative[1]:.3g})")
+    return f"At the last step, relative to the rates of all streams, {', and '.join(sentences)}."
 
 
 def draw(content: dict[str, Any]) -> dict[str, Any]:

@@ -130,9 +130,9 @@ def render(content: dict[str, Any]) -> str:
     parts = [table(header, lines, 2)]
     parts.append(" ".join(list(filter(None, sentences)) + _memory_sentences(content)))
     parts.append(
-        "Accuracy: on the test split, with the state chosen on held-out training examples; the implicit "
-        "method's by the equivalent path, BPTT's by its own readout. Memory: temporary bytes of the compiled training "
-        "step, a device."
+        "Accuracies are of the test split; held-out training examples chose the state. The implicit method answers by "
+        "the equivalent path, BPTT by its own readout. Memory is what the compiled training step needs on a device "
+        "beside its arguments and results."
     )
     return "\n\n".join(p for p in parts if p)
 

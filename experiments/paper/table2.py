@@ -80,10 +80,10 @@ def render(content: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             table(header, lines),
-            f"Spikes a neuron and time step: true counts over all T steps, mean over neurons and {number} "
-            f"test examples. The paper's Table 2 has {reported.FIRING_RATES}; which of its layers is which of ours is "
-            "not known here. Its public code does not accumulate spikes over the steps (see the page on it), which "
-            f"would make them smaller. Energies are estimates, not measurements. {CONSTANTS}",
+            "Firing rates are spikes a neuron and time step: all spikes of the T steps are counted, and the mean is "
+            f"over neurons and {number} test examples. The paper's Table 2 has {reported.FIRING_RATES}. Which of its "
+            "layers is which of ours is not known here. Its public code does not add the spikes of the steps up, which "
+            f"would make its figures smaller. Energies are estimates, not measurements. {CONSTANTS}",
         ]
     )
 

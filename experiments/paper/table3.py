@@ -56,10 +56,9 @@ def render(content: dict[str, Any]) -> str:
         "residual",
     ]
     about = (
-        "IDE-Net: one implicit stream, several layers, feedback of operator norm below 1 "
-        "(`model.feedback_norm = "
-        '"spectral"`), a dense layer on its rates; widened to as many parameters. Residual: '
-        "the worst stream's ||f(r) - r|| / ||f(r)|| after T steps."
+        "IDE-Net is one implicit stream of several layers, with feedback of operator norm below 1 "
+        '(`model.feedback_norm = "spectral"`) and a dense layer on its rates. It is wider, to have as many parameters. '
+        "The residual is the worst stream's ||f(r) - r|| / ||f(r)|| after T steps."
     )
     return "\n\n".join(p for p in (table(header, lines, 2), " ".join(filter(None, sentences)), about) if p)
 

@@ -78,9 +78,9 @@ def render(content: dict[str, Any]) -> str:
     layers = list(next(iter(first["agreements"].values())))
     lines = [[layer, *(cell(by_layer[layer]) for by_layer in first["agreements"].values())] for layer in layers]
     about = (
-        f"{net['data']}, {net['title']}, T = {net['steps']}: cosine with the reference gradient and, in "
-        f"brackets, the ratio of norms. Reference: {first['reference']}, on {first['samples']} training examples, "
-        f"running statistics, seed {content['seeds'][0]}. The paper has no such table."
+        f"{net['data']}, {net['title']}, T = {net['steps']}. Each cell has the cosine with the reference gradient and, "
+        f"in brackets, the ratio of the norms. The reference is {first['reference']}, on {first['samples']} training "
+        f"examples with running statistics, seed {content['seeds'][0]}. The paper has no such table."
     )
     return f"{table(['layer', *first['agreements']], lines)}\n\n{about}"
 

@@ -100,10 +100,9 @@ def render(content: dict[str, Any]) -> str:
         "ratio of norms",
     ]
     about = (
-        f"`{content['network']}` as packaged: the whole gradient of one batch of {content['samples']} "
-        "training images, running "
-        "statistics, against the exact gradient at the fixed point. Residual: relative, the worst stream, "
-        "mean over samples."
+        f"The network is `{content['network']}`, as packaged. The whole gradient of one batch of {content['samples']} "
+        "training images, with running statistics, is compared with the exact gradient at the fixed point. The "
+        "residual is relative, of the worst stream, the mean over samples."
     )
     return f"{table(header, lines)}\n\n{about}"
 

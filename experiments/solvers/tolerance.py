@@ -90,9 +90,9 @@ def render(content: dict[str, Any]) -> str:
         "seconds an epoch",
     ]
     about = (
-        "Rate-mode training; forward solver and adjoint with one tolerance, their limits apart. Steps and "
-        "residuals are means over the second half of training; the solver's residual belongs to the iterate before the "
-        "one that is used."
+        "Training in rate mode. The forward solver and the adjoint have the same tolerance, and limits of their own. "
+        "Steps and residuals are means over the second half of training. The solver's residual is that of the iterate "
+        "before the one that is used."
     )
     return f"{table(header, lines, 0)}\n\n{about}"
 
