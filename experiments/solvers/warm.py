@@ -105,9 +105,9 @@ def render(content: dict[str, Any]) -> str:
             parts.append(f"The warm start saves {how_many} evaluations of f.")
     parts.append(
         f"{net['data']}, {net['title']}, trained with T = {net['steps']}. The residual is relative, of the worst "
-        "stream in a plain fixed-point iteration, the mean over samples; counts are interpolated. The mean equilibrium knows "
-        "nothing of a sample or its label. `equilibrium_forward(init=...)` and `model.apply(init=...)` take any start. "
-        "Training starts from zeros."
+        "stream in a plain fixed-point iteration, the mean over samples. Counts are interpolated. The mean equilibrium "
+        "knows nothing of a sample or its label. `equilibrium_forward(init=...)` and `model.apply(init=...)` take any "
+        "start. Training starts from zeros."
     )
     return "\n\n".join(parts)
 
