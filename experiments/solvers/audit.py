@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from functools import partial
 from typing import Any
@@ -14,6 +15,18 @@ from experiments.study import Study, described
 from experiments.tables import MISSING, of_seeds, table
 
 TITLE = "Gradient audit"
+# The parameters of `MPIS`, which count from 0, in the words of docs/method.md, which counts from 1: input to output.
+WORDS = {
+    r"all": "all",
+    r"stem_layers_(\d+)": "stem, layer {1}",
+    r"inject": "injection into stream 1",
+    r"trans_(\d+)": "feedback of stream {1}",
+    r"feb_(\d+)_(\d+)": "stream {1}, layer {2}",
+    r"down_(\d+)_(\d+)_(\d+)": "fusion, stream {2} to {1}, convolution {3}",
+    r"head_down_(\d+)_(\d+)": "head, from stream {1}, convolution {2}",
+    r"mix": "head, 1 x 1 convolution",
+    r"classifier": "classifier",
+}
 
 
 def nets(scale: Scale) -> list[Net]:
@@ -61,6 +74,17 @@ def _plain(value: float) -> float | None:
     return float(f"{value:.5g}") if np.isfinite(value) else None
 
 
+def in_words(name: str) -> tuple[int, str]:
+    """A layer's place in the table and its name there, which is its own where docs/method.md has no word for it."""
+    for place, (pattern, words) in enumerate(WORDS.items()):
+        if found := re.fullmatch(pattern, name):
+            numbers = [int(n) + 1 for n in found.groups()]
+            if pattern.startswith("feb"):  # its convolutions begin at layer 2: Trans gives layer 1
+                numbers[1] += 1
+            return place, words.format(None, *numbers)
+    return len(WORDS), name
+
+
 def render(content: dict[str, Any]) -> str:
     """A row a layer, a column a method, of the first seed."""
     (net,) = content["nets"]
@@ -75,8 +99,9 @@ def render(content: dict[str, Any]) -> str:
         cosine, ratio = value
         return "-" if cosine is None or ratio is None else f"{cosine:.3f}\N{NO-BREAK SPACE}({ratio:.2f})"
 
-    layers = list(next(iter(first["agreements"].values())))
-    lines = [[layer, *(cell(by_layer[layer]) for by_layer in first["agreements"].values())] for layer in layers]
+    methods = first["agreements"].values()
+    layers = sorted((*in_words(layer), layer) for layer in next(iter(methods)))
+    lines = [[words, *(cell(by_layer[layer]) for by_layer in methods)] for _, words, layer in layers]
     about = (
         f"{net['data']}, {net['title']}, T = {net['steps']}. Each cell has the cosine with the reference gradient and, "
         f"in brackets, the ratio of the norms. The reference is {first['reference']}, on {first['samples']} training "

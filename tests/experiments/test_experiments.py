@@ -3,6 +3,8 @@
 import json
 import threading
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +16,8 @@ from experiments.rows import Rows
 from experiments.scales import NAMES, scale_of
 from experiments.study import Study, described
 from mpisjax.configuration import config_files
+from mpisjax.neurons import IF
+from mpisjax.nn import MPIS, model
 from mpisjax.storage.preemption import Stopper
 
 pytestmark = pytest.mark.unoptimized
@@ -154,6 +158,14 @@ def test_a_table_without_results_says_so_and_shows_the_paper_s_values(name):
     if name in ("table1", "table3", "table4"):
         assert reported.UNKNOWN in page
     assert not EXPERIMENTS[name].draw(content)
+
+
+def test_the_audit_names_every_layer_of_a_network_in_words():
+    net = MPIS(10, stem=(3, 3), stem_strides=(1, 1), layers=(4, 4, 4), num_streams=3)
+    shapes = jax.eval_shape(lambda x: model.init_variables(net, jax.random.key(0), x, IF()), jnp.zeros((1, 8, 8, 1)))
+    named = {name: EXPERIMENTS["audit"].in_words(name)[1] for name in shapes["params"]}
+    assert named["feb_0_0"] == "stream 1, layer 2" and named["down_2_0_1"] == "fusion, stream 1 to 3, convolution 2"
+    assert len(set(named.values())) == len(named) and not any("_" in words for words in named.values())
 
 
 @pytest.mark.slow
