@@ -49,7 +49,9 @@ def recorded(name: str) -> dict[str, Any]:
     try:
         import tensorflow_datasets as tfds  # slow to import, and needed for a download alone
     except ImportError as error:
-        raise UserError(f"downloading needs TFDS ({error}): pip install 'mpisjax[tfds]'") from error
+        raise UserError(
+            f"downloading needs TFDS ({error}): pip install tensorflow-datasets importlib_resources"
+        ) from error
     infos = dict(tfds.builder_cls(name).url_infos)
     return {_address(url, info.filename): info for url, info in infos.items()}
 

@@ -68,7 +68,9 @@ def load(place: Path, size: tuple[int, int, int], num_classes: int) -> Loaded:
     try:
         import tensorflow_datasets as tfds  # slow, and not wanted unless there is prepared data
     except ImportError as error:
-        raise UserError(f"{place} needs TFDS to be read ({error}): pip install 'mpisjax[tfds]'") from error
+        raise UserError(
+            f"{place} needs TFDS to be read ({error}): pip install tensorflow-datasets importlib_resources"
+        ) from error
     try:
         builder = tfds.builder_from_directory(place)
         splits = [_read_split(builder, place, split, size, num_classes) for split in ("train", "test")]

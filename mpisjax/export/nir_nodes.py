@@ -27,7 +27,7 @@ def package() -> Any:
     try:
         import nir
     except ImportError as error:
-        raise UserError("NIR needs the nir package: pip install 'mpisjax[nir]'") from error
+        raise UserError("NIR needs the nir package: pip install nir") from error
     return nir
 
 

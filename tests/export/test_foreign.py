@@ -10,14 +10,14 @@ import pytest
 import mpisjax
 from mpisjax.export import job, nir_host
 
-nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
+nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install nir")
 TOOLS = {"with_nirtorch": ("nirtorch", "snntorch"), "with_spyx": ("spyx",)}
 
 
 @pytest.fixture(params=list(TOOLS))
 def tool(request):
     for package in TOOLS[request.param]:
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'mpisjax[export-test]'")
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install '.[export-test]'")
     return importlib.import_module(request.param)
 
 

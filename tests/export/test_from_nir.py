@@ -17,7 +17,7 @@ from mpisjax.export import folded, nir_graph, nir_host, nir_import
 from mpisjax.export.check import activity_by_step
 
 pytestmark = pytest.mark.unoptimized
-nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
+nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install nir")
 STEPS = 10
 
 

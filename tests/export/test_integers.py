@@ -16,7 +16,7 @@ from mpisjax.export.__main__ import main
 from mpisjax.firing import RateReading
 
 pytestmark = pytest.mark.unoptimized
-nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
+nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install nir")
 
 MEAN, STD, STEPS = np.array([0.4, 0.5]), np.array([0.2, 0.3]), 8
 

@@ -24,7 +24,7 @@ from mpisjax.simulate import over_time
 
 pytestmark = pytest.mark.unoptimized
 
-nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
+nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install nir")
 STEPS = 12
 
 

@@ -73,7 +73,7 @@ def test_it_runs_without_this_package(python, capsys, tmp_path, name, num_steps)
 
 @pytest.mark.slow
 def test_the_command_writes_a_nir_file(capsys, tmp_path):
-    nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install 'mpisjax[nir]'")
+    nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install nir")
     out = tmp_path / "digits.nir"
     main(["--pretrained", "digits", "--format", "nir", "--out", str(out)])
     assert "39 nodes" in capsys.readouterr().out and list(tmp_path.iterdir()) == [out]

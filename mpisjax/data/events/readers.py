@@ -58,7 +58,7 @@ def import_tonic() -> Any:
     try:
         import tonic
     except ImportError as error:
-        raise UserError(f"event data needs tonic ({error}): pip install 'mpisjax[events]'") from error
+        raise UserError(f"event data needs tonic ({error}): pip install tonic h5py") from error
     return tonic
 
 
@@ -268,7 +268,7 @@ def open_spike_trains(path: Path) -> Any:
     try:
         import h5py  # tonic needs it too
     except ImportError as error:
-        raise UserError(f"{path.name} needs one more package: pip install 'mpisjax[events]'") from error
+        raise UserError(f"{path.name} needs one more package: pip install h5py") from error
     try:
         file = h5py.File(path, "r")
         sizes = {len(file[key]) for key in ("spikes/times", "spikes/units", "labels")}
