@@ -215,12 +215,11 @@ class TrainingRun:
         return means, rate
 
     def _tell(self, work: Work) -> None:
-        """Logs how much arithmetic a step is, once a process; the rows have the rest."""
-        if not self.told:
+        """Logs what share of the device's peak is used, where that is known, once a process; the rows have the rest."""
+        if not self.told and work.utilisation is not None:
             self.told = True
-            used = work.utilisation
-            share = "of a peak not known" if used is None else f"{100 * used:.2g}% of the peak"
-            _log.info("arithmetic: %.3g TFLOP/s of convolutions and matrix products, %s", work.tflops, share)
+            share = 100 * work.utilisation
+            _log.info("%.3g TFLOP/s in convolutions and matrix products, %.2g%% of the peak", work.tflops, share)
 
     def _validate(self, eval_fn: EvalFn, screen: Display) -> bool:
         """Measures the state on the validation split; says False where a signal came first."""
