@@ -103,7 +103,7 @@ def demonstrate(given: argparse.Namespace) -> None:
             "100 of their kind. Do not trust the answer.",
             style="bold yellow",
         )
-    title = f"{answer} after {at + 1} of {steps} steps, {found.spikes_until(at + 1):,} spikes ({trained.name})"
+    title = f"{trained.name}: {answer}\nafter {at + 1} of {steps} steps, {found.spikes_until(at + 1):,} spikes"
     drawing = Drawing(image, found, inputs, title, at + 1)
     drawing.save_png(Path(f"{out}.png"))
     written = [f"{out}.png"]

@@ -15,12 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mpisjax.analysis.figures import COLORS, TEST, new_figure, some_neurons, tidy
+from mpisjax.analysis.figures import COLORS, TEST, WIDTH, new_figure, some_neurons, tidy
 from mpisjax.pretrained.inputs import Inputs
 from mpisjax.pretrained.trace import Trace
 
 SHOWN_NEURONS = 36  # of a population
 SHOWN_CLASSES = 3  # in colour; the others are grey
+MOST_BARS = 10  # of more classes, the likeliest have bars
 QUIET = "#c9c9c9"
 
 
@@ -40,18 +41,18 @@ class Drawing:
     ) -> None:
         self.trace, self.inputs, self.steps = trace, inputs, len(trace.scores)
         self.answered = answered or self.steps
-        self.figure: Figure = new_figure(11.4, 6.0)
+        self.figure: Figure = new_figure(WIDTH, 2.3 * WIDTH)  # one plot below the other, as wide as a phone can show
         self.figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
-        self.figure.suptitle(title, fontsize=12)
-        grid = self.figure.add_gridspec(2, 3, width_ratios=(1, 2.1, 1.5))
-        shown, bars = (self.figure.add_subplot(grid[row, 0]) for row in (0, 1))
+        self.figure.suptitle(title, fontsize=11)
+        grid = self.figure.add_gridspec(4, 2, height_ratios=(1, 2, 1.1, 1.1))
+        shown, bars = (self.figure.add_subplot(grid[0, column]) for column in (0, 1))
         shown.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         shown.set_title("what the network sees", fontsize=10)
         shown.axis("off")
         self._draw_bars(bars)
-        self._draw_raster(self.figure.add_subplot(grid[:, 1]))
-        self._draw_scores(self.figure.add_subplot(grid[0, 2]))
-        self._draw_rates(self.figure.add_subplot(grid[1, 2]))
+        self._draw_raster(self.figure.add_subplot(grid[1, :]))
+        self._draw_scores(self.figure.add_subplot(grid[2, :]))
+        self._draw_rates(self.figure.add_subplot(grid[3, :]))
         self.at(self.steps)
 
     def at(self, step: int) -> list[Any]:
@@ -63,7 +64,7 @@ class Drawing:
         for lines, values in ((self._scores, self.trace.scores.T), (self._rates, self.trace.rates.values())):
             for line, series in zip(lines, values, strict=True):
                 line.set_data(time, series[:step])
-        for bar, score in zip(self._bars, self.trace.scores[step - 1], strict=True):
+        for bar, score in zip(self._bars, self.trace.scores[step - 1][self._barred], strict=True):
             bar.set_width(score)
         spikes = self.trace.spikes_until(step)
         self._clock.set_text(f"time step ({step} of {self.steps}: {spikes:,} spikes)")
@@ -83,12 +84,15 @@ class Drawing:
         animation.save(path, writer=PillowWriter(fps=per_second), dpi=80)
 
     def _draw_bars(self, axis: Any) -> None:
-        order = list(range(self.inputs.num_classes))
-        self._bars = axis.barh(order, self.trace.scores[-1], color=self._class_colors(), height=0.7)
-        axis.set_yticks(order, self.inputs.classes, fontsize=8)
+        few = self.inputs.num_classes <= MOST_BARS
+        self._barred = list(range(self.inputs.num_classes)) if few else self._ranking()[:MOST_BARS]
+        colors = self._class_colors()
+        places = list(range(len(self._barred)))
+        self._bars = axis.barh(places, 0.0, color=[colors[n] for n in self._barred], height=0.7)
+        axis.set_yticks(places, [self.inputs.classes[n] for n in self._barred], fontsize=8)
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
-        tidy(axis, "classifier, on the spikes so far", "confidence", "")
+        tidy(axis, "classifier", "confidence", "")
         axis.grid(visible=False, axis="y")
 
     def _draw_raster(self, axis: Any) -> None:
@@ -128,7 +132,7 @@ class Drawing:
                 if 2 * self.answered < self.steps
                 else {"ha": "right", "x": self.answered - 0.2}
             )
-            axis.text(y=0.99, s=f"sure after {self.answered}", fontsize=8, va="top", **place)
+            axis.text(y=0.6, s=f"sure after {self.answered}", fontsize=8, va="top", **place)
         axis.set_xlim(1, max(self.steps, 2))
         axis.set_ylim(-0.02, 1.02)
         tidy(axis, "confidence as the rates settle", "", "")
@@ -142,7 +146,7 @@ class Drawing:
         top = max(float(series.max()) for series in self.trace.rates.values())
         axis.set_xlim(1, max(self.steps, 2))
         axis.set_ylim(0, 1.15 * top or 1)
-        tidy(axis, "mean firing rates", "time step", "spikes per neuron and step")
+        tidy(axis, "mean firing rates", "time step", "per neuron and step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     def _ranking(self) -> list[int]:
