@@ -18,6 +18,7 @@ from mpisjax.storage.preemption import Stopper
 from mpisjax.storage.saving import CheckpointWriter
 from mpisjax.training import loop
 from mpisjax.training.metrics import TIMING, DivergenceError, read_rows
+from mpisjax.training.step_runner import Work
 
 
 class StopAt(tiny.Feed):
@@ -258,6 +259,13 @@ def test_divergence_stops_with_the_last_good_state(tmp_path):
     good = tiny.fit(tmp_path / "good", feed=StopAt(7, stopper), stopper=stopper)
     assert saved.step == 13
     assert bits(state.params) == bits(good.state.params) and bits(state.opt_state) == bits(good.state.opt_state)
+
+
+@pytest.mark.parametrize("share, times", [(0.25, 1), (None, 0)])
+def test_work_is_told_once_and_only_beside_a_known_peak(tmp_path, log, share, times):
+    tiny.fit(tmp_path, meter=lambda means, rate: Work(2.0, share))
+    assert log.text.count("2 TFLOP/s in convolutions and matrix products, 25% of the peak") == times
+    assert log.text.count("TFLOP/s") == times
 
 
 def test_unconverged_solver_is_told_once_and_counted_at_the_end(tmp_path, log):
