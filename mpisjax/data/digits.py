@@ -13,7 +13,6 @@ import numpy as np
 from mpisjax.data.dataset import Loaded, hold_out
 from mpisjax.errors import UserError
 
-NUM_CLASSES = 10
 NUM_TEST = 360
 SPLIT_SEED = 1797
 SENTENCE = "digits, from scikit-learn, complete: 1,437 train and 360 test, split by a fixed seed"

@@ -16,7 +16,7 @@ from data_helpers import aedat2_bytes, aedat3_bytes, nmnist_bytes, random_events
 from mpisjax import data
 from mpisjax.data import digits, fetch
 from mpisjax.data.events import readers, saccades, sets
-from mpisjax.data.events.frames import Binning, Frames, stored_row, to_frames
+from mpisjax.data.events.frames import Binning, Frames, count_frames, stored_row
 from mpisjax.errors import UserError
 
 tonic = pytest.importorskip("tonic")
@@ -172,23 +172,23 @@ def test_frames_are_those_of_tonic(rng, by, crop, denoise_us):
     if crop:
         start = (34 - crop) // 2
         wanted = wanted[:, start : start + crop, start : start + crop]
-    counts = to_frames(recorded, binning(by=by, crop=crop, denoise_us=denoise_us))
+    counts = count_frames(recorded, binning(by=by, crop=crop, denoise_us=denoise_us))[0]
     assert np.array_equal(counts, wanted) and counts.dtype == np.uint8 and counts.max() > 1
-    binary = to_frames(recorded, binning(by=by, crop=crop, denoise_us=denoise_us, binary=True))
+    binary = count_frames(recorded, binning(by=by, crop=crop, denoise_us=denoise_us, binary=True))[0]
     assert np.array_equal(binary, wanted > 0)
 
 
 def test_many_events_on_one_pixel_do_not_wrap_around():
     recorded = np.zeros(70_000, readers.EVENT)
     recorded["t"] = np.arange(70_000)
-    assert to_frames(recorded, binning(num_frames=1)).ravel()[:2].tolist() == [255, 0]
+    assert count_frames(recorded, binning(num_frames=1))[0].ravel()[:2].tolist() == [255, 0]
 
 
 def test_recordings_too_short_for_the_frames_are_invalid():
     recorded = np.zeros(5, readers.EVENT)
     for by in ("time", "count"):
         with pytest.raises(readers.Invalid, match="too"):
-            to_frames(recorded, binning(by=by))
+            count_frames(recorded, binning(by=by))
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -212,7 +212,7 @@ def test_nmnist_from_a_folder(tmp_path, rng, frames):
     assert "SUBSET: 30 train and 10 test recordings of 60,000 and 10,000" in dataset.source
     assert dataset.temporal and dataset.num_classes == 10 and dataset.train.images.shape == (20, 6, 32, 32, 2)
     wanted = np.stack(
-        [to_frames(one, binning(num_frames=6, crop=32, binary=frames == "binary")) for one in made["Test"]]
+        [count_frames(one, binning(num_frames=6, crop=32, binary=frames == "binary"))[0] for one in made["Test"]]
     )
     assert np.array_equal(np.asarray(dataset.test.images), wanted)
     assert np.array_equal(dataset.test.labels, np.arange(10))
@@ -301,7 +301,7 @@ def test_dvs_gesture_as_its_authors_have_it(tmp_path, rng):
     dataset = data.load(settings(name="dvs_gesture", dir=str(tmp_path), num_validation=0, num_frames=3))
     assert "11 train and 11 test" in dataset.source and np.array_equal(dataset.test.labels, np.arange(11))
     part = whole[(whole["t"] >= 450_000) & (whole["t"] < 600_000)]
-    wanted = to_frames(part, binning(num_frames=3, width=128, height=128))
+    wanted = count_frames(part, binning(num_frames=3, width=128, height=128))[0]
     assert np.array_equal(dataset.test.images[2], wanted)
 
 
@@ -486,7 +486,7 @@ def test_recordings_out_of_order_are_refused_sorted_or_skipped(tmp_path, rng, ca
     assert len(dataset.train.labels) == len(dataset.train.images) == (20 if choice == "sort" else 19)
     assert np.bincount(dataset.train.labels)[3] == (2 if choice == "sort" else 1)
     if choice == "sort":
-        assert np.array_equal(dataset.train.images[3], to_frames(recorded, binning(num_frames=3)))
+        assert np.array_equal(dataset.train.images[3], count_frames(recorded, binning(num_frames=3))[0])
 
 
 def test_events_in_no_frame_are_counted_in_the_log(tmp_path, rng, caplog):

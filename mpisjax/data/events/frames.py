@@ -91,11 +91,6 @@ class Tally(NamedTuple):
     dropped: int
 
 
-def to_frames(events: np.ndarray, binning: Binning) -> np.ndarray:
-    """The frames of `count_frames`, without its tally."""
-    return count_frames(events, binning)[0]
-
-
 def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tally]:
     """Sums events into frames, with tonic's slices.
 
