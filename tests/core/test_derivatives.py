@@ -33,13 +33,19 @@ def squared(p, solver, x=0.3):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_derivatives_of_one_neuron_to_the_third(x64, solver):
     """r = x / (1 - p): r^2 has the derivatives 2 x^2 / (1 - p)^3, 6 x^2 / (1 - p)^4, 24 x^2 / (1 - p)^5."""
-    p = 0.5
-    assert jax.grad(squared)(p, solver) == pytest.approx(1.44)
-    assert jax.jvp(lambda p: squared(p, solver), (p,), (1.0,))[1] == pytest.approx(1.44)
-    assert jax.hessian(squared)(p, solver) == pytest.approx(8.64)
-    assert jax.grad(jax.grad(squared))(p, solver) == pytest.approx(8.64)
-    assert jax.jacfwd(jax.jacfwd(squared))(p, solver) == pytest.approx(8.64)
-    assert jax.grad(jax.hessian(squared))(p, solver) == pytest.approx(69.12)
+    derivatives = {
+        "reverse": (jax.grad(squared), 1.44),
+        "forward": (lambda p, solver: jax.jvp(lambda p: squared(p, solver), (p,), (1.0,))[1], 1.44),
+        "forward over reverse": (jax.hessian(squared), 8.64),
+        "reverse over reverse": (jax.grad(jax.grad(squared)), 8.64),
+    }
+    if solver in ("neumann", "anderson", "phantom"):  # one rule derives every solve; Krylov solvers compile for long
+        derivatives |= {
+            "forward over forward": (jax.jacfwd(jax.jacfwd(squared)), 8.64),
+            "reverse over both": (jax.grad(jax.hessian(squared)), 69.12),
+        }
+    found = jax.jit(lambda p: {name: fn(p, solver) for name, (fn, _) in derivatives.items()})(0.5)
+    assert found == pytest.approx({name: expected for name, (_, expected) in derivatives.items()})
 
 
 def transition(p, z, x, fire):
@@ -63,7 +69,7 @@ def loss(p, x, init, solver="neumann", **options):
     return sum(jnp.sum(jnp.sin(3 * r)) for r in jax.tree.leaves(eq.rates))
 
 
-@pytest.mark.parametrize("solver", ["neumann", "gmres", "bicgstab"])
+@pytest.mark.parametrize("solver", ["neumann", "bicgstab"])
 def test_a_hessian_is_the_difference_of_gradients(x64, solver):
     p, x, init = problem()
     flat, unravel = ravel_pytree((p, x))
@@ -76,13 +82,10 @@ def test_a_hessian_is_the_difference_of_gradients(x64, solver):
     expected = [
         (gradient(flat.at[i].add(step)) - gradient(flat.at[i].add(-step))) / (2 * step) for i in range(flat.size)
     ]
-    found = jax.jit(jax.hessian(of))(flat)
+    found, again = jax.jit(lambda flat: (jax.hessian(of)(flat), jax.jacrev(jax.grad(of))(flat)))(flat)
     assert np.abs(found).max() > 1
     np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
-    np.testing.assert_allclose(jax.jit(jax.jacrev(jax.grad(of)))(flat), found, atol=1e-9)
-    v = jnp.asarray(np.random.default_rng(2).normal(size=flat.size))
-    product = jax.jit(lambda v: jax.jvp(gradient, (flat,), (v,))[1])(v)
-    np.testing.assert_allclose(product, found @ v, atol=1e-8)
+    np.testing.assert_allclose(again, found, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -96,9 +99,14 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(x64, solver, forward):
 
     rng = np.random.default_rng(3)
     tangents = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), (p, x))
-    out, along = jax.jit(lambda p, x: jax.jvp(outputs, (p, x), tangents))(p, x)
-    cotangents = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), out)
-    back = jax.jit(lambda p, x: jax.vjp(outputs, p, x)[1](cotangents))(p, x)
+    shapes = jax.eval_shape(outputs, p, x)
+    cotangents = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), shapes)
+
+    @jax.jit
+    def both(p, x):
+        return jax.jvp(outputs, (p, x), tangents)[1], jax.vjp(outputs, p, x)[1](cotangents)
+
+    along, back = both(p, x)
 
     def inner(a, b):
         return float(sum(jnp.vdot(u, v) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
@@ -137,13 +145,15 @@ def test_what_comes_out_beside_the_rates_carries_the_whole_gradient(x64):
         )
 
     assert run(1.0, step=step).aux["count"] == 3
-    for differentiate in (jax.grad, jax.jacfwd):
-        assert differentiate(lambda p: run(p, step=step).aux["hidden"].sum())(1.0) == pytest.approx(0.375)
-        assert differentiate(lambda p: run(p).layer_rates["h"].sum())(1.0) == pytest.approx(0.375)
-        assert differentiate(lambda p: run(p).layer_rates["o"].sum())(1.0) == pytest.approx(0.15)
-        assert differentiate(lambda p: run(p).rates.sum())(1.0) == pytest.approx(0.15)
-        both = differentiate(lambda p: (run(p).rates + run(p).layer_rates["h"]).sum())(1.0)
-        assert both == pytest.approx(0.525)
+
+    def read(p):
+        eq = run(p)
+        h, o, r = eq.layer_rates["h"].sum(), eq.layer_rates["o"].sum(), eq.rates.sum()
+        return jnp.stack([run(p, step=step).aux["hidden"].sum(), h, o, r, r + h])
+
+    for differentiate in (jax.jacrev, jax.jacfwd):
+        slopes = jax.jit(differentiate(read))(1.0)
+        np.testing.assert_allclose(slopes, [0.375, 0.375, 0.15, 0.15, 0.525], rtol=1e-6)
     assert jax.grad(lambda p: run(p).residual.sum())(1.0) == 0  # documented: no gradient
 
 
