@@ -129,22 +129,27 @@ def currents_of(name, monkeypatch):
     """Every current that passes a DBReLU anywhere: stem, streams, head. In thresholds."""
     net, variables, images, weights = problem(name)
     rates, _ = reference(name)
-    seen = []
 
-    class Fire(RateReading):
-        def __call__(self, name, current):
-            seen.append(current / self.neuron.threshold)
-            return super().__call__(name, current)
+    @jax.jit
+    def run(variables, images, rates):
+        seen = []
 
-    def recording(u):
-        seen.append(u)
-        return jnp.clip(u, 0, 1)
+        class Fire(RateReading):
+            def __call__(self, name, current):
+                seen.append(current / self.neuron.threshold)
+                return super().__call__(name, current)
 
-    monkeypatch.setattr(mpis, "dbrelu", recording)
-    nn.transition_of(net)(variables, rates, encoded(net, variables, images), Fire(NEURON))
-    readout(net, variables, rates, weights)
-    monkeypatch.undo()
-    return np.concatenate([np.ravel(u) for u in seen])
+        def recording(u):
+            seen.append(u)
+            return jnp.clip(u, 0, 1)
+
+        monkeypatch.setattr(mpis, "dbrelu", recording)
+        nn.transition_of(net)(variables, rates, encoded(net, variables, images), Fire(NEURON))
+        readout(net, variables, rates, weights)
+        monkeypatch.undo()
+        return seen
+
+    return np.concatenate([np.ravel(u) for u in run(variables, images, rates)])
 
 
 @pytest.mark.parametrize("name", NETS)
