@@ -21,8 +21,9 @@ def test_script_learns_the_digits(path, capsys, tmp_path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    found = script.main(tmp_path, epochs=6) if path.stem.startswith("fit_") else script.main(epochs=6)
-    assert found and min(found.values()) > 0.8, found
+    fits = path.stem.startswith("fit_")
+    found = script.main(tmp_path, epochs=6) if fits else script.main(epochs=6)
+    assert found and min(found.values()) > (0.8 if fits else 0.9), found
     assert "accuracy" in capsys.readouterr().out
 
 
