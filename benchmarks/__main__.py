@@ -10,10 +10,11 @@
     python -m benchmarks --gpu --quick                    # the same way with tiny networks, on any machine
     python -m benchmarks --only footprint --data_dir DIR  # peak memory of every config, minutes
     python -m benchmarks --only accuracy --data_dir DIR   # Fashion-MNIST from nothing, minutes
+    python -m benchmarks --only race --data_dir DIR --peer snntorch,spikingjelly   # to 90%, ours and theirs
 
 Sections: peaks, steps, memory, adjoint, scaling, solvers, profile, loader, startup, inference, and by --only alone
-footprint and accuracy. --quick takes fewer points of each and leaves scaling, profile, startup and inference to --only.
-Times are medians; processor seconds count every thread. Run it on an idle machine.
+footprint, accuracy and race. --quick takes fewer points of each and leaves scaling, profile, startup and inference to
+--only. Times are medians; processor seconds count every thread. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("python -m benchmarks", __doc__)
     parser.add_argument(
         "--only",
-        type=names((*SECTIONS, "footprint", "accuracy", "peer")),
+        type=names((*SECTIONS, "footprint", "accuracy", "peer", "race")),
         help="sections, separated by commas; all by default",
     )
     parser.add_argument("--out", default="runs/benchmarks", type=local_path, help="folder for the results")
@@ -132,7 +133,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             rows = measure()
             for part in rows if isinstance(rows, Iterator) else (rows,):
                 keep(name, part)
-    if others := [asked for asked in flags.peer if asked != "torch"]:
+    others = [asked for asked in flags.peer if asked != "torch"]
+    if "race" in flags.sections:
+        for row in libraries.race(others, flags.data_dir):
+            keep("race", [row])
+    elif others:
         steps = libraries.LENGTHS[:1] if flags.quick else libraries.LENGTHS
         keep("libraries", libraries.compare(others, steps, 2 if flags.quick else 5))
     if "torch" in flags.peer:

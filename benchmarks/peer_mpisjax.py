@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.same_layers import KERNEL, LAYERS, Step
+from benchmarks.same_layers import KERNEL, LAYERS, Learner
 from mpisjax import configuration
 from mpisjax.configuration import makers
 from mpisjax.cpu import cores
-from mpisjax.data import Batch
+from mpisjax.data import Batch, Split
 from mpisjax.nn import model
+from mpisjax.training.state import evaluated_variables
 
 
-def make(num_steps: int, how: str) -> Step:
-    """A training step.
+def make(num_steps: int, how: str) -> Learner:
+    """The network and its optimiser.
 
     Args:
         num_steps: Time steps.
@@ -38,11 +39,19 @@ def make(num_steps: int, how: str) -> Step:
     state = makers.init_state(config, variables, STEPS_PER_EPOCH)
     update = makers.make_train_step(config, net, about, STEPS_PER_EPOCH)
 
+    examine = makers.make_examiner(config, net, about)
+
+    def split_of(images: np.ndarray, labels: np.ndarray) -> Split:
+        return Split(np.rint(255 * images[..., None]).astype(np.uint8), labels.astype(np.int32))
+
     def step(images: np.ndarray, labels: np.ndarray) -> float:
         nonlocal state
-        pixels = (255 * images[..., None]).astype(np.uint8)
-        arrays: Any = (pixels, labels.astype(np.int32), np.ones(len(labels), np.float32))
+        split, mask = split_of(images, labels), np.ones(len(labels), np.float32)
+        arrays: Any = (split.images, split.labels, mask)
         state, metrics = update(state, Batch(*arrays))
         return float(metrics.loss)
 
-    return step
+    def answer(images: np.ndarray) -> np.ndarray:
+        return examine(evaluated_variables(state), split_of(images, np.zeros(len(images)))).answers
+
+    return Learner(step, answer)

@@ -10,11 +10,11 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 from torch.nn.functional import mse_loss, one_hot
 
-from benchmarks.same_layers import CLASSES, LAYERS, Step
+from benchmarks.same_layers import CLASSES, LAYERS, Learner
 
 
-def make(num_steps: int) -> Step:
-    """A training step of so many time steps."""
+def make(num_steps: int) -> Learner:
+    """The network and its optimiser, for so many time steps."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     first, second, third = LAYERS
@@ -40,14 +40,24 @@ def make(num_steps: int) -> Step:
     functional.set_step_mode(net, "m")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
+    def rates_of(images: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(images)[:, None]
+        return net(x.unsqueeze(0).expand(num_steps, -1, -1, -1, -1)).mean(0)
+
     def step(images: np.ndarray, labels: np.ndarray) -> float:
-        x, y = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
-        rates = net(x.unsqueeze(0).expand(num_steps, -1, -1, -1, -1)).mean(0)
-        loss = mse_loss(rates, one_hot(y, CLASSES).float())
+        loss = mse_loss(rates_of(images), one_hot(torch.from_numpy(labels), CLASSES).float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         functional.reset_net(net)
         return loss.item()
 
-    return step
+    def answer(images: np.ndarray) -> np.ndarray:
+        net.eval()
+        with torch.no_grad():
+            found = rates_of(images).argmax(1).numpy()
+        functional.reset_net(net)
+        net.train()
+        return found
+
+    return Learner(step, answer)

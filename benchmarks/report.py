@@ -29,6 +29,7 @@ TITLES = {
     "inference": "An answer of a packaged network",
     "agreement": "Firing rates, ours against the peer's (float64)",
     "peer": "A whole F64C5 training step, ours beside the PyTorch peer",
+    "race": "Fashion-MNIST, 16C3-32C3-48C3s2-FC10, until 90% of the validation split, ours beside libraries",
     "libraries": "A whole training step of 16C3-32C3-48C3s2-FC10, ours beside libraries",
     "targets": "Targets",
 }

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 LAYERS, KERNEL, CLASSES = (16, 32, 48), 3, 10  # the last layer halves the resolution
-Step = Callable[[np.ndarray, np.ndarray], float]
-"""A training step: images float32 [batch, 28, 28] and labels int64 [batch] in, the loss out."""
+
+
+class Learner(NamedTuple):
+    """A network and its optimiser.
+
+    Attributes:
+        step: A training step: images float32 [batch, 28, 28] of 0 to 1 and labels int64 [batch] in, the loss out.
+        answer: Images in, the class of each out, int [batch].
+    """
+
+    step: Callable[[np.ndarray, np.ndarray], float]
+    answer: Callable[[np.ndarray], np.ndarray]

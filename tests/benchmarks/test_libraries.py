@@ -53,3 +53,19 @@ def test_a_process_of_its_own_takes_steps_and_tells_its_peak_of_memory(who, batc
     assert found["who"] == libraries.TITLES[who] and found["T"] == ("" if who == "rates" else 2)
     assert 0 < found["seconds"] < 600 and 0 < found["loss"] < 10
     assert 50 < found["peak_MiB"] < 4000
+
+
+@pytest.mark.parametrize("who", ["rates", "bptt", "snntorch", "spikingjelly"])  # Spyx takes minutes
+def test_a_race_ends_at_its_goal(who, tmp_path):
+    if who in libraries.LIBRARIES:
+        pytest.importorskip(who, reason="a benchmark-only extra, not installed")
+    images = np.zeros(
+        (256, 28, 28), np.uint8
+    )  # two classes that a hundred steps tell apart: the left half, the right half
+    labels = np.arange(256) % 2
+    images[labels == 0, :, :14], images[labels == 1, :, 14:] = 255, 255
+    path = tmp_path / "images.npz"
+    np.savez(path, images=images, labels=labels, held_out=images[:20], held_out_labels=labels[:20])
+    found = libraries.run(who, 2, str(path), 0.9)
+    assert found["who"] == libraries.TITLES[who] and found["steps"] % 100 == 0 and found["accuracy, %"] >= 90
+    assert 0 < found["seconds"] < 600 and found["T"] == 2
