@@ -1,5 +1,7 @@
 """One simulation read after several numbers of steps: its values and its gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from mpisjax.neurons import dbrelu
 from mpisjax.storage.preemption import Stopper
 from mpisjax.training import run
 
+pytestmark = pytest.mark.unoptimized
 TIMES = (1, 2, 4, 7)
 
 
@@ -55,12 +58,12 @@ def test_gradient_of_the_mean_is_the_mean_of_the_gradients_of_each_length(proble
         found = unroll(transition, p, x, init, neuron=neuron, num_steps=steps, bptt=BPTT("triangular"))
         return jnp.sum((found.rates - target) ** 2)
 
-    each = [jax.grad(alone)(params, steps) for steps in TIMES]
+    each = [jax.jit(jax.grad(alone), static_argnums=1)(params, steps) for steps in TIMES]
     wanted = jax.tree.map(lambda *g: sum(g) / len(TIMES), *each)
-    for name, grad in jax.grad(together)(params).items():
+    for name, grad in jax.jit(jax.grad(together))(params).items():
         np.testing.assert_allclose(grad, wanted[name], rtol=1e-4, atol=1e-5)
         assert np.abs(grad).max() > 1e-3
-    again = jax.grad(lambda p: together(p, remat=True))(params)
+    again = jax.jit(jax.grad(lambda p: together(p, remat=True)))(params)
     for name, grad in again.items():
         np.testing.assert_allclose(grad, wanted[name], rtol=1e-4, atol=1e-5)
 
@@ -117,7 +120,8 @@ def small_run(**bptt):
     net = makers.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = data.prepare_images(batch.images, dataset)
-    variables = nn.init_variables(net, jax.random.key(0), images, makers.make_neuron(config))
+    neuron = makers.make_neuron(config)
+    variables = jax.jit(lambda images: nn.init_variables(net, jax.random.key(0), images, neuron))(images)
     trained = makers.init_state(config, variables, 20)
     return config, net, dataset, batch, trained
 
@@ -146,7 +150,8 @@ def test_logits_are_those_of_evaluation_at_each_time():
     out = jax.jit(lambda v, x: anytime.apply(net, v, x, neuron=neuron, times=(1, 3)))(variables, images)
     for steps, logits in zip((1, 3), out.logits, strict=True):
         forward = mpisjax.SpikeForward(steps)
-        rates = nn.model.spikes(net, variables, images, neuron=neuron, forward=forward).rates
+        spikes = jax.jit(functools.partial(nn.model.spikes, net, neuron=neuron, forward=forward))
+        rates = spikes(variables, images).rates
         np.testing.assert_allclose(logits, nn.model.classify(net, variables, rates), rtol=1e-4, atol=1e-5)
 
 

@@ -4,7 +4,6 @@ line.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import ml_collections
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.digits import get_config
 from mpisjax import cli, configuration
 from mpisjax.configuration import config_files, makers, rules
 from mpisjax.data import DataSet, Split
@@ -20,13 +20,6 @@ from mpisjax.errors import UserError
 from mpisjax.training.loss import class_weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def digits() -> ml_collections.ConfigDict:
-    spec = importlib.util.spec_from_file_location("digits_config", ROOT / "configs" / "digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
@@ -37,6 +30,8 @@ def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
     return found
 
 
+EMPTY = Split(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int32))
+DATASET = DataSet("made up", 10, EMPTY, EMPTY, EMPTY, (0.0,), (1.0,), False, "", "")
 KEYS = sorted(leaves(configuration.base()))
 VALUES = st.one_of(
     st.sampled_from(["", "nan", "inf", "-inf", "-1", "0", "1", "1e400", "1e-400", "2", "0.5"]),
@@ -52,9 +47,7 @@ VALUES = st.one_of(
 def make(config: ml_collections.ConfigDict) -> None:
     """Everything that a run makes of a config before it computes."""
     rules.check(config)
-    empty = Split(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int32))
-    dataset = DataSet("made up", 10, empty, empty, empty, (0.0,), (1.0,), False, "", "")
-    makers.make_network(config, dataset)
+    makers.make_network(config, DATASET)
     makers.make_neuron(config)
     makers.make_forward(config)
     makers.make_spike_forward(config)
@@ -62,13 +55,13 @@ def make(config: ml_collections.ConfigDict) -> None:
     makers.make_adjoint(config)
     makers.make_bptt(config)
     makers.make_optimizer(config, 19)
-    class_weights_of(config.train.class_weights, dataset)
+    class_weights_of(config.train.class_weights, DATASET)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=3))
 def test_any_override_of_a_real_setting(items):
-    config = digits()
+    config = get_config()
     try:
         overrides = config_files.sort_arguments([f"--config.{key}={value}" for key, value in items]).overrides
         make(config_files.apply_overrides(config, overrides))

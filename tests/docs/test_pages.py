@@ -117,6 +117,7 @@ def test_the_blocks_of_a_page_run(page, slow, checkout):
             run(block, page, names)
 
 
+@pytest.mark.unoptimized
 def test_the_picture_of_the_streams_is_the_one_that_the_network_gives():
     assert streams.PICTURE.read_text() == streams.picture(), "run python -m tools.streams"
 

@@ -46,7 +46,7 @@ def temporary_bytes(num_steps, **size):
 
 def test_memory_is_constant_in_the_number_of_time_steps():
     """The paper's headline: a training step by spikes needs as much memory at T = 1000 as at T = 1."""
-    sizes = [temporary_bytes(num_steps) for num_steps in (1, 10, 100, 1000)]
+    sizes = [temporary_bytes(num_steps) for num_steps in (1, 1000)]
     assert sizes[0] > 100_000, sizes
     assert max(sizes) <= 1.01 * min(sizes), sizes
 
