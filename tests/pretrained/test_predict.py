@@ -69,7 +69,7 @@ def small_run(tmp_path_factory):
 def test_a_prediction_is_the_answer_that_apply_gives(digits):
     trained, test = digits
     found = trained.predict(test.images[:30], batch_size=16)
-    out = trained.apply(trained.variables, test.images[:30])
+    out = jax.jit(trained.apply)(trained.variables, test.images[:30])
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(out.logits), atol=2e-3)
     assert found.labels.tolist() == np.argmax(out.logits, -1).tolist()
     assert found.classes == tuple(str(n) for n in found.labels) and trained.classes == tuple("0123456789")
