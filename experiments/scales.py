@@ -186,6 +186,11 @@ def _fair(
         Net(f"{key}_fair_{kind}", title, data, steps, config, {**common, "forward.num_steps": steps, **more}, examples)
         for kind, (title, more) in kinds.items()
     ]
+    if solver:  # two streams are less contractive: do they want more steps?
+        settings = {**common, "forward.num_steps": steps, "forward.mode": "rates"}
+        made.append(
+            Net(f"{key}_fair_two_6_2", "MPIS, two streams, 6 + 2 steps", data, steps, config, settings, examples)
+        )
     if costly:
         more = {**common, "forward.num_steps": 30, **THROUGH_TIME, **FASTER, "train.epochs": costly}
         made.append(Net(f"{key}_fair_bptt30", "MPIS, two streams, BPTT of T = 30", data, 30, config, more, examples))
