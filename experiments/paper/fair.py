@@ -13,7 +13,7 @@ from experiments.nets import Net
 from experiments.paper.table1 import timing
 from experiments.scales import Scale
 from experiments.study import Study, described
-from experiments.tables import MISSING, across_seeds, mean, of_seeds, table, verdict
+from experiments.tables import FEWEST_SEEDS, MISSING, across_seeds, mean, of_seeds, table, verdict
 
 TITLE = "Equal size, equal epochs: what each method reaches"
 SEVERAL = 30  # time steps of the second test, which no network was trained for but BPTT's of T = 30
@@ -80,11 +80,14 @@ def render(content: dict[str, Any]) -> str:
         "residual",
     ]
     about = (
-        "Its answer: by the equivalent path (one step of the rate map on what the spikes found) for a network trained "
-        "by its equilibrium, by its spikes for one trained through time (BPTT). Seconds: of all training steps, the "
-        "median of ten on an idle machine times their number. SynOps: a sample, at T. Residual: the worst stream's "
-        f"||f(r) - r|| / ||f(r)|| after {SEVERAL} steps."
+        "A network that was trained by its equilibrium answers by the equivalent path, one step of the rate map on "
+        "what the spikes found. One that was trained through time (BPTT) answers by its spikes. Seconds are those of "
+        "all training steps: the median of ten on an idle machine, with the weights of the start, times their number. "
+        "SynOps are of a sample, at T. The residual is the worst stream's ||f(r) - r|| / ||f(r)|| after "
+        f"{SEVERAL} steps."
     )
+    if len(first) < FEWEST_SEEDS:
+        sentences = [f"It takes {FEWEST_SEEDS} seeds of each to compare them, and this table has {len(first)}."]
     return "\n\n".join(
         part for part in (table(header, lines), "\n".join(f"- {s}" for s in sentences if s), about) if part
     )
