@@ -97,7 +97,7 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
     """Accuracy against seconds of training, and against synaptic operations, with the deviation of the seeds."""
     import statistics
 
-    from mpisjax.analysis.figures import COLORS, panel
+    from mpisjax.analysis.figures import COLORS, new_figure, tidy
 
     found = [(net, of_seeds(content, net["name"])) for net in content["nets"]]
     figures: dict[str, Any] = {}
@@ -115,12 +115,16 @@ def draw(content: dict[str, Any]) -> dict[str, Any]:
             points.append((net["title"], x, accuracies))
         if len(points) < 2:
             continue
-        figure, axis = panel("", label, "% correct, test split")
+        figure = new_figure(8.5, 3.8)
+        axis = figure.subplots()
+        tidy(axis, "", label, "% correct, test split")
         for i, (title, x, values) in enumerate(points):
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             marker = "o" if i < len(COLORS) else "s"
-            axis.errorbar(x, mean(values), spread, fmt=marker, color=COLORS[i % len(COLORS)], capsize=3, label=title)
-        axis.set_xscale("log")
+            axis.plot(x, mean(values), marker, color=COLORS[i % len(COLORS)], label=title)
+            if spread:
+                axis.errorbar(x, mean(values), spread, fmt="none", color=COLORS[i % len(COLORS)], capsize=3)
+        axis.set_xlim(0)
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figures[name] = figure
     return figures
