@@ -40,7 +40,7 @@ def run(study: Study) -> dict[str, Any]:
 
 
 def _memory_key(name: str, steps: int) -> str:
-    return f"{name.rsplit('_t', 1)[0]} memory {steps}"
+    return f"{name} memory {steps}"
 
 
 def _step(study: Study, net: Net, num_steps: int) -> tuple[Any, Any]:

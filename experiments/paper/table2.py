@@ -24,7 +24,7 @@ def run(study: Study) -> dict[str, Any]:
     rows = study.rows("table2", nets=[described(net) for net in study.scale.firing])
     for net in study.scale.firing:
         for seed in study.scale.seeds:
-            settings = study.settings(net, seed, what="spikes", examples=study.scale.examples)
+            settings = study.settings(net, seed, what="spikes", examples=study.scale.examples, steps=net.steps)
             rows.row(f"{net.name} seed {seed}", settings, partial(count, study, net, seed))
     return rows.finish()
 
