@@ -32,14 +32,16 @@ from benchmarks.same_layers import Learner
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {
-    "rates": "mpisjax, rates",
+    "rates": "mpisjax, rates, 4 + 4 solver steps",
+    "few": "mpisjax, rates, 3 + 1 solver steps",
     "spikes": "mpisjax, spikes",
     "bptt": "mpisjax, through time",
     "snntorch": "snnTorch",
     "spikingjelly": "SpikingJelly",
     "spyx": "Spyx",
 }
-OURS, LIBRARIES = tuple(TITLES)[:3], tuple(TITLES)[3:]
+OURS, LIBRARIES = tuple(TITLES)[:4], tuple(TITLES)[4:]
+RATES = OURS[:2]  # without time steps
 LENGTHS = (4, 10, 30)
 LONGEST = 1800.0  # seconds that a library has to reach an accuracy
 
@@ -52,7 +54,7 @@ def missing(library: str) -> str:
 
 
 def make(who: str, num_steps: int) -> Learner:
-    """The network of a library, or of one of our three ways, and its optimiser."""
+    """The network of a library, or of one of our four ways, and its optimiser."""
     if who in OURS:
         from benchmarks import peer_mpisjax
 
@@ -75,8 +77,8 @@ def compare(libraries: Sequence[str], lengths: Iterable[int] = LENGTHS, repeats:
         batch = host_batch(128)
         path = f"{folder}/batch.npz"
         np.savez(path, images=batch.images[..., 0], labels=batch.labels)
-        rows = [run("rates", lengths[0], path, repeats)]
-        rows += [run(who, steps, path, repeats) for steps in lengths for who in (*OURS[1:], *libraries)]
+        rows = [run(who, lengths[0], path, repeats) for who in RATES]
+        rows += [run(who, steps, path, repeats) for steps in lengths for who in (*OURS[2:], *libraries)]
     return beside_ours(rows)
 
 
@@ -103,7 +105,7 @@ def measure(who: str, num_steps: int, images: str, repeats: int) -> dict[str, An
         cpu.append(time.process_time() - worked)
     return {
         "who": TITLES[who],
-        "T": "" if who == "rates" else num_steps,
+        "T": "" if who in RATES else num_steps,
         "seconds": statistics.median(wall),
         "cpu_seconds": statistics.median(cpu),
         "peak_MiB": peak_mib(),
@@ -167,14 +169,15 @@ def reach(who: str, num_steps: int, images: str, goal: float) -> dict[str, Any]:
 def beside_ours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of libraries with how often they take our time, and our memory, at the same T."""
     ours = {(r["who"], r["T"]): r for r in rows}
-    rates = ours[TITLES["rates"], ""]
+    rates, few = (ours[TITLES[who], ""] for who in RATES)
     found = []
     for row in rows:
         more: dict[str, Any] = {}
         if not row["who"].startswith("mpisjax"):
-            spikes, bptt = (ours[TITLES[who], row["T"]] for who in OURS[1:])
+            spikes, bptt = (ours[TITLES[who], row["T"]] for who in OURS[2:])
             more = {
-                "time / rates": row["seconds"] / rates["seconds"],
+                "time / rates, 4 + 4": row["seconds"] / rates["seconds"],
+                "time / rates, 3 + 1": row["seconds"] / few["seconds"],
                 "time / spikes": row["seconds"] / spikes["seconds"],
                 "time / through time": row["seconds"] / bptt["seconds"],
                 "memory / spikes": row["peak_MiB"] / spikes["peak_MiB"],

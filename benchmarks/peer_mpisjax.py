@@ -22,16 +22,18 @@ def make(num_steps: int, how: str) -> Learner:
 
     Args:
         num_steps: Time steps.
-        how: "rates": the equilibrium is solved for; "spikes": it is found by simulation; "bptt": the simulation is
-            differentiated through time.
+        how: "rates": the equilibrium is solved for; "few": in fewer steps, with which `benchmarks.user.RECIPE`
+            trains; "spikes": it is found by simulation; "bptt": the simulation is differentiated through time.
     """
     cores.prepare()
     from benchmarks.nets import STEPS_PER_EPOCH, Images  # after the cores are settled
 
     config = configuration.base()
     config.model.update(stem=LAYERS[:1], layers=LAYERS[1:], num_streams=1, kernel_size=KERNEL, head="smallest")
-    config.forward.update(mode="rates" if how == "rates" else "spikes", num_steps=num_steps, max_steps=4, tol=2e-2)
-    config.adjoint.update(max_steps=4, tol=2e-2)
+    config.forward.update(mode="rates" if how in ("rates", "few") else "spikes", num_steps=num_steps)
+    few = how == "few"
+    for solver, steps in ((config.forward, 3 if few else 4), (config.adjoint, 1 if few else 4)):
+        solver.update(max_steps=steps, tol=5e-2 if few else 2e-2, damping=0.3 if few else 0.0)
     config.train.method = "bptt" if how == "bptt" else "implicit"
     about = cast(Any, Images())
     net, neuron = makers.make_network(config, about), makers.make_neuron(config)
