@@ -9,9 +9,12 @@ weights; where a placement cannot, `synapses` says how many there are.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from mpisjax.export.folded import Form
+from mpisjax.export.folded import Form, Network
+from mpisjax.export.polyphase import Folded
 
 BITS = {"float32": 32, "int8": 8, "int4": 4}
 CORES = 128
@@ -19,22 +22,6 @@ NEURONS_PER_CORE = 8192
 BYTES_PER_CORE = 192 * 1024
 SYNAPSES_PER_CHIP = 120_000_000
 POTENTIAL_BYTES = 4  # a potential of at most 32 bits
-
-
-class Projection(NamedTuple):
-    """One convolution between two populations.
-
-    Attributes:
-        source: The population whose spikes come in; "" for the image.
-        weights: Shared weights.
-        synapses: Connections, each tap of each output pixel.
-        fan_out: Connections of one neuron of the source, on average.
-    """
-
-    source: str
-    weights: int
-    synapses: int
-    fan_out: float
 
 
 class Cost(NamedTuple):
@@ -57,74 +44,69 @@ class Cost(NamedTuple):
     cores: int
 
 
-def projections(form: Form) -> list[Projection]:
-    """All convolutions; those of currents count with the population that the current comes from as their source."""
-    net, k, depth = form.net, form.net.kernel_size, len(form.net.layers)
-    sizes, found = _sizes(form), []
+def projections(form: Form, network: Network) -> Iterator[tuple[str, str, Folded, float]]:
+    """The convolutions between populations: source, target, layer, and the share of the taps that meet a pixel.
 
-    def add(source: str, channels: int, out: tuple[int, int, int], kernel: int, shrink: float = 1.0) -> None:
-        height, width, features = out
-        synapses = int(height * width * features * channels * kernel**2 * shrink)
-        neurons = sizes.get(source, (1, 1, 1))
-        count = neurons[0] * neurons[1] * neurons[2]
-        found.append(Projection(source, kernel**2 * channels * features, synapses, synapses / count))
-
-    source, channels = "", 0
-    if form.stem_spikes:
-        for number in range(1, len(net.stem) + 1):
-            if number > 1:
-                add(source, channels, sizes[f"stem/layer{number}"], k)
-            source, channels = f"stem/layer{number}", net.stem[number - 1]
-        if source:
-            add(source, channels, sizes["stream1/layer1"], k)
-    quarter = 0.25 if net.stride_layer else 1.0  # a transposed convolution of stride 2 meets a quarter of its taps
-    for i in range(net.num_streams):
-        last, first = f"stream{i + 1}/layer{depth}", sizes[f"stream{i + 1}/layer1"]
-        add(last, net.layers[-1], first, k, quarter)
-        for number in range(2, depth + 1):
-            below = f"stream{i + 1}/layer{number - 1}"
-            add(below, net.layers[number - 2], sizes[f"stream{i + 1}/layer{number}"], k)
+    Those of currents count with the population that the current comes from as their source.
+    """
+    layers, streams = network.layers, range(1, form.net.num_streams + 1)
+    stem = [f"stem/layer{k}" for k in range(1, len(layers.stem) + 1)] if form.stem_spikes else []
+    for source, target, layer in zip(
+        stem, [*stem[1:], "stream1/layer1"], [*layers.stem[1:], layers.inject], strict=False
+    ):
+        yield source, target, layer, 1.0
+    quarter = 0.25 if form.net.stride_layer else 1.0  # a transposed convolution of stride 2 meets a quarter of its taps
+    for i, trans, feb in zip(streams, layers.trans, layers.feb, strict=True):
+        names = [f"stream{i}/layer{k}" for k in range(1, len(form.net.layers) + 1)]
+        yield names[-1], names[0], trans, quarter
+        for source, target, layer in zip(names, names[1:], feb, strict=False):
+            yield source, target, layer, 1.0
         if form.head_spikes:
-            add(last, net.layers[-1], sizes["head"], k if i < net.num_streams - 1 else 1)
-    return found
+            yield names[-1], "head", layers.head[i - 1][-1], 1.0
 
 
-def estimate(form: Form, weights: str, spikes: dict[str, float], num_steps: int) -> Cost:
+def estimate(form: Form, network: Network, weights: str, spikes: dict[str, float], num_steps: int) -> Cost:
     """The cost of one image.
 
     Args:
         form: Which parts are neurons.
+        network: What `fold_network` gave.
         weights: "float32", "int8" or "int4".
         spikes: Of one image, by population, summed over the steps.
         num_steps: Time steps: relays pass a graded current in each.
     """
-    net, sizes, found = form.net, _sizes(form), projections(form)
-    count = {name: h * w * c for name, (h, w, c) in sizes.items()}
-    relays, relayed, relay_weights = 0, 0, 0
+    net, sizes = form.net, form.populations()
+    count = {name: math.prod(size) for name, size in sizes.items()}
+    neurons, synapses, weight_count, synops = sum(count.values()), 0, 0, 0.0
+    for source, target, layer, share in projections(form, network):
+        connections = int(math.prod(sizes[target][:2]) * layer.kernel.size * share)
+        synapses, weight_count = synapses + connections, weight_count + layer.kernel.size
+        synops += spikes.get(source.replace("/", "_"), 0.0) * connections / count[source]
     if net.num_streams > 1:
-        for i in range(net.num_streams):
+        for i, chains in enumerate(network.layers.down):
             height, width, channels = sizes[f"stream{i + 1}/layer{net.fusion_layer}"]
-            relays += height * width * channels
-            for d in range(i):  # D of the larger streams, and U of the smaller ones, of which each copies
-                relayed += height * width * channels * channels * net.kernel_size**2
-                relay_weights += (i - d) * net.kernel_size**2 * channels**2
+            # D of the larger streams, and U of the smaller ones, of which each copies.
+            relayed = sum(height * width * chain[-1].kernel.size for chain in chains)
             relayed += (net.num_streams - 1 - i) * height * width * channels
-    neurons = sum(count.values()) + relays
-    classes = net.num_classes * count["head"] if form.head_spikes else 0
-    weight_count = sum(p.weights for p in found) + relay_weights + classes
-    synops = sum(spikes.get(p.source.replace("/", "_"), 0.0) * p.fan_out for p in found)
-    synops += relayed * num_steps + spikes.get("head", 0.0) * net.num_classes
+            neurons, synapses, synops = (
+                neurons + height * width * channels,
+                synapses + relayed,
+                synops + relayed * num_steps,
+            )
+            weight_count += sum(layer.kernel.size for chain in chains for layer in chain)
+    if form.head_spikes:
+        classes = network.layers.classifier.kernel.size
+        synapses, weight_count = synapses + classes, weight_count + classes
+        synops += spikes.get("head", 0.0) * net.num_classes
     weight_bytes, potential_bytes = weight_count * BITS[weights] // 8, neurons * POTENTIAL_BYTES
     by_memory = -(-(weight_bytes + potential_bytes) // BYTES_PER_CORE)
-    return Cost(
-        neurons, sum(p.synapses for p in found) + relayed + classes, weight_bytes, potential_bytes, synops,
-        max(by_memory, -(-neurons // NEURONS_PER_CORE)),
-    )  # fmt: skip
+    cores = max(by_memory, -(-neurons // NEURONS_PER_CORE))
+    return Cost(neurons, synapses, weight_bytes, potential_bytes, synops, cores)
 
 
-def report(form: Form, weights: str, spikes: dict[str, float], num_steps: int) -> list[str]:
+def report(form: Form, network: Network, weights: str, spikes: dict[str, float], num_steps: int) -> list[str]:
     """The estimate, in lines."""
-    cost = estimate(form, weights, spikes, num_steps)
+    cost = estimate(form, network, weights, spikes, num_steps)
     return [
         "estimate for Loihi 2, from published figures; nothing was run on a chip:",
         f"  {cost.neurons:,} neurons, {cost.synapses:,} synapses ({cost.synapses / SYNAPSES_PER_CHIP:.1%} of a chip's "
@@ -133,18 +115,3 @@ def report(form: Form, weights: str, spikes: dict[str, float], num_steps: int) -
         f"  at least {cost.cores} of {CORES} cores, by 8,192 neurons and 192 KB a core",
         f"  {cost.synops:,.0f} synaptic operations for an image in {num_steps} steps",
     ]
-
-
-def _sizes(form: Form) -> dict[str, tuple[int, int, int]]:
-    """Height, width and channels by population."""
-    found, (height, width) = {}, form.size
-    for k, stride in enumerate(form.net.stem_strides, 1):
-        height, width = -(-height // stride), -(-width // stride)
-        found[f"stem/layer{k}"] = (height, width)
-    last = form.net.num_streams - 1
-    channels = form.populations()
-    for i in range(form.net.num_streams):
-        for k in range(1, len(form.net.layers) + 1):
-            found[f"stream{i + 1}/layer{k}"] = form.at(form.level(i, k))
-    found["head"] = form.at(form.level(last, len(form.net.layers)))
-    return {name: (*size, channels[name]) for name, size in found.items() if name in channels}

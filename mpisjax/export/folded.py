@@ -25,8 +25,6 @@ from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved, upsample
 from mpisjax.nn.mpis import MPIS
 
 Array = jax.Array
-PARTS = ("spikes", "host")
-SPLIT = 2**10  # divides a whole current of 20 binary digits and more
 
 
 class Layers(NamedTuple):
@@ -119,23 +117,23 @@ class Form:
         """Height and width at a level."""
         return halved(self.base[0], level), halved(self.base[1], level)
 
-    def populations(self) -> dict[str, int]:
-        """Channels by population."""
-        net, found = self.net, dict[str, int]()
-        if self.stem_spikes:
-            found |= {f"stem/layer{k}": c for k, c in enumerate(net.stem, 1)}
-        for i in range(1, net.num_streams + 1):
-            found |= {f"stream{i}/layer{k}": c for k, c in enumerate(net.layers, 1)}
-        return found | ({"head": net.layers[-1]} if self.head_spikes else {})
+    def populations(self) -> dict[str, tuple[int, int, int]]:
+        """Height, width and channels by population."""
+        net, found, (height, width) = self.net, dict[str, tuple[int, int, int]](), self.size
+        for k, (channels, stride) in enumerate(zip(net.stem, net.stem_strides, strict=True), 1):
+            height, width = -(-height // stride), -(-width // stride)
+            found |= {f"stem/layer{k}": (height, width, channels)} if self.stem_spikes else {}
+        for i in range(net.num_streams):
+            for k, channels in enumerate(net.layers, 1):
+                found[f"stream{i + 1}/layer{k}"] = (*self.at(self.level(i, k)), channels)
+        return found | ({"head": found[f"stream{net.num_streams}/layer{len(net.layers)}"]} if self.head_spikes else {})
 
-    def initial_rates(self, batch: int, dtype: Any = None) -> dict[str, Array]:
+    def initial_rates(self, batch: int) -> dict[str, Array]:
         """Zeros of the rates' shapes."""
-        net, depth = self.net, len(self.net.layers)
-        sizes = {f"stream{i + 1}": self.at(self.level(i, depth)) for i in range(net.num_streams)}
-        if self.head_spikes:
-            sizes["head"] = sizes[f"stream{net.num_streams}"]
-        dtype = jnp.result_type(float) if dtype is None else dtype
-        return {name: jnp.zeros((batch, *size, net.layers[-1]), dtype) for name, size in sizes.items()}
+        sizes, depth = self.populations(), len(self.net.layers)
+        shapes = {f"stream{i}": sizes[f"stream{i}/layer{depth}"] for i in range(1, self.net.num_streams + 1)}
+        shapes |= {"head": sizes["head"]} if self.head_spikes else {}
+        return {name: jnp.zeros((batch, *shape)) for name, shape in shapes.items()}
 
 
 def fold_network(form: Form, variables: dict[str, Any]) -> Network:
@@ -157,7 +155,7 @@ def fold_network(form: Form, variables: dict[str, Any]) -> Network:
                 return jnp.zeros((len(x), *size, net.layers[0]), x.dtype)
             return cast(Array, net.apply(variables, x, method=lambda m, x: m.trans[i](x, False, size)))
 
-        return polyphase.fold_transposed(apply, k, 2 if net.stride_layer else 1, net.layers[-1], size)
+        return polyphase.fold(apply, k, 2 if net.stride_layer else 1, net.layers[-1], size, transposed=True)
 
     channels = [variables["params"]["inject"]["kernel"].shape[2]]
     if net.stem:
@@ -229,13 +227,20 @@ def encode(form: Form, network: Network, images: Array) -> Array:
     return _affine(images, network.layers.inject)
 
 
+def feedback(form: Form, layers: Layers, stream: int, rates: Array) -> Array:
+    """The current from a stream's last layer to its first; streams count from 0."""
+    layer, stride = layers.trans[stream], 2 if form.net.stride_layer else 1
+    back = conv_transpose2d(rates, jnp.asarray(layer.kernel, rates.dtype), stride, form.at(form.level(stream, 1)))
+    return back + jnp.asarray(layer.bias, rates.dtype)
+
+
 def transition(form: Form) -> Callable[..., dict[str, Array]]:
     """The folded network: `transition(network, rates, x, fire) -> rates`.
 
     The rates are the streams' last layers', and with a spiking head the head's, which nothing feeds back.
     """
     net, neuron, n = form.net, form.neuron, form.net.num_streams
-    depth, stride = len(net.layers), 2 if net.stride_layer else 1
+    depth = len(net.layers)
 
     def step(network: Network, rates: dict[str, Array], x: Array, fire: Any) -> dict[str, Array]:
         layers = network.layers
@@ -248,16 +253,12 @@ def transition(form: Form) -> Callable[..., dict[str, Array]]:
             for k, (layer, s) in enumerate(zip(layers.stem, net.stem_strides, strict=True), 1):
                 x = spikes(f"stem/layer{k}", _affine(x, layer, s))
             x = _affine(x, layers.inject)
-        currents = []
-        for i, layer in enumerate(layers.trans):
-            z = rates[f"stream{i + 1}"]
-            back = conv_transpose2d(z, jnp.asarray(layer.kernel, z.dtype), stride, form.at(form.level(i, 1)))
-            back = back + jnp.asarray(layer.bias, z.dtype)
-            currents.append(back + x if i == 0 else back)
+        currents = [feedback(form, layers, i, rates[f"stream{i + 1}"]) for i in range(n)]
+        currents[0] = currents[0] + x
         for k in range(1, depth + 1):
             if k == net.fusion_layer and n > 1:
                 currents = _fuse(network, currents)
-            activity = [spikes(f"stream{i + 1}/layer{k}", c).astype(x.dtype) for i, c in enumerate(currents)]
+            activity = [spikes(f"stream{i + 1}/layer{k}", c) for i, c in enumerate(currents)]
             if k < depth:
                 s = 2 if k + 1 == net.stride_layer else 1
                 currents = [_affine(a, layers.feb[i][k - 1], s) for i, a in enumerate(activity)]
@@ -270,9 +271,8 @@ def transition(form: Form) -> Callable[..., dict[str, Array]]:
 
 
 def _fuse(network: Network, currents: list[Array]) -> list[Array]:
-    """The fusion (Eq. 6), before any current was fused; in the precision of its biases, which may be higher."""
-    dtypes = [a.dtype for a in jax.tree.leaves(network.layers.down)]
-    currents, fused = [c.astype(jnp.result_type(c, *dtypes)) for c in currents], []
+    """The fusion (Eq. 6), before any current was fused."""
+    fused = []
     for i, own in enumerate(currents):
         total = own
         for u in range(i + 1, len(currents)):
@@ -281,20 +281,10 @@ def _fuse(network: Network, currents: list[Array]) -> list[Array]:
         for d in range(i):
             lower = currents[d]
             for layer in network.layers.down[i][d]:
-                lower = _relayed(lower, layer)
+                lower = _affine(lower, layer, 2)
             total = total + lower
         fused.append(total)
     return fused
-
-
-def _relayed(x: Array, layer: Folded) -> Array:
-    """A convolution of currents. With a narrower kernel they are whole numbers, and go in two parts of few digits."""
-    kernel: Any = layer.kernel
-    if not (kernel.dtype.kind == "f" and kernel.dtype.itemsize < x.dtype.itemsize):
-        return _affine(x, layer, 2)
-    high = jnp.round(x / SPLIT)
-    upper, lower = (conv2d(part.astype(kernel.dtype), kernel, 2) for part in (high, x - SPLIT * high))
-    return SPLIT * upper.astype(x.dtype) + lower.astype(x.dtype) + layer.bias
 
 
 def head_current(layers: Layers, activity: list[Array]) -> Array:
@@ -317,6 +307,5 @@ def classify(form: Form, network: Network, rates: dict[str, Array]) -> Array:
     else:
         features = rates[f"stream{n}"]
     features = features.reshape(features.shape[0], -1)
-    features = features.astype(jnp.result_type(features, layers.classifier.kernel))
     kernel, bias = (jnp.asarray(a, features.dtype) for a in layers.classifier)
     return features @ kernel + bias

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpisjax.configuration import makers
+from mpisjax.data import load
 from mpisjax.errors import UserError
-from mpisjax.export import check, cost, finetune, folded, nir_graph, nir_nodes, quantise
+from mpisjax.export import check, cost, finetune, folded, nir_graph, nir_host, nir_nodes, quantise
 from mpisjax.export.check import Exported
+from mpisjax.export.stablehlo import inference
 from mpisjax.nn.mpis import MPIS
 from mpisjax.pretrained import Trained
 
@@ -69,9 +71,8 @@ def prepare(trained: Trained, options: Options, dtype: Any = np.float32, folder:
         if form.stem_spikes:
             network, offset = quantise.pixel_network(form, network, inputs.mean, inputs.std)
             pixels = {"offset": offset}
-        exported, dataset = Exported(form, network, pixels), dataset_of(trained)
-        given = exported.read(dataset.train.images[:CALIBRATION])
-        x = folded.encode(form, network, jnp.asarray(given))
+        exported, dataset = Exported(form, network, pixels), load(trained.config.data)
+        x = exported.encode(exported.read(dataset.train.images[:CALIBRATION]))
         bits = quantise.BITS[options.weights]
 
         def tune(layers: folded.Layers, gain: folded.Layers) -> folded.Layers:
@@ -104,17 +105,6 @@ def _as_trained(config: Any) -> dict[str, Any]:
     }
 
 
-def dataset_of(trained: Trained) -> Any:
-    """The data that the network was trained on.
-
-    Raises:
-        UserError: They are not at hand.
-    """
-    from mpisjax.data import load
-
-    return load(trained.config.data)
-
-
 def graph_of(exported: Exported, options: Options, name: str = "") -> Any:
     """The NIR graph."""
     about = {"name": name, "num_steps": options.num_steps, "weights": options.weights}
@@ -143,7 +133,7 @@ def export_nir(trained: Trained, options: Options, out: Path) -> str:
         draft.unlink(missing_ok=True)
     lines = [f"{out}: {out.stat().st_size:,} bytes, {len(graph.nodes)} nodes, {len(graph.edges)} edges"]
     if options.check or options.cost:
-        test = dataset_of(trained).test
+        test = load(trained.config.data).test
         count = min(options.check or 64, len(test.labels))
         images, labels = np.asarray(test.images[:count]), np.asarray(test.labels[:count])
         found, report = _checked(trained, exported, options, out, images, labels)
@@ -151,7 +141,7 @@ def export_nir(trained: Trained, options: Options, out: Path) -> str:
         if options.cost:
             steps = images.shape[1] if trained.net.temporal else options.num_steps
             spikes = {name: total / count for name, total in found.spikes.items()}
-            lines += cost.report(exported.form, options.weights, spikes, steps)
+            lines += cost.report(exported.form, exported.network, options.weights, spikes, steps)
     return "\n".join(lines)
 
 
@@ -160,34 +150,26 @@ def _checked(
 ) -> tuple[check.Checked, list[str]]:
     """Runs the file, compares every spike, and says what was found."""
     nir, steps = nir_nodes.package(), options.num_steps
-    from mpisjax.export import nir_host
-
     exact, twin = exported, nir.read(out)
     if options.weights == "float32":  # rounding may move a spike in float32: the comparison is in float64
         exact = prepare(trained, options, np.float64)
         twin = graph_of(exact, options)
-    found = check.spike_for_spike(exact.form, exact.network, twin, images, exact.read(images), steps)
-    if found.same != found.images:
-        raise UserError(f"the check failed: {found.images - found.same} of {found.images} classes differ.")
+    found, count = check.spike_for_spike(exact, twin, images, steps), len(images)
+    if found.same != count:
+        raise UserError(f"the check failed: {count - found.same} of {count} classes differ.")
     numbers = "float64" if options.weights == "float32" else "integers"
     total = sum(found.spikes.values())
     steps = images.shape[1] if trained.net.temporal else steps
     lines = [
-        f"checked {found.images} test images, {steps} steps, from image to class, in NumPy ({numbers}): all "
+        f"checked {count} test images, {steps} steps, from image to class, in NumPy ({numbers}): all "
         f"{total:,} spikes of {len(found.spikes)} populations are mpisjax's own, in the same step; all classes "
         "are the same"
     ]
     classes = found.classes
     if options.weights == "float32":
-        classes = np.concatenate(
-            [
-                nir_host.run(nir.read(out), images[i : i + 64], steps).scores.argmax(-1)
-                for i in range(0, len(images), 64)
-            ]
-        )
-        lines.append(
-            f"the file itself, in float32: {np.sum(classes == found.classes)} of {found.images} classes the same"
-        )
+        parts = (nir_host.run(nir.read(out), images[i : i + 64], steps) for i in range(0, count, 64))
+        classes = np.concatenate([part.scores.argmax(-1) for part in parts])
+        lines.append(f"the file itself, in float32: {np.sum(classes == found.classes)} of {count} classes the same")
     own = _own_classes(trained, images, options.num_steps)
     lines.append(
         f"accuracy on these images: {np.mean(classes == labels):.2%}; the trained network by its spikes alone "
@@ -198,8 +180,6 @@ def _checked(
 
 def _own_classes(trained: Trained, images: np.ndarray, num_steps: int) -> np.ndarray:
     """The trained network's classes by spikes alone: stem and head in float, as in evaluation."""
-    from mpisjax.export.stablehlo import inference
-
     infer = jax.jit(inference(trained, None if trained.inputs.temporal else num_steps))
     parts = [np.asarray(infer(jnp.asarray(images[i : i + 64]))["scores"]).argmax(-1) for i in range(0, len(images), 64)]
     return np.concatenate(parts)

@@ -25,11 +25,9 @@ import numpy as np
 
 from mpisjax.errors import UserError
 from mpisjax.export import polyphase
-from mpisjax.export.folded import PARTS, Form, Network
+from mpisjax.export.folded import Form, Network
 from mpisjax.export.nir_nodes import Nodes
 from mpisjax.export.polyphase import Folded
-
-NEURONS = ("exact", "lif")
 
 
 def to_nir(
@@ -63,8 +61,6 @@ def to_nir(
     Raises:
         UserError: The network cannot be written, or `nir` is not installed.
     """
-    if neurons not in NEURONS:
-        raise UserError(f"neurons is {neurons!r}: choose {' or '.join(map(repr, NEURONS))}.")
     if unrolled and not form.head_spikes and form.net.head == "fused":
         raise UserError("an unrolled graph holds its head: export it with head 'spikes'.")
     return _Writer(form, network, neurons).graph(unrolled, pixels or {}, about or {})
@@ -89,9 +85,6 @@ def check(form: Form) -> None:
         )
     if form.net.dtype is not None and np.dtype(form.net.dtype) not in (np.float32, np.float64):
         raise UserError("model.dtype is 'bfloat16', which NIR files cannot hold: set it to 'float32'.")
-    for name in ("stem", "head"):
-        if getattr(form, name) not in PARTS:
-            raise UserError(f"{name} is {getattr(form, name)!r}: choose 'spikes' or 'host'.")
 
 
 class _Writer(Nodes):
@@ -105,6 +98,12 @@ class _Writer(Nodes):
 
     def phases(self, level: int) -> int:
         return 2 ** (self.halvings - level)
+
+    def population(self, name: str, phases: int, *currents: str, start: str = "") -> str:
+        """The neurons of one population; `start` is what its nodes' names begin with."""
+        height, width, channels = self.form.populations()[name]
+        threshold = self.network.thresholds[name]
+        return self.fire(f"{start}{name.replace('/', '_')}", channels, phases, (height, width), threshold, *currents)
 
     def graph(self, unrolled: int, pixels: dict[str, Any], about: dict[str, Any]) -> Any:
         """The whole graph."""
@@ -139,13 +138,9 @@ class _Writer(Nodes):
     def host(self) -> dict[str, Any]:
         """Weights of what the host computes."""
         found: dict[str, Any] = {}
-        named = {"stem": (*self.layers.stem, self.layers.inject)} if not self.form.stem_spikes else {}
-        for part, layers in named.items():
-            strides = (*self.net.stem_strides, 1)
-            found[part] = {
-                f"layer{k}": {**layer._asdict(), "stride": s}
-                for k, (layer, s) in enumerate(zip(layers, strides, strict=True), 1)
-            }
+        if not self.form.stem_spikes:
+            stem = zip((*self.layers.stem, self.layers.inject), (*self.net.stem_strides, 1), strict=True)
+            found["stem"] = {f"layer{k}": {**layer._asdict(), "stride": s} for k, (layer, s) in enumerate(stem, 1)}
         if not self.form.head_spikes and self.layers.head:
             head = {
                 f"stream{i}_conv{h}": layer._asdict()
@@ -176,9 +171,7 @@ class _Writer(Nodes):
                 current = self.from_image(name, layer, stride, side, phases // stride, source)
             side, phases, on_grid = -(-side // stride), phases // stride, True
             if not last:
-                threshold = self.network.thresholds[f"stem/layer{k}"]
-                features = self.net.stem[k - 1]
-                source = self.fire(f"stem_layer{k}", features, phases, (side, side), threshold, current)
+                source = self.population(f"stem/layer{k}", phases, current)
         return current
 
     def one_pass(self, start: str, currents: list[list[str]]) -> list[str]:
@@ -188,11 +181,8 @@ class _Writer(Nodes):
                 currents = self.fuse(start, currents)
             spikes = []
             for i, sources in enumerate(currents):
-                level, features = self.form.level(i, number), self.net.layers[number - 1]
-                threshold = self.network.thresholds[f"stream{i + 1}/layer{number}"]
-                name = f"{start}stream{i + 1}_layer{number}"
-                size = self.form.at(level)
-                spikes.append(self.fire(name, features, self.phases(level), size, threshold, *sources))
+                phases = self.phases(self.form.level(i, number))
+                spikes.append(self.population(f"stream{i + 1}/layer{number}", phases, *sources, start=start))
             if number < len(self.net.layers):
                 currents = [[self.conv(start, i, number + 1, s)] for i, s in enumerate(spikes)]
         return spikes
@@ -265,8 +255,7 @@ class _Writer(Nodes):
         """The class scores of a head in the graph, or the spikes that the host's head reads."""
         depth, n = len(self.net.layers), self.net.num_streams
         levels = [self.form.level(i, depth) for i in range(n)]
-        head = self.form.head_spikes or self.net.head == "smallest"
-        if not head:
+        if not self.form.head_spikes and self.net.head == "fused":
             for i, name in enumerate(spikes):
                 shape = np.array(self.nodes[name].output_type["output"])
                 self.add(f"output_stream{i + 1}", self.nir.Output(output_type=shape), name)
@@ -284,8 +273,7 @@ class _Writer(Nodes):
                         ones = self.mask(self.net.layers[-1], phases, self.form.at(level + 1))
                         source = self.add(f"{source}_inside", self.nir.Scale(scale=ones), source)
                 currents.append(source)
-            width, threshold = self.net.layers[-1], self.network.thresholds["head"]
-            source = self.fire("head", width, 1, self.form.at(levels[-1]), threshold, *currents)
+            source = self.population("head", 1, *currents)
         scores = self.dense("classifier", self.layers.classifier, self.net.layers[-1], source)
         shape = np.array(self.nodes[scores].output_type["output"])
         self.add("output", self.nir.Output(output_type=shape), scores)

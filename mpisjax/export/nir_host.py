@@ -8,6 +8,7 @@ computed in integers.
 
 from __future__ import annotations
 
+import graphlib
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -175,19 +176,9 @@ class Simulator:
             if self.kinds[name] in ("IF", "LIF") and "initial_potential" in node.metadata:
                 start = float(node.metadata["initial_potential"]) * node.v_threshold
                 self.state[name] += start.astype(dtype) if self.kinds[name] == "IF" else start
-        self.order = self._order()
-
-    def _order(self) -> list[str]:
-        done: list[str] = []
-        waiting = [n for n in self.graph.nodes if self.kinds[n] != "Delay"]
-        known = {n for n in self.graph.nodes if self.kinds[n] == "Delay"}
-        while waiting:
-            ready = [n for n in waiting if all(s in known for s in self.sources[n])]
-            assert ready, f"a loop without a delay among {waiting}"
-            done += ready
-            known |= set(ready)
-            waiting = [n for n in waiting if n not in known]
-        return done
+        delays = {name for name, kind in self.kinds.items() if kind == "Delay"}
+        within = {name: set(self.sources[name]) - delays for name in graph.nodes if name not in delays}
+        self.order = list(graphlib.TopologicalSorter(within).static_order())
 
     def step(self, x: Array) -> dict[str, Array]:
         """One time step; the output of every node, by name."""

@@ -71,14 +71,19 @@ class Nodes:
                 "channels or streams"
             )
 
-    def convolution(self, name: str, kernel: np.ndarray, bias: np.ndarray, phases: int, *sources: str) -> str:
-        """A convolution on the grid."""
+    def conv2d(
+        self, name: str, kernel: np.ndarray, bias: np.ndarray, side: int, stride: int, padding: int, *sources: str
+    ) -> str:
+        """A Conv2d node from a kernel [k, k, in, out]."""
         weight = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
         node = self.nir.Conv2d(
-            input_shape=(self.side, self.side), weight=weight, stride=1, padding=kernel.shape[0] // 2,
-            dilation=1, groups=1, bias=np.tile(bias, phases**2),
-        )  # fmt: skip
+            input_shape=(side, side), weight=weight, stride=stride, padding=padding, dilation=1, groups=1, bias=bias
+        )
         return self.add(name, node, *sources)
+
+    def convolution(self, name: str, kernel: np.ndarray, bias: np.ndarray, phases: int, *sources: str) -> str:
+        """A convolution on the grid."""
+        return self.conv2d(name, kernel, np.tile(bias, phases**2), self.side, 1, kernel.shape[0] // 2, *sources)
 
     def layer(self, name: str, layer: Folded, stride: int, size: Size, phases: int, source: str) -> str:
         """A layer whose input and output lie on the grid; `size` is the input's, `phases` the output's."""
@@ -91,13 +96,8 @@ class Nodes:
         """A layer from the input image, as it is, to the grid."""
         k, _, c_in, c_out = layer.kernel.shape
         self.count_weights((stride * phases + k, stride * phases + k, c_in, phases**2 * c_out))
-        found = polyphase.input_kernel(layer.kernel, stride, size, self.side, phases)
-        node = self.nir.Conv2d(
-            input_shape=(size, size), weight=np.ascontiguousarray(found.kernel.transpose(3, 2, 0, 1)),
-            stride=found.stride, padding=found.padding, dilation=1, groups=1,
-            bias=np.tile(layer.bias, phases**2),
-        )  # fmt: skip
-        return self.add(name, node, source)
+        kernel, stride, padding = polyphase.input_kernel(layer.kernel, stride, size, self.side, phases)
+        return self.conv2d(name, kernel, np.tile(layer.bias, phases**2), size, stride, padding, source)
 
     def dense(self, name: str, layer: Folded, channels: int, source: str) -> str:
         """A dense layer of everything on the grid, one phase, as a convolution with one output pixel.
@@ -106,47 +106,34 @@ class Nodes:
         """
         kernel = layer.kernel.reshape(self.side, self.side, channels, -1)
         self.count_weights(kernel.shape)
-        node = self.nir.Conv2d(
-            input_shape=(self.side, self.side), weight=np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)),
-            stride=1, padding=0, dilation=1, groups=1, bias=layer.bias,
-        )  # fmt: skip
-        return self.add(name, node, source)
-
-    def fires_above(self, threshold: np.ndarray) -> np.ndarray:
-        """NIR's thresholds for neurons that start from rest and fire at `threshold`, less where they start."""
-        start = self.neuron.initial_potential
-        if self.dtype.kind == "i":
-            return np.ceil(threshold * (1 - start)).astype(self.dtype) - 1
-        shift = (start * threshold / self.neuron.leak).astype(self.dtype)
-        return np.nextafter(threshold - shift, self.dtype.type(-np.inf))
+        return self.conv2d(name, kernel, layer.bias, self.side, 1, 0, source)
 
     def fire(self, name: str, channels: int, phases: int, size: Size, threshold: Any, *currents: str) -> str:
         """A population of neurons; those that lie outside the image never fire. `threshold`: [] or [channels]."""
-        inside, leak = self.mask(channels, phases, size), self.neuron.leak
+        inside, leak, start = self.mask(channels, phases, size), self.neuron.leak, self.neuron.initial_potential
         per_channel = np.tile(np.broadcast_to(np.asarray(threshold, self.dtype), (channels,)), phases**2)
         threshold = np.broadcast_to(per_channel[:, None, None], inside.shape)
         largest = np.iinfo(self.dtype).max if self.dtype.kind == "i" else np.finfo(self.dtype).max
-        limits = np.where(inside > 0, self.fires_above(threshold), largest).astype(self.dtype)
         ones = np.ones_like(inside)
-        self.populations[name] = {
-            "phases": phases, "channels": channels, "height": size[0], "width": size[1],
-        }  # fmt: skip
+        tau = ones / (1 - leak) if leak < 1 else ones
+        self.populations[name] = {"phases": phases, "channels": channels, "height": size[0], "width": size[1]}
         if self.neurons == "lif":
             limits = np.where(inside > 0, threshold, largest).astype(self.dtype)
-            start = float(self.neuron.initial_potential) / leak  # before the first step's leak
-            about = {"reset": "subtract", "initial_potential": start, "fires_at_threshold": True}
+            before_leak = float(start) / leak
+            about = {"reset": "subtract", "initial_potential": before_leak, "fires_at_threshold": True}
             if leak == 1:
                 node = self.nir.IF(r=ones, v_threshold=limits, metadata=about)
             else:
-                tau = ones / (1 - leak)
                 node = self.nir.LIF(tau=tau, r=tau, v_leak=0 * ones, v_threshold=limits, metadata=about)
             return self.add(f"{name}_spikes", node, *currents)
-        if leak == 1:
-            potential = self.nir.I(r=ones)
+        # NIR's neurons start from rest and fire above their threshold: it is lower by the start, and the next smaller.
+        shift = (start * threshold / leak).astype(self.dtype)
+        if self.dtype.kind == "i":
+            limits = np.ceil(threshold * (1 - start)).astype(self.dtype) - 1
         else:
-            tau = ones / (1 - leak)
-            shift = (self.neuron.initial_potential * threshold / leak).astype(self.dtype)
-            potential = self.nir.LI(tau=tau, r=tau, v_leak=-shift)
+            limits = np.nextafter(threshold - shift, self.dtype.type(-np.inf))
+        limits = np.where(inside > 0, limits, largest).astype(self.dtype)
+        potential = self.nir.I(r=ones) if leak == 1 else self.nir.LI(tau=tau, r=tau, v_leak=-shift)
         self.add(f"{name}_potential", potential, *currents)
         spikes = self.add(f"{name}_spikes", self.nir.Threshold(threshold=limits), f"{name}_potential")
         before = self.delayed(name)

@@ -43,7 +43,9 @@ class Folded(NamedTuple):
     bias: Array
 
 
-def fold(layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: int, size: Size) -> Folded:
+def fold(
+    layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: int, fine: Size, transposed: bool = False
+) -> Folded:
     """Reads the kernel and the bias of an affine layer from its derivative, whatever the layer is made of.
 
     Args:
@@ -51,21 +53,14 @@ def fold(layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: 
         kernel: The side of its kernel.
         stride: Its stride.
         channels: Of its input.
-        size: The input's height and width, large enough for some output pixel to meet the whole kernel.
+        fine: The input's height and width, large enough for some output pixel to meet the whole kernel; the output's
+            of a transposed convolution.
+        transposed: Whether the layer is a transposed convolution.
     """
-    return _read(layer, kernel, stride, jnp.zeros((1, *size, channels)), size, transposed=False)
-
-
-def fold_transposed(layer: Callable[[jax.Array], Any], kernel: int, stride: int, channels: int, size: Size) -> Folded:
-    """`fold` for a transposed convolution; `size` is its output's."""
-    coarse = (-(-size[0] // stride), -(-size[1] // stride))
-    return _read(layer, kernel, stride, jnp.zeros((1, *coarse, channels)), size, transposed=True)
-
-
-def _read(layer: Any, kernel: int, stride: int, zeros: jax.Array, fine: Size, transposed: bool) -> Folded:
-    out, pull = jax.vjp(layer, zeros)
+    size = (-(-fine[0] // stride), -(-fine[1] // stride)) if transposed else fine
+    out, pull = jax.vjp(layer, jnp.zeros((1, *size, channels)))
     bias = np.asarray(out[0, out.shape[1] // 2, out.shape[2] // 2])
-    found = np.zeros((kernel, kernel, zeros.shape[-1], out.shape[-1]), np.asarray(out).dtype)
+    found = np.zeros((kernel, kernel, channels, out.shape[-1]), np.asarray(out).dtype)
     rows: dict[Size, Any] = {}
     for i in range(kernel):
         for j in range(kernel):
@@ -136,7 +131,7 @@ def conv_kernel(kernel: Array, stride: int, size: Size, out_phases: int) -> Arra
 
 
 def transposed_kernel(kernel: Array, stride: int, size: Size, in_phases: int) -> Array:
-    """A transposed convolution, on the grid.
+    """A transposed convolution, on the grid: the transpose of its convolution, with the shifts reversed.
 
     Args:
         kernel: [k, k, out, in], as `conv_transpose2d` takes it.
@@ -147,18 +142,7 @@ def transposed_kernel(kernel: Array, stride: int, size: Size, in_phases: int) ->
     Returns:
         As `conv_kernel`.
     """
-    k, out_phases = kernel.shape[0], stride * in_phases
-
-    def taps(n: int) -> list[Tap]:
-        low = zeros_before(n, k, stride)
-        found = []
-        for b in range(in_phases):
-            for tap in range(k):
-                shift, a = divmod(stride * b + tap - low, out_phases)
-                found.append((tap, a, b, -shift))
-        return found
-
-    return _place_taps(taps(size[0]), taps(size[1]), kernel.swapaxes(2, 3), (out_phases, in_phases))
+    return conv_kernel(kernel, stride, size, in_phases)[::-1, ::-1].swapaxes(2, 3)
 
 
 def upsampling_kernel(channels: int, factor: int, in_phases: int) -> Array:
@@ -217,11 +201,3 @@ def space_to_depth(image: Array, phases: int, grid: Size) -> Array:
     whole[..., :h, :w, :] = image
     split = whole.reshape(*batch, grid[0], phases, grid[1], phases, c)
     return np.moveaxis(split, -4, -3).reshape(*batch, *grid, phases**2 * c)
-
-
-def depth_to_space(image: Array, phases: int, size: Size) -> Array:
-    """The image [..., h, w, c] of that size from the grid; the inverse of `space_to_depth`."""
-    *batch, g, f, channels = image.shape
-    c = channels // phases**2
-    split = image.reshape(*batch, g, f, phases, phases, c)
-    return np.moveaxis(split, -3, -4).reshape(*batch, g * phases, f * phases, c)[..., : size[0], : size[1], :]

@@ -121,9 +121,7 @@ def moments(form: Form, network: Network, x: Array, num_steps: int) -> Layers:
         if fused > 1:
             stride = 2 if fused == net.stride_layer else 1
             return folded._affine(rates[f"stream{d + 1}/layer{fused - 1}"], layers.feb[d][fused - 2], stride)
-        layer, z = layers.trans[d], rates[f"stream{d + 1}/layer{depth}"]
-        size, stride = form.at(form.level(d, 1)), 2 if net.stride_layer else 1
-        back = folded.conv_transpose2d(z, jnp.asarray(layer.kernel, z.dtype), stride, size) + layer.bias
+        back = folded.feedback(form, layers, d, rates[f"stream{d + 1}/layer{depth}"])
         if d:
             return back
         return back + (folded._affine(stem[-1], layers.inject) if form.stem_spikes else x)

@@ -61,9 +61,10 @@ def test_integers_are_the_same_in_numpy(x64, tmp_path, bits, stem, head, setting
     assert nir_host.Simulator(read, 1, np.int64).step(nir_host.encode(read, pixels[:1]))[
         "stream1_layer1_potential"
     ].dtype == np.dtype(np.int64)
-    found = check.spike_for_spike(form, whole, read, pixels, x, STEPS)
+    exported = check.Exported(form, whole, about)
+    found = check.spike_for_spike(exported, read, pixels, STEPS)
     assert found.same == len(pixels) and sum(found.spikes.values()) > 500
-    answers = check.classes_by_steps(check.Exported(form, whole, about), pixels, STEPS)
+    answers = check.classes_by_steps(exported, pixels, STEPS)
     np.testing.assert_array_equal(answers[-1], found.classes)
 
 
@@ -73,7 +74,7 @@ def test_a_changed_spike_is_found(x64):
     graph = nir_graph.to_nir(form, whole, pixels={"offset": offset})
     graph.nodes["stream2_layer1_spikes"].threshold[0, 0, 0] -= 700
     with pytest.raises(UserError, match=r"spikes of stream\d/layer\d differ at step"):
-        check.spike_for_spike(form, whole, graph, pixels, x, STEPS)
+        check.spike_for_spike(check.Exported(form, whole, {"offset": offset}), graph, pixels, STEPS)
 
 
 def test_weights_are_few_bits_times_a_gain(x64):
@@ -174,12 +175,12 @@ def test_what_integers_cannot_hold_is_refused(x64, settings, words):
 
 
 def test_the_cost_of_a_network_counted_by_hand(x64):
-    form, *_ = small(num_streams=1, layers=(3,), fusion_layer=1, stride_layer=0, side=2)
+    form, network, *_ = small(num_streams=1, layers=(3,), fusion_layer=1, stride_layer=0, side=2)
     spikes = {"stem_layer1": 10.0, "stream1_layer1": 5.0, "head": 2.0}
-    found = cost.estimate(form, "int8", spikes, STEPS)
+    found = cost.estimate(form, network, "int8", spikes, STEPS)
     assert found.neurons == 4 * (3 + 3 + 3)
     weights = 9 * 3 * 3 + 9 * 3 * 3 + 3 * 3 + 4 * 3 * 3  # inject, trans, mix, classifier
     assert found.weight_bytes == weights and found.potential_bytes == 4 * found.neurons
     assert found.synops == 10 * 9 * 3 + 5 * (9 * 3 + 3) + 2 * 3
     assert found.cores == 1
-    assert cost.estimate(form, "int4", spikes, STEPS).weight_bytes == weights // 2
+    assert cost.estimate(form, network, "int4", spikes, STEPS).weight_bytes == weights // 2
