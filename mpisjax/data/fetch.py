@@ -1,23 +1,14 @@
-"""Fetches original files: checked downloads, and members of archives read without trust.
-
-`pooch` downloads. The checksums are not ours: TFDS records those of the image sets, tonic those of the event sets.
-CIFAR's archives are read by hand, within bounds, as no library refuses a member that climbs out, a link and a bomb
-without writing to disk first.
-"""
+"""Downloads original files, by `pooch`. TFDS has recorded the checksums of the image sets, tonic those of events."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
 import shutil
-import struct
 import tarfile
 import threading
 import zlib
-from collections.abc import Collection
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from mpisjax.data.events.readers import import_tonic
@@ -33,8 +24,6 @@ EVENT_CLASSES = {
     "shd": "SHD",
     "ssc": "SSC",
 }
-MAX_BYTES = 512 << 20  # decompressed; the CIFAR archives have 185 MB
-MAX_MEMBERS = 1000
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -62,22 +51,18 @@ def _address(url: str, filename: str) -> str:
     return f"{mirror.rstrip('/')}/{filename}" if mirror else url
 
 
-def download(name: str, folder: Path) -> dict[str, Path]:
-    """Downloads the files of an image set, unless they are there already.
+def download(name: str, folder: Path) -> None:
+    """Downloads the files of an image set into a folder, unless they are there already; their checksums are verified.
 
     Args:
         name: The set's name, in TFDS and here.
-        folder: Where to keep them, in a folder of the set's name.
-
-    Returns:
-        The files by their original names, checksums verified.
+        folder: Where to keep them.
 
     Raises:
         UserError: If the server cannot be reached within `PROBE_SECONDS`, the download fails or stalls, a checksum is
             wrong, or the folder cannot be written.
     """
-    files = [(url, info.filename, f"sha256:{info.checksum}") for url, info in recorded(name).items()]
-    return _retrieve(name, files, folder / name)
+    _retrieve(name, [(url, info.filename, f"sha256:{info.checksum}") for url, info in recorded(name).items()], folder)
 
 
 def download_events(name: str, folder: Path) -> Path:
@@ -99,33 +84,24 @@ def download_events(name: str, folder: Path) -> Path:
     kind = EVENT_CLASSES[name]
     known = getattr(import_tonic().datasets, kind)
     if hasattr(known, "train_zip"):  # SHD and SSC
-        names = [n for n in ("train", "valid", "test") if hasattr(known, f"{n}_zip")]
-        recorded_files = [
-            (
-                known.base_url + getattr(known, f"{n}_zip"),
-                getattr(known, f"{n}_zip"),
-                getattr(known, f"{n}_md5"),
-            )
-            for n in names
-        ]
+        zips = [part for part in ("train", "valid", "test") if hasattr(known, f"{part}_zip")]
+        keys = [(f"{part}_zip", f"{part}_md5") for part in zips]
+        addresses = [known.base_url + getattr(known, filename) for filename, _ in keys]
     else:
-        prefixes = ["train_", "test_"] if hasattr(known, "train_url") else [""]
-        recorded_files = [
-            (
-                getattr(known, f"{p}url"),
-                getattr(known, f"{p}filename"),
-                getattr(known, f"{p}md5" if p else "file_md5"),
-            )
-            for p in prefixes
-        ]
-    files = [(_address(url, filename), filename, f"md5:{digest}") for url, filename, digest in recorded_files]
+        parts = ["train_", "test_"] if hasattr(known, "train_url") else [""]
+        keys = [(f"{part}filename", f"{part}md5" if part else "file_md5") for part in parts]
+        addresses = [getattr(known, f"{part}url") for part in parts]
+    files = [
+        (_address(url, getattr(known, filename)), getattr(known, filename), f"md5:{getattr(known, digest)}")
+        for url, (filename, digest) in zip(addresses, keys, strict=True)
+    ]
     partial = folder / f".partial-{kind}"
-    archives = _retrieve(name, files, partial)
+    _retrieve(name, files, partial)
     unpacked = partial / kind
     try:
         shutil.rmtree(unpacked, ignore_errors=True)  # what a run that died has left
-        for path in archives.values():
-            _unpack(path, unpacked)
+        for _, filename, _ in files:
+            _unpack(partial / filename, unpacked)
         for inner in getattr(known, "data_filename", ()):  # CIFAR10-DVS: an archive for each class
             _unpack(unpacked / inner, unpacked)
             (unpacked / inner).unlink()
@@ -147,8 +123,8 @@ def _unpack(archive: Path, folder: Path) -> None:
         shutil.unpack_archive(archive, folder, filter="data")
 
 
-def _retrieve(name: str, files: list[tuple[str, str, str]], folder: Path) -> dict[str, Path]:
-    """Downloads (address, file name, checksum) into a folder; gives the files by name."""
+def _retrieve(name: str, files: list[tuple[str, str, str]], folder: Path) -> None:
+    """Downloads (address, file name, checksum) into a folder."""
     import pooch
     import requests
 
@@ -160,10 +136,9 @@ def _retrieve(name: str, files: list[tuple[str, str, str]], folder: Path) -> dic
         for url in {urlsplit(url).netloc: url for url, _, _ in files}.values():
             probe(url)
     downloader = pooch.HTTPDownloader(timeout=STALL_SECONDS, chunk_size=1 << 16)
-    paths = {}
     for url, filename, known_hash in files:
         try:
-            path = pooch.retrieve(url, known_hash, fname=filename, path=folder, downloader=downloader)
+            pooch.retrieve(url, known_hash, fname=filename, path=folder, downloader=downloader)
         except ValueError as error:
             if isinstance(error, requests.RequestException) or "hash" not in str(error):
                 raise UserError(f"the download of {name} failed: {_line(error)}") from error
@@ -173,8 +148,6 @@ def _retrieve(name: str, files: list[tuple[str, str, str]], folder: Path) -> dic
             ) from error
         except (OSError, EOFError) as error:  # of which those of requests are a kind
             raise UserError(f"the download of {name} failed: {_line(error)}") from error
-        paths[filename] = Path(path)
-    return paths
 
 
 def _line(error: Exception) -> str:
@@ -205,100 +178,3 @@ def probe(url: str) -> None:
     thread.join(PROBE_SECONDS)
     if failure:
         raise UserError(f"{urlsplit(url).netloc} cannot be reached ({failure[0]})")
-
-
-class TooLarge(Exception):
-    """More was decompressed than is accepted."""
-
-
-class Bounded(io.RawIOBase):
-    """A stream that refuses to give more than so many bytes in all."""
-
-    def __init__(self, stream: BinaryIO, limit: int) -> None:
-        super().__init__()
-        self._stream, self._left = stream, limit
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes.
-
-        Raises:
-            TooLarge: If the stream has more than the limit.
-        """
-        wanted = self._left + 1 if size < 0 else min(size, self._left + 1)
-        block = self._stream.read(wanted)
-        self._left -= len(block)
-        if self._left < 0:
-            raise TooLarge
-        return block
-
-
-def read_members(path: Path, wanted: Collection[str], limit: int = MAX_BYTES) -> dict[str, bytes]:
-    """Reads members of a tar archive, gzipped or plain.
-
-    Args:
-        path: The archive.
-        wanted: The names of the members to keep, e.g. "cifar-10-batches-bin/test_batch.bin".
-        limit: How many bytes the whole archive may decompress to.
-
-    Returns:
-        The contents by name; a wanted member that is not there is left out.
-
-    Raises:
-        UserError: If the archive is truncated, damaged, too large, or has a member with a path that climbs out of it,
-            or if a wanted member is no regular file.
-    """
-    try:
-        with path.open("rb") as raw:
-            return parse(raw, str(path), wanted, limit)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def parse(raw: BinaryIO, name: str, wanted: Collection[str], limit: int = MAX_BYTES) -> dict[str, bytes]:
-    """As `read_members`, from an open and seekable file called `name` in errors."""
-    zipped = raw.read(2) == b"\x1f\x8b"
-    raw.seek(0)
-    stream: BinaryIO = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
-    bounded = Bounded(stream, limit)
-    found: dict[str, bytes] = {}
-    try:
-        # Read as a stream: nothing can make it seek backwards, so no header can make it go in circles.
-        with tarfile.open(fileobj=bounded, mode="r|") as archive:
-            for count, member in enumerate(archive):
-                _check_member(name, count, member)
-                if member.name in wanted:
-                    found[member.name] = _content(name, archive, member, limit)
-        while bounded.read(1 << 20):  # to the end, so that gzip checks its checksum
-            pass
-    except TooLarge:
-        raise UserError(f"{name} decompresses to more than {limit >> 20} MiB, which is no such data set") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, struct.error, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{name} is truncated or damaged ({error}): fetch the archive again") from error
-    return found
-
-
-def _check_member(name: str, count: int, member: tarfile.TarInfo) -> None:
-    if count >= MAX_MEMBERS:
-        raise UserError(f"{name} has more than {MAX_MEMBERS} members, which is no such data set")
-    for target in (member.name, member.linkname):
-        parts = PurePosixPath(target)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise UserError(f"{name} has a member that climbs out of the archive ({target!r}): do not use it")
-
-
-def _content(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
-    if not member.isreg():
-        raise UserError(f"{name}: {member.name} is no regular file: fetch the archive again")
-    if member.size > limit:
-        raise TooLarge
-    stream = archive.extractfile(member)
-    content = b"" if stream is None else stream.read()
-    if len(content) != member.size:
-        raise UserError(f"{name}: {member.name} is truncated: fetch the archive again")
-    return content

@@ -10,21 +10,24 @@ of red, green and blue planes, rows first. Python: pickled dictionaries of the s
 from __future__ import annotations
 
 import gzip
+import io
 import math
+import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from mpisjax.data import fetch, pickles
+from mpisjax.data import pickles
 from mpisjax.data.dataset import Loaded
 from mpisjax.errors import UserError
 
+MAX_BYTES = 512 << 20  # of a file, unzipped; the CIFAR archives have 185 MB, so more is no such set
 IDX_SIZE = 28
 IDX_CLASSES = 10
-MAX_IDX_BYTES = 1 << 30  # of elements; MNIST has 47 MB, so more is a broken or hostile header
 IDX_FILES = {
     "train_images": "train-images-idx3-ubyte",
     "train_labels": "train-labels-idx1-ubyte",
@@ -33,80 +36,90 @@ IDX_FILES = {
 }
 
 
-def parse_idx(stream: BinaryIO, ndim: int, name: str) -> np.ndarray:
-    """Reads an IDX array of bytes.
+class Found(NamedTuple):
+    """Where a set was found.
 
-    Args:
-        stream: The (decompressed) bytes. Never read beyond what the header declares, plus one byte.
-        ndim: The number of dimensions the array must have.
-        name: What to call the file in an error.
-
-    Returns:
-        uint8 array of `ndim` dimensions.
-
-    Raises:
-        UserError: If it is not such an array, or is too short, too long or too large.
+    Attributes:
+        paths: Its files.
+        read: Reads and checks them.
     """
-    header = stream.read(4 + 4 * ndim)
-    if len(header) < 4 + 4 * ndim:
-        raise UserError(f"{name} is truncated within its header: fetch the file again")
-    if header[:4] != bytes([0, 0, 8, ndim]):
-        raise UserError(f"{name} is no IDX file of bytes in {ndim} dimensions: it begins with {header[:4].hex()}")
-    shape = tuple(int(n) for n in np.frombuffer(header, ">u4", ndim, 4))
-    size = math.prod(shape)
-    # NumPy has a limit of its own, also where a length of zero leaves nothing of huge others.
-    if math.prod(length for length in shape if length) > MAX_IDX_BYTES:
-        raise UserError(f"{name} declares {shape} elements, more than the {MAX_IDX_BYTES} that are accepted")
-    body = stream.read(size)
-    if len(body) < size:
-        raise UserError(f"{name} is truncated: {len(body)} of {size} elements are there; fetch the file again")
-    if stream.read(1):
-        raise UserError(f"{name} goes on after the {size} elements that it declares: fetch the file again")
-    return np.frombuffer(body, np.uint8).reshape(shape)
+
+    paths: tuple[Path, ...]
+    read: Callable[[], Loaded]
 
 
-def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Reads an IDX file, plain or gzipped (told by its first bytes, not by its name).
+def find(name: str, folder: Path) -> Found | None:
+    """The files of a set in a folder; None where any is missing that must be there."""
+    return find_cifar(name, folder) if name in CIFAR_LAYOUTS else find_idx(folder)
 
-    Args:
-        path: The file.
-        ndim: The number of dimensions its array must have.
 
-    Returns:
-        uint8 array of `ndim` dimensions.
+def wanted(name: str) -> str:
+    """The files that would do, by name."""
+    if name in CIFAR_LAYOUTS:
+        return CIFAR_LAYOUTS[name][0].archive
+    return ", ".join(f"{stem}.gz" for stem in IDX_FILES.values())
+
+
+def read_file(path: Path) -> bytes:
+    """A whole file, unzipped where it is gzipped (told by its first bytes, not by its name).
 
     Raises:
-        UserError: If it cannot be read or is not such a file.
+        UserError: It cannot be read, is damaged, or is larger than `MAX_BYTES`.
     """
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            if not zipped:
-                return parse_idx(raw, ndim, str(path))
-            with gzip.GzipFile(fileobj=raw) as stream:
-                return parse_idx(stream, ndim, str(path))  # type: ignore[arg-type]
+            content = (gzip.GzipFile(fileobj=raw) if zipped else raw).read(MAX_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is truncated or damaged ({error}): fetch the file again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES >> 20} MiB, which is no such data set")
+    return content
 
 
-def find_idx(folder: Path) -> dict[str, Path] | None:
-    """The four files in a folder, gzipped or plain, also under the names some archives have (`-` as `.`).
+def parse_idx(content: bytes, ndim: int, name: str) -> np.ndarray:
+    """Reads an IDX array of bytes.
+
+    Args:
+        content: The file.
+        ndim: The number of dimensions the array must have.
+        name: What to call the file in an error.
 
     Returns:
-        Paths by split, or None where any is missing.
+        uint8 array of `ndim` dimensions, none of them empty.
+
+    Raises:
+        UserError: If it is not such an array, or is too short or too long.
     """
-    found = {}
+    body = content[4 + 4 * ndim :]
+    if len(content) < 4 + 4 * ndim:
+        raise UserError(f"{name} is truncated within its header: fetch the file again")
+    if content[:4] != bytes([0, 0, 8, ndim]):
+        raise UserError(f"{name} is no IDX file of bytes in {ndim} dimensions: it begins with {content[:4].hex()}")
+    shape = tuple(np.frombuffer(content, ">u4", ndim, 4).tolist())
+    size = math.prod(shape)
+    if not size:
+        raise UserError(f"{name} holds nothing, it declares {shape} elements: fetch the file again")
+    if len(body) < size:
+        raise UserError(f"{name} is truncated: {len(body)} of {size} elements are there; fetch the file again")
+    if len(body) > size:
+        raise UserError(f"{name} goes on after the {size} elements that it declares: fetch the file again")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def find_idx(folder: Path) -> Found | None:
+    """The four files in a folder, gzipped or plain, also under the names some archives have (`-` as `.`)."""
+    paths = {}
     for key, stem in IDX_FILES.items():
-        for name in (stem + ".gz", stem, stem.replace("-idx", ".idx"), stem.replace("-idx", ".idx") + ".gz"):
-            if (folder / name).is_file():
-                found[key] = folder / name
-                break
-        else:
+        dotted = stem.replace("-idx", ".idx")
+        there = [folder / name for name in (stem + ".gz", stem, dotted, dotted + ".gz") if (folder / name).is_file()]
+        if not there:
             return None
-    return found
+        paths[key] = there[0]
+    return Found(tuple(paths.values()), partial(load_idx, paths))
 
 
 def load_idx(paths: dict[str, Path]) -> Loaded:
@@ -124,17 +137,14 @@ def load_idx(paths: dict[str, Path]) -> Loaded:
     """
     arrays = {}
     for split in ("train", "test"):
-        images = read_idx(paths[f"{split}_images"], 3)
-        labels = read_idx(paths[f"{split}_labels"], 1)
-        where = paths[f"{split}_images"]
+        where, labelled = paths[f"{split}_images"], paths[f"{split}_labels"]
+        images, labels = parse_idx(read_file(where), 3, str(where)), parse_idx(read_file(labelled), 1, str(labelled))
         if images.shape[1:] != (IDX_SIZE, IDX_SIZE):
             raise UserError(f"{where} holds images of {images.shape[1:]}, but {IDX_SIZE} x {IDX_SIZE} is wanted")
-        if not len(images):
-            raise UserError(f"{where} holds no image: fetch the file again")
         if len(images) != len(labels):
-            raise UserError(f"{where} holds {len(images)} images, but {paths[f'{split}_labels']} {len(labels)} labels")
+            raise UserError(f"{where} holds {len(images)} images, but {labelled} {len(labels)} labels")
         if labels.max() >= IDX_CLASSES:
-            raise UserError(f"{paths[f'{split}_labels']} holds a label {labels.max()}, but 0 to 9 are wanted")
+            raise UserError(f"{labelled} holds a label {labels.max()}, but 0 to 9 are wanted")
         arrays[f"{split}_images"] = images[..., None]
         arrays[f"{split}_labels"] = labels.astype(np.int32)
     return Loaded(**arrays)
@@ -175,36 +185,28 @@ CIFAR_LAYOUTS = {
 }
 
 
-class CifarFiles(NamedTuple):
-    """Where a set was found.
-
-    Attributes:
-        layout: How it is stored there.
-        paths: The archive alone, or the files of a folder.
-    """
-
-    layout: Layout
-    paths: tuple[Path, ...]
-
-
-def find_cifar(name: str, folder: Path) -> CifarFiles | None:
-    """Looks for an archive, else for its extracted files, in a folder or in the folder they are packed in.
-
-    Returns:
-        What was found: an archive, or a test file with at least one train file; None otherwise.
+def find_cifar(name: str, folder: Path) -> Found | None:
+    """An archive, else its extracted files, in a folder or in the folder they are packed in: a test file and at least
+    one train file.
     """
     for layout in CIFAR_LAYOUTS[name]:
         if (folder / layout.archive).is_file():
-            return CifarFiles(layout, (folder / layout.archive,))
+            paths: tuple[Path, ...] = (folder / layout.archive,)
+            return Found(paths, partial(load_cifar, paths, layout))
         for place in (folder / layout.folder, folder):
             train = [place / name for name in layout.train if (place / name).is_file()]
             if train and (place / layout.test).is_file():
-                return CifarFiles(layout, (*train, place / layout.test))
+                paths = (*train, place / layout.test)
+                return Found(paths, partial(load_cifar, paths, layout))
     return None
 
 
-def load_cifar(found: CifarFiles) -> Loaded:
+def load_cifar(paths: tuple[Path, ...], layout: Layout) -> Loaded:
     """Reads and checks both splits.
+
+    Args:
+        paths: The archive alone, or the files of a folder, that of the test split last.
+        layout: How the set is stored there.
 
     Returns:
         uint8 [N, 32, 32, 3] images and int32 labels.
@@ -212,37 +214,44 @@ def load_cifar(found: CifarFiles) -> Loaded:
     Raises:
         UserError: For a damaged archive or file, an incomplete record, a label out of range, or an empty split.
     """
-    layout = found.layout
-    if found.paths[0].name in (*layout.train, layout.test):
-        where = {path.name: str(path) for path in found.paths}
-        content = {path.name: _read(path) for path in found.paths}
+    if paths[0].name == layout.archive:
+        members = [f"{layout.folder}/{name}" for name in (*layout.train, layout.test)]
+        read = read_members(paths[0], members)
+        for member in (members[0], members[-1]):
+            if member not in read:
+                raise UserError(f"{paths[0]} holds no file {member}: fetch the archive again")
+        content = {f"{paths[0]}: {member}": read[member] for member in members if member in read}
     else:
-        archive = found.paths[0]
-        wanted = [f"{layout.folder}/{name}" for name in (*layout.train, layout.test)]
-        content = {name.rpartition("/")[2]: data for name, data in fetch.read_members(archive, wanted).items()}
-        where = {name: f"{archive}: {name}" for name in content}
-        for name in (layout.train[0], layout.test):
-            if name not in content:
-                raise UserError(f"{archive} holds no {layout.folder}/{name}: fetch the archive again")
-    parse: Callable[[bytes, str, Layout], tuple[np.ndarray, np.ndarray]]
+        content = {str(path): read_file(path) for path in paths}
     parse = parse_cifar_binary if layout.label_bytes else parse_cifar_python
-    train = [parse(content[name], where[name], layout) for name in layout.train if name in content]
-    test_images, test_labels = parse(content[layout.test], where[layout.test], layout)
-    return Loaded(
-        np.concatenate([images for images, _ in train]),
-        np.concatenate([labels for _, labels in train]),
-        test_images,
-        test_labels,
-    )
+    *train, test = (parse(part, name, layout) for name, part in content.items())
+    images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
+    return Loaded(images, labels, *test)
 
 
-def _read(path: Path) -> bytes:
+def read_members(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
+    """Reads regular files out of a tar archive, gzipped or plain, into memory: nothing is written to disk.
+
+    Args:
+        path: The archive.
+        wanted: The names of the members to keep, e.g. "cifar-10-batches-bin/test_batch.bin".
+
+    Returns:
+        The contents by name; a wanted member that is not there is left out.
+
+    Raises:
+        UserError: If the archive is truncated, damaged or too large.
+    """
+    content, found = read_file(path), {}
     try:
-        if path.stat().st_size > fetch.MAX_BYTES:
-            raise UserError(f"{path} is larger than the {fetch.MAX_BYTES >> 20} MiB that are accepted")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        # Read as a stream: nothing can make it seek backwards, so no header can make it go in circles.
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r|") as archive:
+            for member in archive:
+                if member.name in wanted and member.isreg() and (stream := archive.extractfile(member)):
+                    found[member.name] = stream.read()
+    except (EOFError, tarfile.TarError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}): fetch the archive again") from error
+    return found
 
 
 def parse_cifar_binary(content: bytes, name: str, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -270,13 +279,12 @@ def parse_cifar_python(content: bytes, name: str, layout: Layout) -> tuple[np.nd
         raise UserError(f"{name} has no 'data' of N x {CIFAR_PIXELS} bytes: fetch the file again")
     if not isinstance(labels, list) or not all(type(n) is int for n in labels) or len(labels) != len(pixels):
         raise UserError(f"{name} has no {layout.label_key!r} for its {len(pixels)} images: fetch the file again")
-    if not 0 <= min(labels) <= max(labels) < layout.num_classes:
-        raise UserError(f"{name} holds a label outside of 0 to {layout.num_classes - 1}: fetch the file again")
     return _checked(pixels, np.array(labels), name, layout)
 
 
 def _checked(pixels: np.ndarray, labels: np.ndarray, name: str, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    if labels.max() >= layout.num_classes:
-        raise UserError(f"{name} holds a label {labels.max()}, but 0 to {layout.num_classes - 1} are wanted")
+    outside = labels[(labels < 0) | (labels >= layout.num_classes)]
+    if len(outside):
+        raise UserError(f"{name} holds a label {outside[0]}, but 0 to {layout.num_classes - 1} are wanted")
     images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return images, labels.astype(np.int32)

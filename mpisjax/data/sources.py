@@ -263,18 +263,10 @@ def _first(place: Place, finders: dict[str, Callable[[Place], Found]]) -> Found:
             return finders[kind](place)
         except Missing as missing:
             reasons.append(str(missing))
-    remedy = f"put {_wanted(place.name)} into {_folders(place)[0]}"
+    wanted = EVENT_SETS[place.name].wanted if place.name in EVENT_SETS else images.wanted(place.name)
+    remedy = f"put {wanted} into {_folders(place)[0]}"
     remedy += f", or {_OTHER_NAMES}" if place.dir else ", or set data.dir to their folder"
     raise UserError(f"{place.name} was not found: {'; '.join(reasons)}; {remedy}")
-
-
-def _wanted(name: str) -> str:
-    """The files that would do, by name."""
-    if name in EVENT_SETS:
-        return EVENT_SETS[name].wanted
-    if name in images.CIFAR_LAYOUTS:
-        return images.CIFAR_LAYOUTS[name][0].archive
-    return ", ".join(f"{stem}.gz" for stem in images.IDX_FILES.values())
 
 
 def downloads_folder(place: Place) -> Path:
@@ -307,29 +299,21 @@ def _prepared(place: Place) -> Source:
 
 def _files(place: Place) -> Source:
     for folder in _folders(place):
-        if place.name in images.CIFAR_LAYOUTS:
-            found = images.find_cifar(place.name, folder)
-            if found is not None:
-                return _source(f"files in {folder}", found.paths, partial(images.load_cifar, found))
-        else:
-            paths = images.find_idx(folder)
-            if paths is not None:
-                return _source(f"files in {folder}", tuple(paths.values()), partial(images.load_idx, paths))
+        found = images.find(place.name, folder)
+        if found is not None:
+            return _source(f"files in {folder}", found)
     raise Missing(f"its files are not in {' or '.join(str(folder) for folder in _folders(place))}")
 
 
 def _download(place: Place) -> Source:
+    folder = downloads_folder(place)
     try:
-        paths = fetch.download(place.name, downloads_folder(place))
+        fetch.download(place.name, folder / place.name)
     except UserError as error:
         raise Missing(str(error)) from error
-    sentence = f"downloaded to {downloads_folder(place)}"
-    if place.name in images.CIFAR_LAYOUTS:
-        layout = images.CIFAR_LAYOUTS[place.name][0]
-        found = images.CifarFiles(layout, (paths[layout.archive],))
-        return _source(sentence, found.paths, partial(images.load_cifar, found))
-    files = {key: paths[f"{stem}.gz"] for key, stem in images.IDX_FILES.items()}
-    return _source(sentence, tuple(files.values()), partial(images.load_idx, files))
+    found = images.find(place.name, folder / place.name)
+    assert found is not None, "the files of TFDS's records are those that are looked for"
+    return _source(f"downloaded to {folder}", found)
 
 
 def _event_files(place: Place) -> tuple[Recordings, str]:
@@ -352,12 +336,12 @@ def _event_download(place: Place) -> tuple[Recordings, str]:
     return found, f"downloaded to {found.folder}"
 
 
-def _source(sentence: str, paths: tuple[Path, ...], read: Callable[[], Loaded]) -> Source:
+def _source(sentence: str, found: images.Found) -> Source:
     digest = hashlib.sha256()
-    for path in paths:
+    for path in found.paths:
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    return Source(sentence, digest.hexdigest(), read)
+    return Source(sentence, digest.hexdigest(), found.read)

@@ -12,7 +12,7 @@ import pytest
 from data_helpers import cifar_members, idx_bytes, images_of, settings, tar_bytes, write_idx
 
 from mpisjax import data
-from mpisjax.data import fetch, images
+from mpisjax.data import images
 from mpisjax.data.pickles import unpickle
 from mpisjax.errors import UserError
 
@@ -100,15 +100,6 @@ TEXT = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"q\x00X\x06\x0
 COPIES = TEXT + b"(" + b"c_codecs\nencode\nh\x00h\x01\x86R" * 10_000 + b"l."
 
 
-DEEP_KEY = b"\x80\x02}N" + b"\x85" * 100_000 + b"Ns."  # a tuple whose hash would overflow Python's stack
-
-
-# The same, each tuple handed to a call first, as arguments are, and taken from the memo for the next.
-DEEP_THROUGH_THE_MEMO = (
-    b"\x80\x02Nq\x00" + b"cnumpy.core.multiarray\n_reconstruct\nh\x00\x85q\x00R" * 100_000 + b"}h\x00Ns."
-)
-
-
 def test_a_pickle_that_wants_memory_gets_none():
     claims = [
         b"\x80\x02r\xff\xff\xff\xff.",
@@ -122,10 +113,6 @@ def test_a_pickle_that_wants_memory_gets_none():
             unpickle(content, "batch")
     with pytest.raises(UserError, match="more bytes than the file has"):
         unpickle(b"\x80\x02" + COPIES, "batch")
-    with pytest.raises(UserError, match="other than text"):
-        unpickle(DEEP_KEY, "batch")
-    with pytest.raises(UserError, match="other than text"):
-        unpickle(DEEP_THROUGH_THE_MEMO, "batch")
 
 
 def write_archive(tmp_path, content):
@@ -147,38 +134,26 @@ def test_broken_archives_are_refused(tmp_path, rng):
     data.load(write_archive(tmp_path, whole))
 
 
-@pytest.mark.parametrize("path", ["../evil.bin", "/etc/evil", "cifar-10-batches-bin/../../evil"])
-def test_paths_that_climb_out_are_refused(tmp_path, rng, path):
-    members, _ = cifar_members("cifar10", rng, 2)
-    with pytest.raises(UserError, match="climbs out"):
-        data.load(write_archive(tmp_path, tar_bytes([*members, (path, b"x")])))
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        link = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
-        link.type, link.linkname = tarfile.SYMTYPE, path
-        tar.addfile(link)
-    with pytest.raises(UserError, match="climbs out"):
-        data.load(write_archive(tmp_path, buffer.getvalue()))
-
-
-def test_links_bombs_and_crowds_are_refused(tmp_path):
+def test_a_link_is_no_member_and_a_bomb_is_refused(tmp_path, monkeypatch):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         link = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
-        link.type, link.linkname = tarfile.SYMTYPE, "elsewhere"
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="holds no file cifar-10-batches-bin/data_batch_1.bin"):
         data.load(write_archive(tmp_path, buffer.getvalue()))
+    monkeypatch.setattr(images, "MAX_BYTES", 1 << 20)
     bomb = tar_bytes([("zeros", bytes(8 << 20))])
     assert len(bomb) < 1 << 16
-    path = tmp_path / "bomb.tar.gz"
-    path.write_bytes(bomb)
     with pytest.raises(UserError, match="more than 1 MiB"):
-        fetch.read_members(path, ["zeros"], limit=1 << 20)
-    with pytest.raises(UserError, match="more than 1 MiB"):
-        fetch.read_members(path, ["something else"], limit=1 << 20)
-    with pytest.raises(UserError, match="members"):
-        data.load(write_archive(tmp_path, tar_bytes([(f"{n}", b"") for n in range(1001)])))
+        data.load(write_archive(tmp_path, bomb))
+
+
+def test_members_that_climb_out_are_read_and_written_nowhere(tmp_path, rng):
+    members, _ = cifar_members("cifar10", rng, 2)
+    others = [("../evil.bin", b"x"), (str(tmp_path / "evil"), b"x"), ("cifar-10-batches-bin/../../evil", b"x")]
+    data.load(write_archive(tmp_path, tar_bytes([*others, *members])))
+    assert not list(tmp_path.parent.glob("**/evil*"))
 
 
 @pytest.mark.parametrize(
@@ -205,8 +180,9 @@ def test_wrong_records_are_refused(tmp_path, content, says):
         ({"data": np.zeros((0, 3072), np.uint8), "labels": []}, "no 'data'"),
         ({"data": np.zeros((2, 3071), np.uint8), "labels": [1, 2]}, "no 'data'"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "no 'labels'"),
-        ({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, "label outside"),
-        ({"data": np.zeros((1, 3072), np.uint8), "labels": [-1]}, "label outside"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, "label 10, but 0 to 9"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [-1]}, "label -1, but 0 to 9"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [1 << 70]}, "label 1180591620717411303424, but"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": ["1"]}, "no 'labels'"),
         ({"data": np.zeros((1, 3072), np.float32), "labels": [1]}, "other than bytes"),
     ],
@@ -222,15 +198,15 @@ def test_wrong_pickled_batches_are_refused(batch, says):
         ("train-images-idx3-ubyte.gz", b"", "truncated"),
         ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x08"), "truncated"),
         ("train-images-idx3-ubyte.gz", zipped(idx_bytes(np.zeros((5, 27, 28), np.uint8))), "28 x 28"),
-        ("train-images-idx3-ubyte.gz", zipped(idx_bytes(np.zeros((0, 28, 28), np.uint8))), "no image"),
+        ("train-images-idx3-ubyte.gz", zipped(idx_bytes(np.zeros((0, 28, 28), np.uint8))), "holds nothing"),
         (
             "train-images-idx3-ubyte.gz",
             zipped(idx_bytes(np.zeros((29, 28, 28), np.uint8))),
             "30 labels",
         ),
         ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x0d\x03" + bytes(12)), "no IDX file of bytes"),
-        ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x08\x03" + b"\xff" * 12), "more than"),
-        ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8), "more than"),
+        ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x08\x03" + b"\xff" * 12), "truncated: 0 of"),
+        ("train-images-idx3-ubyte.gz", zipped(b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8), "holds nothing"),
         ("train-labels-idx1-ubyte.gz", zipped(idx_bytes(np.full(30, 10, np.uint8))), "label 10"),
         ("train-labels-idx1-ubyte.gz", zipped(idx_bytes(np.zeros(30, np.uint8)) + b"\0"), "goes on"),
         (
@@ -247,9 +223,3 @@ def test_wrong_idx_files_are_refused_by_name(tmp_path, rng, file, content, says)
     with pytest.raises(UserError, match=says) as caught:
         data.load(settings(name="mnist", dir=str(tmp_path), num_validation=0, source="files"))
     assert file in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_gzip_bomb_costs_nothing():
-    bomb = zipped(idx_bytes(np.zeros((1, 28, 28), np.uint8)) + bytes(50 << 20))
-    with pytest.raises(UserError, match="goes on"):
-        images.parse_idx(gzip.GzipFile(fileobj=io.BytesIO(bomb)), 3, "bomb")
