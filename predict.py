@@ -1,6 +1,6 @@
 """Names the class of each image file: `mpisjax predict` from a clone.
 
-python predict.py DIR --model runs/folder --out answers.csv
+python predict.py DIR --workdir runs/folder --out answers.csv
 python predict.py --help
 """
 

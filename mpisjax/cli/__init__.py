@@ -49,15 +49,6 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """The flag of programs that read what somebody else may have stored."""
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="import the module of a network or an optimiser that only the stored file names: its code runs",
-    )
-
-
 def process_arguments(given: argparse.Namespace) -> tuple[str | None, int | None, int | None, int]:
     """What these flags say, as `mpisjax.storage.processes.initialize` takes it."""
     return given.coordinator, given.num_processes, given.process_id, given.heartbeat_seconds

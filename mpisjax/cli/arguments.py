@@ -27,7 +27,6 @@ class Parser(argparse.ArgumentParser):
         program: What starts the program, such as "python -m mpisjax.export".
         description: The docstring of the program, shown as it is.
         with_config: Whether the program takes `--config` and `--config.KEY=VALUE`; --help then lists the settings.
-        more: As of `argparse.ArgumentParser`.
     """
 
     def __init__(
@@ -36,21 +35,17 @@ class Parser(argparse.ArgumentParser):
         description: str | None = None,
         *,
         with_config: bool = False,
-        **more: Any,
     ) -> None:
-        more = {
-            "formatter_class": _Help,
-            "allow_abbrev": False,
-            **({"usage": _USAGE} if with_config else {}),
-            **more,
-        }
-        super().__init__(prog=more.pop("prog", program), description=description, **more)
-        self._with_config = with_config
+        super().__init__(
+            prog=program, description=description, usage=_USAGE if with_config else None, formatter_class=_Help,
+            allow_abbrev=False,
+        )  # fmt: skip
+        self.with_config = with_config
 
     def format_help(self) -> str:
         """The docstring, the flags, and the settings of a program with a config."""
         text = super().format_help()
-        if not self._with_config:
+        if not self.with_config:
             return text
         return f"{text}\nsettings, with their defaults before a config file changes them:\n{settings.help_text()}\n"
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mpisjax import cli, pretrained
+from mpisjax import cli
+from mpisjax.cli import named
 from mpisjax.cli.arguments import Parser, local_path, path, probability, whole_number
-from mpisjax.errors import UserError
 
 SHOWN = 3  # classes
 CONFIDENCE = 0.9  # where a network's card names none that held-out examples chose
@@ -32,9 +32,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser("mpisjax demo", __doc__)
     parser.add_argument("image", type=local_path, help="a PNG or JPEG file")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--pretrained", default="digits", help=f"one of {', '.join(pretrained.available())}")
-    source.add_argument("--workdir", type=path, help="folder of a run, or a saved network")
+    named.add_network_arguments(parser, pretrained="digits")
     parser.add_argument("--num_steps", type=whole_number(1), help="time steps; as trained by default")
     parser.add_argument(
         "--confidence",
@@ -46,7 +44,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--live", action="store_true", help="also play it in the terminal")
     parser.add_argument("--no_gif", dest="gif", action="store_false", help="write the picture alone")
     parser.add_argument("--no_crop", dest="crop", action="store_false", help="scale the image without cropping it")
-    cli.add_trust_argument(parser)
     return parser.parse_args(arguments)
 
 
@@ -73,15 +70,10 @@ def demonstrate(given: argparse.Namespace) -> None:
     from mpisjax.training import devices
 
     out = given.out or f"{given.image.stem}_spikes"
-    if not Path(out).absolute().parent.is_dir():
-        raise UserError(f"--out {out} lies in no folder; make the folder or name another file")
+    named.check_folder("--out", out)
     cores.prepare(all_cores=False)
     devices.compilation_cache()
-    trained = (
-        pretrained.load(given.workdir, trust=given.trust)
-        if given.workdir
-        else pretrained.load_pretrained(given.pretrained)
-    )
+    trained = named.network(given)
     inputs = trained.inputs
     image, done = read_image(given.image, inputs, given.crop, trained.config.data.fit)
     found = trace(trained, image, given.num_steps)

@@ -23,15 +23,12 @@ from typing import NoReturn
 from mpisjax import cli
 from mpisjax.cli import named
 from mpisjax.cli.arguments import Parser, path, whole_numbers
-from mpisjax.errors import UserError
 
 
 def make_parser() -> Parser:
     """The command's flags."""
     parser = Parser("mpisjax evaluate", __doc__, with_config=True)
-    parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
-    parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
-    cli.add_trust_argument(parser)
+    named.add_network_arguments(parser, workdir="runs/digits")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
     parser.add_argument("--json", type=path, help="file for the figures as JSON; - for standard output")
     parser.add_argument("--csv", type=path, help="folder for the figures by class as CSV; made if it is missing")
@@ -87,8 +84,8 @@ def _evaluate(given, config, first: bool) -> None:
     from mpisjax.training.state import evaluated_variables
 
     for name, file in (("--json", given.json), ("--report", given.report)):
-        if file not in (None, "-") and not Path(file).parent.is_dir():
-            raise UserError(f"{name} {file} lies in no folder; make the folder or name another file")
+        if file not in (None, "-"):
+            named.check_folder(name, file)
     origin, parts, state, step = named.restored(given, config)
     split = named.split_of(given, parts)
     console = Console(quiet=not first or given.json == "-")

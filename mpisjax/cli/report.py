@@ -22,9 +22,7 @@ from mpisjax.cli.arguments import Parser, path, whole_numbers
 def make_parser() -> Parser:
     """The command's flags."""
     parser = Parser("mpisjax report", __doc__, with_config=True)
-    parser.add_argument("--workdir", type=path, default="runs/digits", help="folder of the run")
-    parser.add_argument("--pretrained", help="a network that comes with the package, instead of a run")
-    cli.add_trust_argument(parser)
+    named.add_network_arguments(parser, workdir="runs/digits")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
     parser.add_argument("--num_steps", type=whole_numbers(1), default=[], help="numbers of time steps to compare")
     parser.add_argument("--out", type=path, required=True, help="HTML file to write")
@@ -41,11 +39,9 @@ def _main(given: Any, config: Any) -> None:
     from pathlib import Path
 
     from mpisjax.configuration.makers import prepare_cores
-    from mpisjax.errors import UserError
     from mpisjax.training import devices
 
-    if not Path(given.out).absolute().parent.is_dir():
-        raise UserError(f"--out {given.out} lies in no folder; make the folder or name another file")
+    named.check_folder("--out", given.out)
     prepare_cores(config)
     devices.compilation_cache()
     origin, parts, state, _ = named.restored(given, config)

@@ -14,29 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from mpisjax import cli
-from mpisjax.cli.arguments import Parser, local_path, path, whole_number
+from mpisjax.cli import named
+from mpisjax.cli.arguments import Parser, local_path, whole_number
 from mpisjax.errors import UserError
 
-OF_NIR = {
-    "neurons": "exact",
-    "stem": "spikes",
-    "head": "spikes",
-    "initial_potential": None,
-    "unrolled": None,
-    "weights": "float32",
-    "check": None,
-    "cost": False,
-    "finetune": None,
-}
+OF_NIR = ("neurons", "stem", "head", "unrolled", "weights", "check", "cost", "finetune")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser("python -m mpisjax.export", __doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=path, help="folder of a run; its best state is exported")
-    source.add_argument("--pretrained", help="a network that comes with the package")
-    parser.add_argument("--data_dir", type=path, help="folder with the run's original files, if they have moved")
+    named.add_network_arguments(parser)
     parser.add_argument("--format", required=True, choices=("nir", "stablehlo"), help="what to write")
     parser.add_argument("--out", required=True, type=local_path, help="file to write")
     parser.add_argument(
@@ -48,12 +36,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--neurons",
         choices=("exact", "lif"),
+        default="exact",
         help="nir: exact nodes, or IF/LIF nodes that must be told to reset by subtraction",
     )
     for part in ("stem", "head"):
         parser.add_argument(
             f"--{part}",
             choices=("spikes", "host"),
+            default="spikes",
             help=f"nir: the {part} as spiking neurons, or left to the host with its weights in the metadata",
         )
     parser.add_argument(
@@ -64,8 +54,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--unrolled", type=whole_number(1), help="nir: so many copies of the streams instead of feedback"
     )
     parser.add_argument(
-        "--weights", choices=("float32", "int8", "int4"), help="nir: integer weights make integer arithmetic"
-    )
+        "--weights", choices=("float32", "int8", "int4"), default="float32",
+        help="nir: integer weights make integer arithmetic",
+    )  # fmt: skip
     parser.add_argument(
         "--finetune", type=whole_number(1), metavar="EPOCHS",
         help="nir: train the rounded weights for so many epochs, by rates; the run is kept in OUT.finetune",
@@ -74,15 +65,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--check", nargs="?", const=256, type=whole_number(1), metavar="IMAGES",
         help="nir: run the file from image to class in an independent simulator, on so many test images (256)",
     )  # fmt: skip
-    parser.add_argument("--cost", action="store_true", default=None, help="nir: estimate what it costs on Loihi 2")
-    cli.add_trust_argument(parser)
+    parser.add_argument("--cost", action="store_true", help="nir: estimate what it costs on Loihi 2")
     given = parser.parse_args(argv)
     if given.format == "nir" and given.batch_size:
         parser.error("--batch_size is for --format stablehlo; a NIR graph is stepped by its host")
-    for name, default in OF_NIR.items():
-        if getattr(given, name) is None:
-            setattr(given, name, default)
-        elif given.format != "nir":
+    for name in (*OF_NIR, "initial_potential"):
+        if given.format != "nir" and getattr(given, name) != parser.get_default(name):
             parser.error(f"--{name} is for --format nir")
     if given.finetune and given.weights == "float32":
         parser.error("--finetune is for --weights int8 or int4")
@@ -95,40 +83,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and writes the file."""
     given = arguments(argv)
     with cli.report_user_errors():
-        if not given.out.absolute().parent.is_dir():
-            raise UserError(f"--out {given.out} lies in no folder; make the folder or name another file")
-        trained = _trained(given)
+        named.check_folder("--out", given.out)
+        trained = named.network(given)
         if trained.inputs.temporal and given.num_steps:
             raise UserError("--num_steps needs a constant input; an event set takes as many steps as it has frames")
         write = _write_nir if given.format == "nir" else _write_stablehlo
         print(write(trained, given, given.out))
 
 
-def _trained(given: argparse.Namespace) -> Any:
-    if given.pretrained is not None:
-        from mpisjax.pretrained import load_pretrained
-
-        trained = load_pretrained(given.pretrained)
-        if given.data_dir is not None:
-            trained.config.data.dir = given.data_dir
-        return trained
-    from mpisjax.pretrained.save import from_run
-    from mpisjax.training.run import saved_config
-
-    config = saved_config(Path(given.workdir), given.trust)
-    if given.data_dir is not None:
-        config.data.dir = given.data_dir
-    return from_run(given.workdir, config)
-
-
 def _write_nir(trained: Any, given: argparse.Namespace, out: Path) -> str:
     from mpisjax.export.job import Options, export_nir
 
     steps = given.num_steps or trained.config.forward.num_steps
-    options = {name: getattr(given, name) for name in OF_NIR}
-    if (start := options.pop("initial_potential")) is not None:
-        trained = trained._replace(neuron=dataclasses.replace(trained.neuron, initial_potential=start))
-    return export_nir(trained, Options(**options, num_steps=steps), out)
+    options = Options(**{name: getattr(given, name) for name in OF_NIR}, num_steps=steps)
+    if given.initial_potential is not None:
+        neuron = dataclasses.replace(trained.neuron, initial_potential=given.initial_potential)
+        trained = trained._replace(neuron=neuron)
+    return export_nir(trained, options, out)
 
 
 def _write_stablehlo(trained: Any, given: argparse.Namespace, out: Path) -> str:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from mpisjax import weights
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
 from mpisjax.pretrained.inputs import Inputs, as_pixels
 from mpisjax.pretrained.trained import Trained, from_variables
+from mpisjax.weights import available
 
 if TYPE_CHECKING:
     import ml_collections
@@ -23,15 +25,8 @@ if TYPE_CHECKING:
     from mpisjax.training.run import Parts
     from mpisjax.training.state import TrainState
 
-__all__ = ["Inputs", "Trained", "as_pixels", "available", "find", "load", "load_pretrained", "restore"]
+__all__ = ["Inputs", "Trained", "as_pixels", "available", "load", "load_pretrained", "restore", "saved_at"]
 _log = logging.getLogger(__name__)
-
-
-def available() -> list[str]:
-    """The names of the networks that come with the package."""
-    from mpisjax import weights
-
-    return weights.available()
 
 
 def load_pretrained(
@@ -51,7 +46,7 @@ def load_pretrained(
     Raises:
         UserError: There is no such network, or its files are damaged.
     """
-    from mpisjax import configuration, weights
+    from mpisjax import configuration
     from mpisjax.configuration import rules
 
     variables, card = weights.read(name, weights.FOLDER if folder is None else Path(expand(folder)))
@@ -85,29 +80,25 @@ def load(path: str | Path, data_dir: str | Path | None = None, *, network: Any =
     from mpisjax.pretrained.save import from_run
 
     name = expand(path)
-    weights_file = Path(name if name.endswith(".safetensors") else f"{name}.safetensors")
-    if "://" not in name and weights_file.is_file():
-        return load_pretrained(weights_file.stem, weights_file.parent, network=network, trust=trust)
+    if (file := saved_at(name)) is not None:
+        return load_pretrained(file.stem, file.parent, network=network, trust=trust)
     if "://" not in name and not Path(name).exists():
         hint = f"; mpisjax.load_pretrained({name!r}) is in the package" if name in available() else ""
         raise UserError(f"there is no run and no network {name}{hint}")
     return from_run(name, data_dir=data_dir, network=network, trusted=trust)
 
 
-def find(name: str, data_dir: str | Path | None = None, trust: bool = False) -> Trained:
-    """Loads what a command line names: a network of the package by its name, else as `load` does.
-
-    A folder that has the name of a packaged network is written with a slash, as in ./digits.
-    """
-    return load_pretrained(name) if name in available() else load(name, data_dir, trust=trust)
+def saved_at(path: str) -> Path | None:
+    """The weights file that `Trained.save(path)` wrote; None where there is none."""
+    file = Path(path if path.endswith(".safetensors") else f"{path}.safetensors")
+    return file if "://" not in path and file.is_file() else None
 
 
-def restore(name: str, config: ml_collections.ConfigDict) -> tuple[Parts, TrainState, int]:
-    """A pretrained network in the place of a run's best state, as `mpisjax.training.run.restore_best` gives
-    it.
+def restore(found: Trained, config: ml_collections.ConfigDict) -> tuple[Parts, TrainState, int]:
+    """A saved network in the place of a run's best state, as `mpisjax.training.run.restore_best` gives it.
 
     Args:
-        name: The network's name.
+        found: The network.
         config: Its config, perhaps with other settings of data and evaluation.
 
     Returns:
@@ -115,20 +106,16 @@ def restore(name: str, config: ml_collections.ConfigDict) -> tuple[Parts, TrainS
         from.
 
     Raises:
-        UserError: There is no such network, it is damaged, or the data are missing or of another kind.
+        UserError: The data are missing or of another kind.
     """
-    from mpisjax import weights
     from mpisjax.training.run import assemble
 
-    found, parts = load_pretrained(name), assemble(config)
+    parts = assemble(config)
     state = parts.state
-    weights.check_fit(
-        found.variables,
-        {"params": state.params, "batch_stats": state.batch_stats},
-        f"pretrained network {name!r}",
-    )
+    ours = {"params": state.params, "batch_stats": state.batch_stats}
+    weights.check_fit(found.variables, ours, f"network {found.name!r}")
     if parts.dataset.checksum != found.card["data"]["checksum"]:
-        _log.warning("the data here are not those that the card of %r was made with: figures may differ", name)
+        _log.warning("the data here are not those that the card of %r was made with: figures may differ", found.name)
     variables = jax.device_put(found.variables, jax.tree.leaves(state.params)[0].sharding)
     state = state._replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=())
     return parts, state, int(found.card["training"]["steps"])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpisjax import cli
+from mpisjax.cli import named
 from mpisjax.cli.arguments import Parser, path
 from mpisjax.configuration import config_files
 
@@ -35,20 +36,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=path, required=True, help="folder to write to; a name that exists there is refused"
     )
-    parser.add_argument("--data_dir", type=path, help="folder with the original files, if not the run's")
-    for name, what in (
-        ("command", "how it was trained, if not by one train.py"),
-        ("commit", "of the code that trained it, if not the current one"),
-        ("machine", "that trained it, if not this one"),
-        ("date", "of the training, YYYY-MM-DD, if not today"),
-    ):
-        parser.add_argument(f"--{name}", help=what)
+    parser.add_argument("--command", help="how it was trained, if not by one train.py")
+    parser.add_argument("--commit", help="of the code that trained it, if not the current one")
+    parser.add_argument("--machine", help="that trained it, if not this one")
+    parser.add_argument("--date", help="of the training, YYYY-MM-DD, if not today")
     parser.add_argument(
         "--weights", choices=("float32", "float16"), default="float32",
         help="how kernels are stored; float16 halves the file, and the card's test figures are measured with it",
     )  # fmt: skip
     parser.add_argument("--note", default="", help="anything else worth knowing")
-    cli.add_trust_argument(parser)
+    named.add_stored_arguments(parser)
     given = parser.parse_args(argv)
     with cli.report_user_errors():
         from mpisjax.data import load

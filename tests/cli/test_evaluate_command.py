@@ -42,9 +42,11 @@ def test_tables_are_printed_and_files_written_when_asked(tmp_path, capsys):
         assert [int(row["example"]) for row in csv.DictReader(file)] == [one["example"] for one in wrong]
 
 
-def test_json_on_standard_output_comes_alone(capsys):
-    run(evaluate, "--pretrained=digits", "--json=-", "--no_early_exit", "--split=validation")
+def test_a_saved_network_is_measured_and_json_on_standard_output_comes_alone(tmp_path, capsys):
+    path = mpisjax.load_pretrained("digits").save(tmp_path / "mine")
+    run(evaluate, f"--workdir={path}", "--json=-", "--no_early_exit", "--split=validation")
     found = json.loads(capsys.readouterr().out)
+    assert found["workdir"] == str(path)
     assert found["split"] == "validation" and found["num_examples"] == 180 and "early_exit" not in found
 
 
@@ -65,6 +67,7 @@ def test_a_report_shows_what_is_wrong(tmp_path, capsys):
             1,
             "this command takes the config from --workdir",
         ),
+        (evaluate, ["--workdir=a", "--pretrained=digits"], 2, "--pretrained: not allowed with argument --workdir"),
         (evaluate, ["--workdir=runs/none"], 1, "runs/none holds no checkpoint"),
         (report, ["--pretrained=digits"], 2, "the following arguments are required: --out"),
         (report, ["--pretrained=digits", "--out=none/a.html"], 1, "--out none/a.html lies in no folder"),

@@ -41,7 +41,7 @@ def table(path):
 def test_every_file_has_its_row(folder, tmp_path, capsys):
     place, labels = folder
     out = tmp_path / "answers.csv"
-    predict.main([str(place), "--model", "digits", "--out", str(out)])
+    predict.main([str(place), "--pretrained", "digits", "--out", str(out)])
     rows = table(out)
     assert len(rows) == 13 and list(next(iter(rows.values()))) == list(predict.COLUMNS)
     right = 0
@@ -64,7 +64,7 @@ def test_every_file_has_its_row(folder, tmp_path, capsys):
 
 def test_files_are_answered_early_on_standard_output(folder, capsys):
     place, labels = folder
-    predict.main([str(place / "0.PNG"), str(place / "2.PNG"), "--model", "digits", "--confidence", "0.6"])
+    predict.main([str(place / "0.PNG"), str(place / "2.PNG"), "--pretrained", "digits", "--confidence", "0.6"])
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["class"] for row in rows] == [str(labels[0]), str(labels[2])]
     assert all(int(row["steps"]) < 16 and float(row["confidence"]) >= 0.6 for row in rows)
@@ -73,14 +73,14 @@ def test_files_are_answered_early_on_standard_output(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["absent.png", "--model=digits"], 1, "there is no file and no folder absent.png"),
-        (["{empty}", "--model=digits"], 1, "holds no image; name files"),
-        (["{broken}", "--model=digits"], 1, "no file could be named; the first: "),
-        (["{broken}", "--model=runs/none"], 1, "there is no run and no network runs/none"),
-        (["{broken}", "--model=saccade_digits"], 1, "saccade_digits reads event frames, not image files"),
-        (["{broken}", "--model=digits", "--out=none/a.csv"], 1, "--out none/a.csv lies in no folder"),
-        (["{broken}", "--model=digits", "--confidence=2"], 2, "'2' is not a probability above 0"),
-        (["{broken}"], 2, "the following arguments are required: --model"),
+        (["absent.png", "--pretrained=digits"], 1, "there is no file and no folder absent.png"),
+        (["{empty}", "--pretrained=digits"], 1, "holds no image; name files"),
+        (["{broken}", "--pretrained=digits"], 1, "no file could be named; the first: "),
+        (["{broken}", "--workdir=runs/none"], 1, "there is no run and no network runs/none"),
+        (["{broken}", "--pretrained=saccade_digits"], 1, "saccade_digits reads event frames, not image files"),
+        (["{broken}", "--pretrained=digits", "--out=none/a.csv"], 1, "--out none/a.csv lies in no folder"),
+        (["{broken}", "--pretrained=digits", "--confidence=2"], 2, "'2' is not a probability above 0"),
+        (["{broken}"], 2, "one of the arguments --workdir --pretrained is required"),
     ],
 )
 def test_a_mistake_is_one_sentence(folder, tmp_path, capsys, arguments, code, sentence):

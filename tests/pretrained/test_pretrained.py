@@ -106,7 +106,7 @@ def test_networks_are_loaded_and_used_in_double_precision_programs(python):
 @pytest.mark.optimized
 def test_the_digits_network_reaches_what_its_card_says(digits):
     """On the test split, by the evaluation that wrote the card."""
-    parts, state, step = pretrained.restore("digits", digits.config)
+    parts, state, step = pretrained.restore(digits, digits.config)
     score = evaluate_at(digits.config, parts, state, parts.dataset.test, None)
     assert step == digits.card["training"]["steps"]
     assert score.accuracy == pytest.approx(digits.card["test"]["accuracy"], abs=1.5 / 360)
