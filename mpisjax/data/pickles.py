@@ -10,7 +10,7 @@ import io
 import math
 import pickle
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class _Array:
 
 
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+    # A bytearray is made as large as the file claims, before it is read.
+    dispatch: ClassVar = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
+
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin-1")
         self._room = len(content)  # for bytes, which protocol 2 writes as text

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import IO, Protocol
+from typing import IO
 
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
@@ -17,32 +17,6 @@ from rich.text import Text
 ROOT_LOGGER = "mpisjax"
 SECONDS = 60.0  # without a terminal, an epoch that is longer has a line so often
 Means = Mapping[str, float | None]
-
-
-class Display(Protocol):
-    """What the loop tells the screen."""
-
-    def step(self, step: int, means: Means | None, rate: float | None, *, due: bool) -> None:
-        """Training has come to `step`: recent metrics, images a second, whether an interval ends here."""
-
-    def epoch(self, validation: str) -> None:
-        """The epoch ends with this step and has been validated, if it is to be: with what outcome, in words."""
-
-
-class _Pace:
-    """Seconds left, from the pace of this process since its first step (which compiles)."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._first: tuple[int, float] | None = None
-
-    def left(self, step: int) -> float | None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (step, now)
-            return None
-        done, since = step - self._first[0], now - self._first[1]
-        return since / done * (self._total - step) if done > 0 else None
 
 
 def describe(means: Means, rate: float | None, validation: str = "") -> str:
@@ -83,21 +57,32 @@ def _mean(values: list[tuple[int, float | None]]) -> float | None:
     return sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None
 
 
-class _Screen:
-    """The line of an epoch, from the intervals in it."""
+class Display:
+    """What the loop tells the screen, and the line of an epoch, from the intervals in it."""
 
     def __init__(self, total: int, steps_per_epoch: int, start: int) -> None:
-        self._steps_per_epoch, self._epochs = steps_per_epoch, -(-total // steps_per_epoch)
-        self._pace = _Pace(total)
+        self._total, self._steps_per_epoch, self._epochs = total, steps_per_epoch, -(-total // steps_per_epoch)
         self._step = self._counted = start
-        self._left: float | None = None
+        self._first: tuple[int, float] | None = None  # this process's first step, which compiles, and when it ended
+        self._left: float | None = None  # seconds, from the pace since then
         self._intervals: list[tuple[int, Means, float | None]] = []  # steps, means, images a second
 
-    def _take(self, step: int, means: Means | None, rate: float | None, due: bool) -> None:
-        self._step, self._left = step, self._pace.left(step)
+    def step(self, step: int, means: Means | None, rate: float | None, *, due: bool) -> None:
+        """Training has come to `step`: recent metrics, images a second, whether an interval ends here."""
+        self._step, now = step, time.monotonic()
+        self._first = self._first or (step, now)
+        done = step - self._first[0]
+        self._left = (now - self._first[1]) / done * (self._total - step) if done > 0 else None
         if due and means is not None:
             self._intervals.append((step - self._counted, means, rate))
             self._counted = step
+
+    def epoch(self, validation: str) -> None:
+        """The epoch ends with this step and has been validated, if it is to be: with what outcome, in words."""
+        self._say(self._line(validation))
+
+    def _say(self, sentence: str) -> None:
+        """Shows a line."""
 
     @property
     def _number(self) -> int:
@@ -116,14 +101,14 @@ class _Screen:
         return f"epoch {self._number}/{self._epochs}: {said}, {duration(self._left)} left"
 
 
-class _Lines(_Screen):
+class _Lines(Display):
     def __init__(self, total: int, steps_per_epoch: int, start: int, stream: IO[str]) -> None:
         super().__init__(total, steps_per_epoch, start)
-        self._total, self._stream = total, stream
+        self._stream = stream
         self._shown: float | None = None  # when the last line was
 
     def step(self, step: int, means: Means | None, rate: float | None, *, due: bool) -> None:
-        self._take(step, means, rate, due)
+        super().step(step, means, rate, due=due)
         at_end = step % self._steps_per_epoch == 0  # the epoch's own line comes next
         recent = self._shown is not None and time.monotonic() - self._shown < SECONDS
         if means is None or recent or (at_end and self._shown is not None):
@@ -131,9 +116,6 @@ class _Lines(_Screen):
         # The first step is shown at once: it tells that compiling is over.
         ahead = "" if self._left is None else f", {duration(self._left)} left"
         self._say(f"epoch {self._number}, step {step}/{self._total}: {describe(means, rate)}{ahead}")
-
-    def epoch(self, validation: str) -> None:
-        self._say(self._line(validation))
 
     def _say(self, sentence: str) -> None:
         self._shown = time.monotonic()
@@ -151,7 +133,7 @@ class _TwoLines(Progress):
         yield Text(self.metrics)
 
 
-class _Bar(_Screen):
+class _Bar(Display):
     def __init__(self, total: int, steps_per_epoch: int, start: int, console: Console) -> None:
         super().__init__(total, steps_per_epoch, start)
         self._console = console
@@ -167,15 +149,15 @@ class _Bar(_Screen):
         self._task = self.progress.add_task("compiling", total=total, completed=start, left="-:--:--")
 
     def step(self, step: int, means: Means | None, rate: float | None, *, due: bool) -> None:
-        self._take(step, means, rate, due)
+        super().step(step, means, rate, due=due)
         self._rate = self._rate if rate is None else rate
         if means is not None:
             self.progress.metrics = "; ".join(filter(None, [describe(means, self._rate), solves(means)]))
         description = f"epoch {self._number}/{self._epochs}"
         self.progress.update(self._task, completed=step, description=description, left=duration(self._left))
 
-    def epoch(self, validation: str) -> None:
-        self._console.print(self._line(validation), highlight=False, markup=False)
+    def _say(self, sentence: str) -> None:
+        self._console.print(sentence, highlight=False, markup=False)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +27,7 @@ from mpisjax.training.devices import (
     shard_channels,
     state_sharding,
 )
+from mpisjax.training.metrics import plain
 
 Array = jax.Array
 
@@ -212,14 +212,6 @@ def as_json(score: Any) -> dict[str, Any]:
     Args:
         score: A NamedTuple of numbers and of dicts of numbers (`mpisjax.training.evaluation.Evaluation`).
     """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, int):
-            return value
-        return float(value) if value is not None and math.isfinite(value) else None
-
     return plain(score._asdict())
 
 

@@ -37,7 +37,7 @@ from mpisjax.training.loss import class_weights_of
 from mpisjax.training.metrics import DivergenceMonitor
 from mpisjax.training.state import cosine, evaluated_variables, init_state, initial_variables, sgd
 from mpisjax.training.step import make_train_step
-from mpisjax.training.step_runner import Batches, Meter, StepRunner, Tracer, TrainStep
+from mpisjax.training.step_runner import Meter, StepRunner, Tracer, TrainStep
 
 MOST_TEXT = 5000  # an object's text is longer where it holds its weights, as that of an NNX module
 
@@ -277,7 +277,7 @@ def train(
     *,
     state: Any,
     train_step: TrainStep,
-    feed: Batches,
+    feed: Any,
     eval_fn: EvalFn | None = None,
     test_fn: EvalFn | None = None,
     origin: Origin | None = None,
@@ -299,7 +299,7 @@ def train(
         train_step: Takes (state, batch), gives (state, metrics); it may be given the state's buffers for
             good. The metrics are a NamedTuple of scalars, with `loss`, `accuracy`, `learning_rate`, `finite`
             (0 or 1: the step changed the parameters) and `skipped` (steps in a row that did not) at least.
-        feed: The batches.
+        feed: The batches: a `mpisjax.data.Feed`, or what has its `steps_per_epoch` and `batch`.
         eval_fn: Measures a state on the validation split.
         test_fn: Measures a state on the test split. It is called once, after the last step, with the best
             state.

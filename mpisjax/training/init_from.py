@@ -46,11 +46,11 @@ def config_of(checkpoint: Checkpoint, trusted: bool | Collection[str] = False) -
     return config
 
 
-def started_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
+def started_from(name: str, state: TrainState) -> TrainState:
     """A first state with the weights and running statistics of another run's best state.
 
     Args:
-        config: All settings; `train.init_from` names the other run's folder, or a pretrained network.
+        name: The other run's folder, or a pretrained network.
         state: The state to put them into, at step 0.
 
     Returns:
@@ -60,10 +60,17 @@ def started_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainS
         UserError: The folder holds no sound checkpoint, or its network is another.
     """
     template = {"params": state.params, "batch_stats": state.batch_stats}
-    found, origin = _find(config.train.init_from, template)
+    if name in weights.available() and not Path(name).exists():
+        found, _ = weights.read(name)
+        origin = f"the pretrained network {name!r}"
+        weights.check_fit(found, template, origin)
+        found = jax.device_put(found, jax.tree.map(lambda leaf: leaf.sharding, template))
+    else:
+        found, step = best_variables(path_of(name), template)
+        origin = f"{name}, step {step}"
     _log.info("weights from %s", origin)
     # Copies each, since a training step is given its state's buffers for good.
-    averages = jax.tree.map(jnp.copy, found) if config.train.ema else ()
+    averages = () if state.ema == () else jax.tree.map(jnp.copy, found)
     return state._replace(params=found["params"], batch_stats=found["batch_stats"], ema=averages)
 
 
@@ -79,13 +86,3 @@ def best_variables(workdir: Path, template: Variables) -> tuple[Variables, int]:
     """
     chosen = record.best(workdir)
     return checkpoints.restore_variables(chosen, template, f"{workdir}, step {chosen.step}"), chosen.step
-
-
-def _find(name: str, template: Variables) -> tuple[Variables, str]:
-    if name in weights.available() and not Path(name).exists():
-        variables, _ = weights.read(name)
-        origin = f"the pretrained network {name!r}"
-        weights.check_fit(variables, template, origin)
-        return jax.device_put(variables, jax.tree.map(lambda leaf: leaf.sharding, template)), origin
-    variables, step = best_variables(path_of(name), template)
-    return variables, f"{name}, step {step}"

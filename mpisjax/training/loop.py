@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from mpisjax.errors import UserError
 from mpisjax.storage import checkpoints, processes, record, run_folder
@@ -26,7 +26,7 @@ from mpisjax.storage.record import Progress
 from mpisjax.storage.run_folder import write_atomically
 from mpisjax.storage.saving import Saver
 from mpisjax.training.console import Display, display
-from mpisjax.training.metrics import DivergenceError, DivergenceMonitor, SharedLog, average
+from mpisjax.training.metrics import DivergenceError, DivergenceMonitor, MetricsLog, average
 from mpisjax.training.step_runner import Meter, StepRunner, Tracer, Work
 
 RESULTS_NAME = "results.json"
@@ -37,14 +37,7 @@ ADVICE = (
 _log = logging.getLogger(__name__)
 
 
-class Score(Protocol):
-    """What the loop needs of an evaluation; `mpisjax.training.evaluation.Evaluation` has it."""
-
-    def _asdict(self) -> dict[str, Any]:
-        """Every measurement, `accuracy` and `loss` among them: numbers, and dicts of numbers."""
-
-
-EvalFn = Callable[[Any], Score]
+EvalFn = Callable[[Any], Any]  # of a state: a NamedTuple of measurements such as `Evaluation`
 OnEpoch = Callable[[Any, Mapping[str, Any]], bool | None]
 
 
@@ -108,7 +101,7 @@ class TrainingRun:
             )
         self.began = time.monotonic() - self.progress.seconds
         self.stepped = self.told = False
-        self.rows = SharedLog(self.workdir, self.progress.metrics_length, self.step)
+        self.rows = MetricsLog(self.workdir, self.progress.metrics_length, self.step)
 
     def close(self) -> None:
         self.tracer.close(self.state)

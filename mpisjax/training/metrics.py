@@ -15,14 +15,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mpisjax.errors import UserError
 from mpisjax.storage import processes, run_folder
 from mpisjax.storage.processes import run_on_primary
 
+T = TypeVar("T")
 FILE_NAME = "metrics.jsonl"
 SOLVERS = ("forward", "adjoint")
 TIMING = ("images_per_second", "seconds", "tflops", "flop_utilisation")
@@ -61,32 +62,33 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 class MetricsLog:
     """Appends rows to `metrics.jsonl` and to TensorBoard, and can be cut back to an earlier length.
 
+    Of several processes the first one writes, and all hear of a full disk; every process must make each call.
+
     Args:
-        workdir: The run's folder.
+        workdir: The run's folder, on a disk or in a bucket.
         length: Bytes of `metrics.jsonl` to keep (what a checkpoint noted; 0 for a new run); the rest is cut
             off.
         step: The step the run goes on from; TensorBoard is told to forget what lies beyond.
-        tensorboard: Whether to write event files, too.
+
+    Raises:
+        UserError: Here and in every call: the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, workdir: Path, *, length: int = 0, step: int = 0, tensorboard: bool = True) -> None:
-        path = workdir / FILE_NAME
-        try:
+    def __init__(self, workdir: Path, length: int = 0, step: int = 0) -> None:
+        self._workdir = workdir
+
+        def start() -> None:
+            local = run_folder.local_of(workdir)
+            path = local / FILE_NAME
             self._file = open(path, "ab")  # noqa: SIM115 (held open for the length of the run)
             size = os.path.getsize(path)
             if size < length:
                 _log.warning("%s is shorter than the checkpoint says: rows before step %d are missing", path, step)
             self._file.truncate(min(size, length))
             self._file.seek(0, os.SEEK_END)
-            self._events = _open_events(workdir / "tensorboard", step) if tensorboard else None
-        except OSError as error:
-            raise _write_error(workdir, error) from error
-        self._workdir = workdir
+            self._events = _open_events(local / "tensorboard", step)
 
-    @property
-    def length(self) -> int:
-        """Bytes in `metrics.jsonl` so far."""
-        return self._file.tell()
+        self._on_primary(start)
 
     def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
         """Appends one row.
@@ -95,79 +97,59 @@ class MetricsLog:
             kind: "train", "validation" or "test".
             step: Training steps taken.
             row: Numbers, or dicts of them by stream or layer; one that is not finite becomes null.
-
-        Raises:
-            UserError: The disk is full or the folder cannot be written.
         """
-        line = json.dumps({"kind": kind, "step": step, **_without_nan(row)}, allow_nan=False) + "\n"
-        try:
+
+        def append() -> None:
+            line = json.dumps({"kind": kind, "step": step, **plain(row)}, allow_nan=False) + "\n"
             self._file.write(line.encode())
             self._file.flush()
-            if self._events is not None:
-                self._events.write_event(_event(kind, step, row))
-                self._events.flush()
-        except OSError as error:
-            raise _write_error(self._workdir, error) from error
+            self._events.write_event(_event(kind, step, row))
+            self._events.flush()
 
-    def sync(self) -> None:
-        """Forces the rows to the disk, as must be done before a checkpoint notes `length`."""
-        try:
+        self._on_primary(append)
+
+    def sync(self) -> int:
+        """Forces the rows to the disk, or to the bucket; gives the length of `metrics.jsonl` in bytes."""
+
+        def force() -> int:
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _write_error(self._workdir, error) from error
+            run_folder.push(self._workdir)
+            return self._file.tell()
+
+        return self._on_primary(force)
 
     def close(self) -> None:
         """Closes the files."""
+        if not processes.is_primary():
+            return
         try:
             self._file.close()
-            if self._events is not None:
-                self._events.close()
+            self._events.close()
         except OSError as error:
             _log.warning("%s: the last rows were not written (%s)", self._workdir, error.strerror)
 
+    def _on_primary(self, fn: Callable[[], T]) -> T:
+        """As `run_on_primary`, with a sentence for the disk's errors."""
 
-class SharedLog:
-    """The metrics log of a run of one or more processes: the first one writes, and all hear of a full disk.
+        def told() -> T:
+            try:
+                return fn()
+            except OSError as error:
+                raise UserError(
+                    f"metrics cannot be written to {self._workdir} ({error.strerror}); free some space or mend its "
+                    "permissions, and run the same command to go on from the last checkpoint"
+                ) from error
 
-    Args:
-        workdir: The run's folder, on a disk or in a bucket.
-        length: See `MetricsLog`.
-        step: See `MetricsLog`.
-    """
-
-    def __init__(self, workdir: Path, length: int, step: int) -> None:
-        self._workdir = workdir
-
-        def open_log() -> None:
-            self._log = MetricsLog(run_folder.local_of(workdir), length=length, step=step)
-
-        run_on_primary(open_log)
-
-    def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
-        """Appends one row; see `MetricsLog.write`."""
-        run_on_primary(lambda: self._log.write(kind, step, row))
-
-    def sync(self) -> int:
-        """Forces the rows to the disk, or to the bucket; gives their length in bytes."""
-
-        def length() -> int:
-            self._log.sync()
-            run_folder.push(self._workdir)
-            return self._log.length
-
-        return run_on_primary(length)
-
-    def close(self) -> None:
-        """Closes the files."""
-        if processes.is_primary():
-            self._log.close()
+        return run_on_primary(told)
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for a number that is not finite."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def plain(value: Any) -> Any:
+    """A number, or a dict of them, as JSON takes it: null stands for one that is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None
 
 
 def _open_events(folder: Path, step: int) -> Any:
@@ -195,13 +177,6 @@ def _event(kind: str, step: int, row: dict[str, Any]) -> Any:
                 tag = "/".join(part for part in (kind, key, name) if part)
                 values.append(summary_pb2.Summary.Value(tag=tag, simple_value=number))
     return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
-
-
-def _write_error(workdir: Path, error: OSError) -> UserError:
-    return UserError(
-        f"metrics cannot be written to {workdir} ({error.strerror}); free some space or mend its permissions, "
-        "and run the same command to go on from the last checkpoint"
-    )
 
 
 class DivergenceError(UserError):

@@ -138,7 +138,7 @@ def run(
         processes.assert_equal_across_processes("data set", parts.dataset.checksum)
         run_on_primary(lambda: run_folder.pull(path))
         if config.train.init_from and not run_on_primary(lambda: checkpoints.steps(path / checkpoints.FOLDER)):
-            parts = parts._replace(state=init_from.started_from(config, parts.state))
+            parts = parts._replace(state=init_from.started_from(config.train.init_from, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
         train_step = makers.make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = makers.make_evaluator(config, parts.net, parts.dataset)

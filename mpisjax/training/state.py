@@ -161,32 +161,25 @@ def sgd(
     )
 
 
-def adamw(
-    schedule: optax.ScalarOrSchedule,
-    *,
-    weight_decay: float = 5e-4,
-    feedback_decay: float = 0.0,
-    gradient_clip: float = 0.0,
-) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (I. Loshchilov and F. Hutter, 2019); arguments as of `sgd`."""
-    return _decoupled(optax.scale_by_adam(), schedule, weight_decay, feedback_decay, gradient_clip)
+def adamw(schedule: optax.ScalarOrSchedule, **decays: float) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (I. Loshchilov and F. Hutter, 2019); arguments as of `sgd`, less momentum."""
+    return _decoupled(optax.scale_by_adam(), schedule, **decays)
 
 
-def lion(
-    schedule: optax.ScalarOrSchedule,
-    *,
-    weight_decay: float = 5e-4,
-    feedback_decay: float = 0.0,
-    gradient_clip: float = 0.0,
-) -> optax.GradientTransformation:
-    """Lion, the sign of a momentum (X. Chen et al., 2023); arguments as of `sgd`."""
-    return _decoupled(optax.scale_by_lion(), schedule, weight_decay, feedback_decay, gradient_clip)
+def lion(schedule: optax.ScalarOrSchedule, **decays: float) -> optax.GradientTransformation:
+    """Lion, the sign of a momentum (X. Chen et al., 2023); arguments as of `sgd`, less momentum."""
+    return _decoupled(optax.scale_by_lion(), schedule, **decays)
 
 
 def _decoupled(
-    direction: optax.GradientTransformation, schedule: Any, weight: float, feedback: float, clip: float
+    direction: optax.GradientTransformation,
+    schedule: Any,
+    weight_decay: float = 5e-4,
+    feedback_decay: float = 0.0,
+    gradient_clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    return optax.chain(_clip(clip), direction, _decays(weight, feedback), optax.scale_by_learning_rate(schedule))
+    decays = _decays(weight_decay, feedback_decay)
+    return optax.chain(_clip(gradient_clip), direction, decays, optax.scale_by_learning_rate(schedule))
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

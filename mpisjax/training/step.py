@@ -10,21 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from mpisjax.baselines.bptt import BPTT
-from mpisjax.data import (
-    Augmentation,
-    Batch,
-    Inputs,
-    augment,
-    mixup,
-    normalize,
-    prepare_images,
-)
+from mpisjax.data import Augmentation, Batch, Inputs, augment, mixup, normalize
 from mpisjax.data.augment import over_time
 from mpisjax.implicit import adjoint_probe
 from mpisjax.neurons import LIF
 from mpisjax.residuals import global_norm
 from mpisjax.simulate import SpikeForward
-from mpisjax.solvers import Adjoint, AdjointStats, RateForward
+from mpisjax.solvers import Adjoint, RateForward
 from mpisjax.training.devices import batch_sharding, replicated, shard_channels, state_sharding
 from mpisjax.training.loss import LossFn, make_answer, make_loss
 from mpisjax.training.state import TrainState
@@ -66,24 +58,14 @@ class Gradients(NamedTuple):
     """Of one forward and backward pass, or the means over several.
 
     Attributes:
-      loss: as trained.
       grads: like the parameters.
-      accuracy: share of right answers.
-      forward_steps: see `Metrics`.
-      forward_residual: see `Metrics`.
-      forward_converged: see `Metrics`.
-      adjoint: how the adjoint solve went.
       batch_stats: running statistics after the last pass.
+      means: those of the `Metrics` that a pass measures.
     """
 
-    loss: Array
     grads: Any
-    accuracy: Array
-    forward_steps: Array
-    forward_residual: Array
-    forward_converged: Array
-    adjoint: AdjointStats
     batch_stats: Any
+    means: dict[str, Array]
 
 
 def make_train_step(
@@ -155,19 +137,7 @@ def make_train_step(
         found = gradients(state.params, state.batch_stats, x, targets, dropout_key)
         new, norm, finite = updated(state, found, optimizer, averaging)
         rate = schedule(state.step) if schedule is not None else learning_rate_of(state.opt_state)
-        metrics = Metrics(
-            loss=found.loss,
-            accuracy=found.accuracy,
-            grad_norm=norm,
-            learning_rate=rate,
-            forward_steps=found.forward_steps,
-            forward_residual=found.forward_residual,
-            forward_converged=found.forward_converged,
-            adjoint_steps=found.adjoint.num_steps,
-            adjoint_residual=found.adjoint.residual,
-            finite=finite,
-            skipped=new.skipped,
-        )
+        metrics = Metrics(**found.means, grad_norm=norm, learning_rate=rate, finite=finite, skipped=new.skipped)
         return new, Metrics(*(jnp.asarray(m, jnp.float32) for m in metrics))
 
     return compiled(step, mesh)
@@ -180,16 +150,16 @@ def make_gradients(loss_fn: LossFn) -> Callable[..., Gradients]:
         differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
         (loss, out), (grads, adjoint_stats) = differentiate(params, adjoint_probe(), batch_stats, x, targets, rng)
         equilibrium = out.equilibrium
-        return Gradients(
-            loss=loss,
-            grads=grads,
-            accuracy=jnp.mean(jnp.argmax(out.logits, -1) == jnp.argmax(targets, -1)),
-            forward_steps=equilibrium.num_steps,
-            forward_residual=jnp.max(jnp.stack([jnp.mean(r) for r in jax.tree.leaves(equilibrium.residual)])),
-            forward_converged=jnp.mean(equilibrium.converged),
-            adjoint=adjoint_stats,
-            batch_stats=out.batch_stats,
-        )
+        means = {
+            "loss": loss,
+            "accuracy": jnp.mean(jnp.argmax(out.logits, -1) == jnp.argmax(targets, -1)),
+            "forward_steps": equilibrium.num_steps,
+            "forward_residual": jnp.max(jnp.stack([jnp.mean(r) for r in jax.tree.leaves(equilibrium.residual)])),
+            "forward_converged": jnp.mean(equilibrium.converged),
+            "adjoint_steps": adjoint_stats.num_steps,
+            "adjoint_residual": adjoint_stats.residual,
+        }
+        return Gradients(grads, out.batch_stats, means)
 
     return gradients
 
@@ -228,8 +198,6 @@ def accumulated(gradients: Callable[..., Gradients], parts: int, batch_axis: int
 
 def mixed(key: Array, images: Array, targets: Array, inputs: Inputs, alpha: float) -> tuple[Array, Array]:
     """The network's input and targets of a batch of bytes: normalised, and mixed two by two where `alpha` says so."""
-    if not alpha:
-        return prepare_images(images, inputs), targets
     x, targets = mixup(key, normalize(images, inputs.mean, inputs.std), targets, alpha)
     return over_time(x, inputs.steps_per_frame) if inputs.temporal else x, targets
 
@@ -241,7 +209,7 @@ def updated(
     updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norm = global_norm(found.grads)
-    finite = jnp.isfinite(found.loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(found.means["loss"]) & jnp.isfinite(norm)
 
     def keep(new: Any, old: Any) -> Any:
         # In the dtype of the old, which x64 widens here and there.

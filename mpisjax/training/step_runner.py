@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
@@ -23,17 +23,6 @@ _log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 4  # steps an accelerator may lag behind: enough to keep it busy, few enough to stop within seconds
 
 
-class Batches(Protocol):
-    """Where batches come from; see `mpisjax.data.Feed`."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-
-    def batch(self, step: int) -> Any:
-        """The batch of a step (counted from 0), the same whenever it is asked for."""
-
-
 TrainStep = Callable[[Any, Any], tuple[Any, Any]]
 
 
@@ -46,7 +35,7 @@ class StepRunner:
 
     Args:
         train_step: Takes (state, batch), gives (state, metrics), metrics being a NamedTuple of scalars.
-        feed: The batches.
+        feed: The batches: a `mpisjax.data.Feed`, or what has its `batch`.
         state: The state to be trained; its devices decide whether steps are waited for.
 
     Attributes:
@@ -54,7 +43,7 @@ class StepRunner:
         outvoted: With several processes, whether one of them was asked to stop: the same in all after the same step.
     """
 
-    def __init__(self, train_step: TrainStep, feed: Batches, state: Any) -> None:
+    def __init__(self, train_step: TrainStep, feed: Any, state: Any) -> None:
         self.outvoted = False
         self._votes = Votes() if processes.count() > 1 else None
         self._counted: deque[Any] = deque()

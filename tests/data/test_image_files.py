@@ -106,7 +106,7 @@ def test_a_pickle_that_wants_memory_gets_none():
         b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
         b"\x80\x02T\xff\xff\xff\x7f.",
         b"\x80\x02Nr\xff\xff\xff\x7f.",
-        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+        b"\x80\x05\x96" + (1 << 32).to_bytes(8, "little") + b".",
     ]
     for content in claims:
         with pytest.raises(UserError, match="not a pickle"):

@@ -38,7 +38,7 @@ def test_average_leaves_out_what_was_skipped():
 def test_rows_are_cut_back_to_a_length(tmp_path):
     log = MetricsLog(tmp_path)
     log.write("train", 1, {"loss": 0.1 + 0.2})
-    length = log.length
+    length = log.sync()
     log.write("train", 2, {"loss": math.inf, "residual": {"stream1": math.nan, "stream2": 0.5}})
     log.close()
     assert read_rows(tmp_path / "metrics.jsonl")[1]["residual"] == {"stream1": None, "stream2": 0.5}

@@ -100,10 +100,9 @@ def test_a_home_is_expanded_wherever_a_run_is_named(done, monkeypatch):
     workdir, _ = done
     monkeypatch.setenv("HOME", str(workdir.parent))
     config = saved_config("~/digits")
-    config.train.init_from = "~/digits"
     parts = assemble(config)
     _, best, step = restore_best("~/digits", config)
-    started = started_from(config, parts.state)
+    started = started_from("~/digits", parts.state)
     expected = evaluated_variables(best)["params"]
     found = [np.array_equal(a, b) for a, b in zip(leaves(started.params), leaves(expected), strict=True)]
     assert step and all(found)
