@@ -35,7 +35,7 @@ def count(study: Study, net: Net, seed: int) -> dict[str, Any]:
 
     trained = study.trained(net, seed)
     split = first_examples(trained.dataset.test, study.scale.examples)
-    found = measure(
+    measured, cost = measure(
         trained.network,
         trained.variables,
         trained.dataset,
@@ -43,15 +43,16 @@ def count(study: Study, net: Net, seed: int) -> dict[str, Any]:
         neuron=trained.neuron,
         num_steps=net.steps,
     )
-    assert found.cost is not None  # the networks are MPIS
+    assert cost is not None  # the networks are MPIS
+    found = measured.evaluation
     return {
         "firing_rates": found.firing_rates,
-        "synops": sum(found.cost.synops.values()),
-        "macs": sum(found.cost.macs.values()),
-        "compute_uj": found.cost.compute_uj,
-        "memory_uj": found.cost.memory_uj,
+        "synops": sum(cost.synops.values()),
+        "macs": sum(cost.macs.values()),
+        "compute_uj": cost.compute_uj,
+        "memory_uj": cost.memory_uj,
         "num_examples": found.num_examples,
-        "num_steps": found.num_steps,
+        "num_steps": round(found.num_steps),
     }
 
 

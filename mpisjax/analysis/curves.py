@@ -24,12 +24,7 @@ def draw_curves(workdir: Path, title: str) -> None:
     """Draws the `metrics.jsonl` of the run in `workdir` into `curves.png` there (`on_end` of `fit`)."""
     rows = read_rows(workdir / FILE_NAME)
     steps_per_epoch = next((round(row["step"] / row["epoch"]) for row in rows if row.get("epoch")), 1)
-    save_curves(rows, workdir / CURVES_NAME, title, steps_per_epoch)
-
-
-def save_curves(rows: Rows, path: Path, title: str, steps_per_epoch: int) -> None:
-    """Writes `training_curves` as a PNG, whole or not at all."""
-    write_atomically(path, as_png(training_curves(rows, title, steps_per_epoch)))
+    write_atomically(workdir / CURVES_NAME, as_png(training_curves(rows, title, steps_per_epoch)))
 
 
 def training_curves(rows: Rows, title: str, steps_per_epoch: int) -> Figure:
@@ -54,60 +49,49 @@ def training_figures(rows: Rows, steps_per_epoch: int) -> dict[str, Figure]:
 
 
 def _draw_all(rows: Rows, steps_per_epoch: int, axes: Mapping[str, Axes]) -> None:
-    panels = _Panels(rows, steps_per_epoch)
-    kinds = [("train", TRAIN), ("validation", VALIDATION), ("test", TEST)]
-    panels.draw(axes["loss"], "Loss", "cross-entropy", [(kind, "loss", color) for kind, color in kinds[:2]])
-    panels.draw(axes["accuracy"], "Accuracy", "% correct", [(k, "accuracy", c) for k, c in kinds], scale=100.0)
-    panels.draw(axes["learning_rate"], "Learning rate", "learning rate", [("train", "learning_rate", TRAIN)])
-    residuals = [("train", "forward_residual", TRAIN), ("train", "adjoint_residual", VALIDATION)]
-    title = "Residual of the fixed point and of its adjoint"
-    panels.draw(axes["residuals"], title, "relative residual", residuals, log=True)
-    solves = [("train", "forward_steps", TRAIN), ("train", "adjoint_steps", VALIDATION)]
-    panels.draw(axes["solver_steps"], "Solver steps", "steps", solves)
-    panels.draw(axes["gradient_norm"], "Gradient norm", "norm", [("train", "grad_norm", TRAIN)], log=True)
-
-
-class _Panels:
-    """Draws chosen rows against epochs."""
-
-    def __init__(self, rows: Rows, steps_per_epoch: int) -> None:
-        self._rows, self._steps_per_epoch = rows, steps_per_epoch
-
     def draw(
-        self,
-        axis: Any,
-        title: str,
-        unit: str,
-        curves: list[tuple[str, str, str]],
-        scale: float = 1.0,
-        log: bool = False,
+        name: str, title: str, unit: str, curves: Mapping[tuple[str, str], str], scale: float = 1.0, log: bool = False
     ) -> None:
-        labelled = 0
-        for kind, key, color in curves:
+        """One panel, from the color of each kind of row and key in it."""
+        axis = axes[name]
+        for (kind, key), color in curves.items():
             points = [
-                ((row.get("checkpoint_step") or row["step"]) / self._steps_per_epoch, row[key] * scale)
-                for row in self._rows
+                (
+                    (row.get("checkpoint_step") or row["step"]) / steps_per_epoch,
+                    row[key] * scale,
+                )
+                for row in rows
                 if row["kind"] == kind and row.get(key) is not None and (not log or row[key] > 0)
             ]
             if not points:
                 continue
             label = KINDS[kind] if key in ("loss", "accuracy") else key.split("_")[0] if len(curves) > 1 else None
-            few = len(points) <= 40
-            marker = "*" if kind == "test" else "o" if few else None
-            axis.plot(
-                *zip(*points, strict=True),
-                color=color,
-                label=label,
-                marker=marker,
-                markersize=9 if kind == "test" else 3,
-                linewidth=1.4,
-                linestyle="none" if kind == "test" else "-",
-                zorder=3 if kind == "test" else 2,
-            )
-            labelled += label is not None
+            look: dict[str, Any] = {"marker": "o" if len(points) <= 40 else None, "markersize": 3}
+            if kind == "test":
+                look = {"marker": "*", "markersize": 9, "linestyle": "none", "zorder": 3}
+            axis.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.4, **look)
         tidy(axis, title, "epoch", unit)
         axis.set_xlim(left=0)
         if log and axis.lines:
             axis.set_yscale("log")
-        if labelled > 1:
+        if len(axis.get_legend_handles_labels()[1]) > 1:
             axis.legend(frameon=False, fontsize=9)
+
+    train, validation, test = ("train", TRAIN), ("validation", VALIDATION), ("test", TEST)
+    draw("loss", "Loss", "cross-entropy", {(kind, "loss"): color for kind, color in (train, validation)})
+    draw(
+        "accuracy",
+        "Accuracy",
+        "% correct",
+        {(kind, "accuracy"): color for kind, color in (train, validation, test)},
+        100.0,
+    )
+    draw("learning_rate", "Learning rate", "learning rate", {("train", "learning_rate"): TRAIN})
+    solves = {
+        what: {("train", f"forward_{what}"): TRAIN, ("train", f"adjoint_{what}"): VALIDATION}
+        for what in ("residual", "steps")
+    }
+    title = "Residual of the fixed point and of its adjoint"
+    draw("residuals", title, "relative residual", solves["residual"], log=True)
+    draw("solver_steps", "Solver steps", "steps", solves["steps"])
+    draw("gradient_norm", "Gradient norm", "norm", {("train", "grad_norm"): TRAIN}, log=True)

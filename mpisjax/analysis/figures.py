@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mpisjax.analysis.anytime import Record, early_exit
-from mpisjax.analysis.measure import Measurement
+from mpisjax.training.evaluation import Evaluation
 
 TRAIN, VALIDATION, TEST = "#2a6fbb", "#d1495b", "#3a3a3a"
 COLORS = (TRAIN, VALIDATION, "#3d8b5f", "#b07d1a", "#7a5aa6", TEST)
@@ -205,32 +205,32 @@ def radii(values: np.ndarray) -> Figure:
     return figure
 
 
-def against_steps(measurements: Sequence[Measurement]) -> Figure:
+def against_steps(found: Sequence[Evaluation]) -> Figure:
     """Accuracy against T."""
     figure, axis = panel("accuracy against latency", "time steps T", "% correct")
-    steps = [m.num_steps for m in measurements]
-    _accuracies(axis, steps, measurements)
+    steps = [round(one.num_steps) for one in found]
+    _accuracies(axis, steps, found)
     axis.set_xticks(steps, [str(t) for t in steps])
     axis.minorticks_off()
     return figure
 
 
-def against_work(measurements: Sequence[Measurement]) -> Figure:
-    """Accuracy against SynOps, of networks whose synapses are known."""
-    figure, axis = panel("accuracy against work", "million synaptic operations a sample", "% correct")
-    operations = [sum(m.cost.synops.values()) / 1e6 for m in measurements if m.cost is not None]
-    _accuracies(axis, operations, measurements)
-    for m, x in zip(measurements, operations, strict=True):
-        at = (x, 100 * m.accuracy)
-        axis.annotate(str(m.num_steps), at, textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
-    axis.set_title("accuracy against work, T at each point", fontsize=10)
+def against_work(found: Sequence[Evaluation], synops: Sequence[float]) -> Figure:
+    """Accuracy against the synaptic operations of a sample."""
+    title = "accuracy against work, T at each point"
+    figure, axis = panel(title, "million synaptic operations a sample", "% correct")
+    millions = [number / 1e6 for number in synops]
+    _accuracies(axis, millions, found)
+    for one, x in zip(found, millions, strict=True):
+        steps, at = f"{one.num_steps:.0f}", (x, 100 * one.accuracy)
+        axis.annotate(steps, at, textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
     axis.margins(y=0.12)
     return figure
 
 
-def _accuracies(axis: Axes, x: Sequence[float], measurements: Sequence[Measurement]) -> None:
+def _accuracies(axis: Axes, x: Sequence[float], found: Sequence[Evaluation]) -> None:
     for key, label, color in (("accuracy", "as trained", TRAIN), ("accuracy_spikes", "spikes alone", VALIDATION)):
-        values = [100 * getattr(m, key) for m in measurements]
+        values = [100 * getattr(one, key) for one in found]
         axis.plot(x, values, "o-", color=color, label=label, markersize=4)
     axis.set_xscale("log")
     axis.legend(frameon=False, fontsize=9, loc="lower right")

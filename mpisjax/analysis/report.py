@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 from mpisjax.analysis import figures
 from mpisjax.analysis.anytime import record
-from mpisjax.analysis.classes import by_class
+from mpisjax.analysis.classes import Mistake, by_class
 from mpisjax.analysis.curves import NAMES, training_figures
 from mpisjax.analysis.dynamics import dynamics
-from mpisjax.analysis.measure import Measurement, first_examples, measure
+from mpisjax.analysis.measure import first_examples, measure
 from mpisjax.analysis.raster import raster
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import Split, prepare_images
@@ -31,6 +31,7 @@ from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
 from mpisjax.solvers import RateForward
 from mpisjax.storage.run_folder import write_atomically
+from mpisjax.training.evaluation import Evaluation, Examination
 from mpisjax.training.metrics import FILE_NAME, read_rows
 
 STEPS = (1, 2, 5, 10, 20, 30)
@@ -96,19 +97,15 @@ def write_report(
     net, variables, neuron = subject.net, subject.variables, subject.neuron
     part = first_examples(split, examples)
 
-    def measured(num_steps: int) -> Measurement:
-        return measure(
-            net,
-            variables,
-            dataset,
-            part,
-            neuron=neuron,
-            num_steps=num_steps,
-            through_time=subject.through_time,
-        )
+    def measured(num_steps: int) -> tuple[Examination, Cost | None]:
+        how: Any = {"neuron": neuron, "through_time": subject.through_time}
+        return measure(net, variables, dataset, part, num_steps=num_steps, **how)
 
-    usual = measured(subject.num_steps)
+    examined, cost = measured(subject.num_steps)
+    usual, num_steps = examined.evaluation, round(examined.evaluation.num_steps)
+    classes = by_class(part.labels, examined.answers, examined.confidence, subject.classes)
     compared = [] if dataset.temporal else [measured(t) for t in steps]
+    scores, costs = [found.evaluation for found, _ in compared], [cost for _, cost in compared if cost is not None]
 
     few = first_examples(split, FOLLOWED)
     images = prepare_images(jnp.asarray(np.asarray(few.images[np.arange(len(few.labels))])), dataset)
@@ -121,8 +118,8 @@ def write_report(
         num_steps=len(images) if dataset.temporal else CONVERGENCE_STEPS,
     )
     one = images[:, :1] if dataset.temporal else images[:1]
-    spikes = raster(net, variables, one, neuron, usual.num_steps)
-    asked = record(net, variables, dataset, part, neuron=neuron, num_steps=usual.num_steps)
+    spikes = raster(net, variables, one, neuron, num_steps)
+    asked = record(net, variables, dataset, part, neuron=neuron, num_steps=num_steps)
 
     dense = None
     if isinstance(net, MPIS):
@@ -132,30 +129,35 @@ def write_report(
     steps_per_epoch = len(dataset.train.labels) // subject.batch_size
     drawn = {
         **(training_figures(rows, steps_per_epoch) if rows else {}),
-        "confusion": figures.confusion(usual.confusion, subject.classes),
+        "confusion": figures.confusion(classes.confusion, subject.classes),
         "firing_rates": figures.firing_rates(usual.firing_rates),
-        "misclassified": _mistakes(subject, part, usual),
+        "misclassified": _contact_sheet(part, classes.mistakes),
         "change": figures.settling("change in a step, ‖r(t) - r(t-1)‖", curves.change),
         "residual": figures.settling("residual, ‖f(r(t)) - r(t)‖", curves.residual),
         "spectral_radius": figures.radii(np.asarray(radius.value)),
         "raster": figures.raster(spikes),
-        "time_steps": figures.against_steps(compared) if compared else None,
-        "work": figures.against_work(compared) if compared and usual.cost else None,
+        "time_steps": figures.against_steps(scores) if scores else None,
+        "work": figures.against_work(scores, [sum(one.synops.values()) for one in costs]) if costs else None,
         "anytime": figures.anytime(asked),
     }
     plots = {name: figures.as_svg(figure) for name, figure in drawn.items() if figure is not None}
-    page = _template().render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mpisjax.analysis", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("report.html.jinja").render(
         name=subject.name,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        facts=_facts(subject, dataset, part, split, usual, radius),
+        facts=_facts(subject, dataset.source, len(part.labels), len(split.labels), usual, radius),
         warning=warn_near_one(radius.value),
         training=[name for name in NAMES if name in plots],
         plots={name: figures.as_uri(svg) for name, svg in plots.items()},
-        usual=usual,
+        num_steps=num_steps,
+        cost=cost,
         shown_mistakes=MOST_MISTAKES,
         raster_class=subject.classes[int(few.labels[0])],
-        compared=[_latency_row(m) for m in compared],
-        layers=_layer_rows(usual.cost) if usual.cost else None,
+        compared=[_latency_row(found.evaluation, cost) for found, cost in compared],
+        layers=_layer_rows(cost) if cost else None,
         dense=dense,
         evaluations=subject.evaluations,
         constants=CONSTANTS,
@@ -168,10 +170,9 @@ def write_report(
             write_atomically(Path(figure_folder) / f"{name}.svg", svg)
 
 
-def _mistakes(subject: Subject, part: Split, usual: Measurement) -> Figure | None:
-    """The misclassified examples as a contact sheet, the surest first; None where all are right."""
-    found = by_class(part.labels, usual.answers, usual.confidence, subject.classes).mistakes
-    found = sorted(found, key=lambda one: -one.confidence)[:MOST_MISTAKES]
+def _contact_sheet(part: Split, mistakes: list[Mistake]) -> Figure | None:
+    """The misclassified examples, the surest first; None where all are right."""
+    found = sorted(mistakes, key=lambda one: -one.confidence)[:MOST_MISTAKES]
     if not found:
         return None
     images = np.asarray(part.images[np.array([one.example for one in found])])
@@ -179,69 +180,44 @@ def _mistakes(subject: Subject, part: Split, usual: Measurement) -> Figure | Non
     return figures.contact_sheet(images, titles)
 
 
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("mpisjax.analysis", ".")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.jinja")
-
-
 def _facts(
-    subject: Subject,
-    dataset: Any,
-    part: Split,
-    split: Split,
-    usual: Measurement,
-    radius: SpectralRadius,
+    subject: Subject, source: str, number: int, whole: int, usual: Evaluation, radius: SpectralRadius
 ) -> list[tuple[str, str]]:
     """What the page says first: a name and a value each."""
     device = jax.devices()[0]
-    number, whole = len(part.labels), len(split.labels)
+    kind = (
+        f"{subject.net.num_streams} streams"
+        if isinstance(subject.net, MPIS)
+        else type(getattr(subject.net, "network", subject.net)).__name__
+    )
     measured = f"all {whole:,}" if number == whole else f"the first {number:,} of {whole:,}"
     return [
-        ("data", dataset.source),
-        (
-            "network",
-            f"{_kind(subject.net)}, {model.parameter_count(subject.variables):,} parameters",
-        ),
+        ("data", source),
+        ("network", f"{kind}, {model.parameter_count(subject.variables):,} parameters"),
         ("method", subject.method),
-        ("measured on", f"{measured} examples, T = {usual.num_steps}"),
+        ("measured on", f"{measured} examples, T = {usual.num_steps:.0f}"),
         ("accuracy, as trained", f"{100 * usual.accuracy:.2f}%"),
-        ("accuracy, spikes alone", f"{100 * usual.accuracy_spikes:.2f}%"),
+        ("accuracy, spikes alone", f"{100 * (usual.accuracy_spikes or 0):.2f}%"),
         ("relative residual", ", ".join(f"{k} {v:.3g}" for k, v in usual.residual.items())),
         (
             "spectral radius of the Jacobian",
             f"{np.median(radius.value):.3f} in the median, {radius.value.max():.3f} at most, of {len(radius.value)} "
             f"examples; estimated to within {100 * np.max(radius.error):.1g}%",
         ),
-        (
-            "machine",
-            f"{device.device_kind} ({len(jax.devices())}), {platform.machine()}, JAX {jax.__version__}",
-        ),
+        ("machine", f"{device.device_kind} ({len(jax.devices())}), {platform.machine()}, JAX {jax.__version__}"),
     ]
-
-
-def _kind(net: Any) -> str:
-    return f"{net.num_streams} streams" if isinstance(net, MPIS) else type(getattr(net, "network", net)).__name__
 
 
 def _millions(value: float) -> str:
     return f"{value / 1e6:.3f}"
 
 
-def _latency_row(m: Measurement) -> list[str]:
-    if m.cost is None:
-        work = []
-    else:
-        work = [_millions(sum(m.cost.synops.values())), f"{m.cost.compute_uj:,.1f}", f"{m.cost.memory_uj:,.0f}"]
-    return [
-        str(m.num_steps),
-        f"{100 * m.accuracy:.2f}%",
-        f"{100 * m.accuracy_spikes:.2f}%",
-        f"{max(m.residual.values()):.3f}",
-        *work,
-    ]
+def _latency_row(found: Evaluation, cost: Cost | None) -> list[str]:
+    row = [f"{found.num_steps:.0f}", f"{100 * found.accuracy:.2f}%", f"{100 * (found.accuracy_spikes or 0):.2f}%"]
+    row.append(f"{max(found.residual.values()):.3f}")
+    if cost is None:
+        return row
+    return [*row, _millions(sum(cost.synops.values())), f"{cost.compute_uj:,.1f}", f"{cost.memory_uj:,.0f}"]
 
 
 def _layer_rows(cost: Cost) -> list[list[str]]:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from mpisjax import weights
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
 from mpisjax.pretrained.inputs import Inputs, as_pixels
 from mpisjax.pretrained.trained import Trained, from_variables
-from mpisjax.weights import available
 
 if TYPE_CHECKING:
     import ml_collections
@@ -27,6 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Inputs", "Trained", "as_pixels", "available", "load", "load_pretrained", "restore", "saved_at"]
 _log = logging.getLogger(__name__)
+
+
+def available() -> list[str]:
+    """The names of the networks that come with the package."""
+    from mpisjax import weights
+
+    return weights.available()
 
 
 def load_pretrained(
@@ -46,7 +51,7 @@ def load_pretrained(
     Raises:
         UserError: There is no such network, or its files are damaged.
     """
-    from mpisjax import configuration
+    from mpisjax import configuration, weights
     from mpisjax.configuration import rules
 
     variables, card = weights.read(name, weights.FOLDER if folder is None else Path(expand(folder)))
@@ -108,6 +113,7 @@ def restore(found: Trained, config: ml_collections.ConfigDict) -> tuple[Parts, T
     Raises:
         UserError: The data are missing or of another kind.
     """
+    from mpisjax import weights
     from mpisjax.training.run import assemble
 
     parts = assemble(config)

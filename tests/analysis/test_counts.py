@@ -10,7 +10,7 @@ import pytest
 import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.analysis.audit import audit_solves, gradient_audit
-from mpisjax.analysis.measure import against_steps, first_examples, measure
+from mpisjax.analysis.measure import first_examples, measure
 from mpisjax.configuration import makers
 from mpisjax.nn import operations
 
@@ -140,17 +140,17 @@ def test_measurements_agree_with_the_evaluation(digits):
     config, net, variables, dataset = digits
     split = first_examples(dataset.test, 50)
     asked = {"neuron": makers.make_neuron(config), "batch_size": 32}
-    found = measure(net, variables, dataset, split, num_steps=5, **asked)
+    measured, cost = measure(net, variables, dataset, split, num_steps=5, **asked)
+    found = measured.evaluation
     expected = makers.make_evaluator(config, net, dataset)(variables, split)
-    assert found.num_examples == 50 == found.confusion.sum()
-    np.testing.assert_array_equal(found.confusion.sum(1), np.bincount(split.labels, minlength=10))
+    assert found.num_examples == 50 == len(measured.answers)
     assert found.accuracy == pytest.approx(expected.accuracy)
     assert found.accuracy_spikes == pytest.approx(expected.accuracy_spikes)
     assert found.firing_rates == pytest.approx(expected.firing_rates, rel=1e-4)  # unweighted is weighted for IF
     assert found.residual == pytest.approx(expected.residual, rel=1e-4)
-    longer = against_steps(net, variables, dataset, split, (2, 8), **asked)
-    assert [m.num_steps for m in longer] == [2, 8]
-    assert sum(longer[0].cost.synops.values()) < sum(found.cost.synops.values()) < sum(longer[1].cost.synops.values())
+    (shorter, less), (longer, more) = (measure(net, variables, dataset, split, num_steps=t, **asked) for t in (2, 8))
+    assert [shorter.evaluation.num_steps, longer.evaluation.num_steps] == [2, 8]
+    assert sum(less.synops.values()) < sum(cost.synops.values()) < sum(more.synops.values())
 
 
 def test_the_evaluation_counts_spikes_where_neurons_leak(digits):
@@ -195,7 +195,7 @@ def test_nets_trained_through_time_answer_by_their_own_readout(digits, readout):
     answer = jax.jit(lambda v: bptt.apply(net, v, images, neuron=mpisjax.IF(), num_steps=5, bptt=settings))
     logits = answer(variables).logits
     expected = np.mean(np.argmax(logits, -1) == split.labels)
-    found = measure(
+    found, _ = measure(
         net,
         variables,
         dataset,
@@ -204,7 +204,7 @@ def test_nets_trained_through_time_answer_by_their_own_readout(digits, readout):
         num_steps=5,
         through_time=makers.make_bptt(config),
     )
-    assert found.accuracy == pytest.approx(expected)
+    assert found.evaluation.accuracy == pytest.approx(expected)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 import mpisjax
 from mpisjax import configuration, data, nn
-from mpisjax.analysis.convergence import convergence
+from mpisjax.analysis.dynamics import convergence
 from mpisjax.configuration import makers, rules
 from mpisjax.jacobian import jacobian_penalty, spectral_radius, warn_near_one
 

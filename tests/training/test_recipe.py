@@ -188,7 +188,7 @@ def test_evaluation_counts_synaptic_operations_as_the_analysis_does(first):
     few = data.Split(parts.dataset.validation.images[:50], parts.dataset.validation.labels[:50])
     for count in (1, 4):
         score = evaluate_at(config, parts, state, few, count)
-        measured = measure(
+        measured, cost = measure(
             parts.net,
             jax.device_get(evaluated_variables(state)),
             parts.dataset,
@@ -196,8 +196,8 @@ def test_evaluation_counts_synaptic_operations_as_the_analysis_does(first):
             neuron=makers.make_neuron(config),
             num_steps=count,
         )
-        assert score.synops == pytest.approx(sum(measured.cost.synops.values()), rel=1e-5) and score.synops > 0
-        assert score.accuracy_spikes == pytest.approx(measured.accuracy_spikes)
+        assert score.synops == pytest.approx(sum(cost.synops.values()), rel=1e-5) and score.synops > 0
+        assert score.accuracy_spikes == pytest.approx(measured.evaluation.accuracy_spikes)
 
 
 def test_a_config_of_an_earlier_version_is_completed():

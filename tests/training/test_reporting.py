@@ -15,7 +15,7 @@ import tiny
 from tensorboardX.proto import event_pb2
 
 from mpisjax import cli, configuration
-from mpisjax.analysis.curves import save_curves
+from mpisjax.analysis.curves import draw_curves
 from mpisjax.errors import UserError
 from mpisjax.storage import checkpoints, record
 from mpisjax.training import console
@@ -200,11 +200,13 @@ def test_curves_of_a_run_and_of_nothing(tmp_path):
         rows.append({"kind": "train", "step": step, **row, "learning_rate": 0.1 / step, "grad_norm": None})
     rows.append({"kind": "validation", "step": 50, "loss": 0.2, "accuracy": 0.5})
     rows.append({"kind": "test", "step": 100, "loss": 0.2, "accuracy": 0.5})
-    for name, some in (("some.png", rows), ("none.png", [])):
-        save_curves(some, tmp_path / name, "a run", 10)
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "some.png").stat().st_size > (tmp_path / "none.png").stat().st_size
-    assert not list(tmp_path.glob("*.draft"))
+    for name, some in (("some", rows), ("none", [])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        draw_curves(tmp_path / name, "a run")
+        assert (tmp_path / name / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "some/curves.png").stat().st_size > (tmp_path / "none/curves.png").stat().st_size
+    assert not list(tmp_path.rglob("*.draft"))
 
 
 def test_a_config_survives_json():
