@@ -106,7 +106,7 @@ def test_a_first_state_holds_another_runs_averages(first):
     _, theirs, _ = restore_best(workdir, saved_config(workdir))
     config = tiny(train__init_from=str(workdir))
     parts = assemble(config)
-    state = init_from.started_from(config, parts.state)
+    state = init_from.started_from(config.train.init_from, parts.state)
     found = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(theirs.ema))
     assert int(state.step) == 0 and state.ema == ()
@@ -138,7 +138,7 @@ def test_a_run_starts_from_a_pretrained_network():
     config = config_files.load_config("digits")
     config.train.init_from, config.train.ema = "digits", 0.9
     parts = assemble(config)
-    state = init_from.started_from(config, parts.state)
+    state = init_from.started_from(config.train.init_from, parts.state)
     wanted = mpisjax.load_pretrained("digits").variables
     found = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(wanted))
