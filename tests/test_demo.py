@@ -71,7 +71,7 @@ def test_a_digit_is_classified_and_drawn(digits, monkeypatch, capsys, tmp_path):
     found = trace(trained, test.images[5], 6)
     assert f"class: {test.labels[5]}, confidence {100 * found.scores[-1].max():.1f}% after 6 of 6 steps" in said
     assert f"best classes: {test.labels[5]} " in said
-    assert f"spent: {found.num_spikes:,} spikes of 2,560 neurons, " in said
+    assert f"spent: {found.spikes_until(6):,} spikes of 2,560 neurons, " in said
     assert "unlike the training data" not in said
     assert "step 6 of 6" in said and "stream2/layer2" in said  # the terminal's last frame
     with Image.open(tmp_path / "out.png") as picture:

@@ -74,6 +74,7 @@ def _evaluate(given, config, first: bool) -> None:
     """What `main` does on prepared devices; of several processes the first alone prints and writes."""
     from rich.console import Console
 
+    from mpisjax.analysis.anytime import held_out_count
     from mpisjax.analysis.classes import by_class
     from mpisjax.cli import tables
     from mpisjax.configuration import makers
@@ -104,15 +105,15 @@ def _evaluate(given, config, first: bool) -> None:
         tables.show_steps(console, results["by_steps"], readout)
     if given.early_exit and (found := _early_exit(config, parts, state, split)) is not None:
         results["early_exit"] = found._asdict()
-        from mpisjax.analysis.anytime import held_out_count
-
         tables.show_early_exit(console, found, held_out_count(parts.dataset))
     if not first:
         return
     if given.report is not None:
-        from mpisjax.cli.report import report
+        from mpisjax.analysis.report import STEPS, write_report
+        from mpisjax.cli.report import subject_of
 
-        report(config, parts, state, split, origin, given.report, given.num_steps)
+        subject = subject_of(config, parts, state)
+        write_report(subject, parts.dataset, split, origin, given.report, given.num_steps or STEPS)
     source = {"workdir": origin} if given.pretrained is None else {"pretrained": given.pretrained}
     text = json.dumps({**source, "checkpoint_step": step, "split": given.split, **results, **classes.as_json()})
     if given.json == "-":

@@ -12,11 +12,14 @@ examples. The config is the run's own; --config.data.dir=DIR and the like overri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpisjax import cli
 from mpisjax.cli import named
 from mpisjax.cli.arguments import Parser, path, whole_numbers
+
+if TYPE_CHECKING:
+    from mpisjax.analysis.report import Subject
 
 
 def make_parser() -> Parser:
@@ -38,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _main(given: Any, config: Any) -> None:
     from pathlib import Path
 
+    from mpisjax.analysis.report import STEPS, write_report
     from mpisjax.configuration.makers import prepare_cores
     from mpisjax.training import devices
 
@@ -48,41 +52,23 @@ def _main(given: Any, config: Any) -> None:
     split = named.split_of(given, parts)
     if given.figures is not None:
         Path(given.figures).mkdir(parents=True, exist_ok=True)
-    report(config, parts, state, split, origin, given.out, given.num_steps, given.figures)
+    subject = subject_of(config, parts, state)
+    steps = given.num_steps or STEPS
+    write_report(subject, parts.dataset, split, origin, given.out, steps, figure_folder=given.figures)
     print(f"written: {given.out}")
 
 
-def report(
-    config: Any,
-    parts: Any,
-    state: Any,
-    split: Any,
-    origin: str,
-    out: str,
-    num_steps: Sequence[int],
-    figure_folder: str | None = None,
-) -> None:
-    """Writes the page.
-
-    Args:
-        config: All settings.
-        parts: What they stand for.
-        state: The state to measure.
-        split: Examples and labels.
-        origin: The run's folder, for its metrics.
-        out: The file.
-        num_steps: Numbers of time steps to compare; none: the report's own.
-        figure_folder: Where each plot goes as an SVG; None: nowhere.
-    """
+def subject_of(config: Any, parts: Any, state: Any) -> Subject:
+    """What a report is about, from all settings, what they stand for, and the state to measure."""
     import jax
 
     from mpisjax import configuration
-    from mpisjax.analysis.report import STEPS, Subject, write_report
+    from mpisjax.analysis.report import Subject
     from mpisjax.configuration import makers
     from mpisjax.pretrained.save import inputs_of
     from mpisjax.training.state import evaluated_variables
 
-    subject = Subject(
+    return Subject(
         name=config.name,
         method=config.train.method,
         net=parts.net,
@@ -96,4 +82,3 @@ def report(
         settings=configuration.to_plain(config),
         classes=inputs_of(parts.dataset).classes,
     )
-    write_report(subject, parts.dataset, split, origin, out, steps=num_steps or STEPS, figure_folder=figure_folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +12,16 @@ from mpisjax.analysis.anytime import EarlyExit
 from mpisjax.analysis.classes import ByClass
 
 MOST_CLASSES = 20  # that are shown one by one
+
+
+def _print(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> None:
+    """A table, without a header where that is empty; the columns beside `left` are numbers."""
+    table = Table(show_header=any(header))
+    for n, name in enumerate(header):
+        table.add_column(name, style="bold" if n == 0 and left else None, justify="left" if n in left else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def show(console: Console, title: str, result: Mapping[str, Any], readout: str = "equivalent path") -> None:
@@ -24,24 +34,16 @@ def show(console: Console, title: str, result: Mapping[str, Any], readout: str =
         readout: What `accuracy` and `loss` are by; see `readout_name`.
     """
     console.print(title, style="italic", highlight=False, markup=False)
-    main = Table(show_header=False)
-    main.add_column("", style="bold")
-    main.add_column("", justify="right")
-    main.add_row(f"accuracy, {readout}", percent(result["accuracy"]))
+    rows = [(f"accuracy, {readout}", percent(result["accuracy"]))]
     if result["accuracy_spikes"] is not None:
-        main.add_row(f"accuracy, spikes alone, T = {result['num_steps']:g}", percent(result["accuracy_spikes"]))
-    main.add_row(f"loss, {readout}", number(result["loss"]))
+        rows.append((f"accuracy, spikes alone, T = {result['num_steps']:g}", percent(result["accuracy_spikes"])))
+    rows.append((f"loss, {readout}", number(result["loss"])))
     if result["synops"] is not None:
-        main.add_row("synaptic operations a sample", f"{result['synops']:,.0f}")
-    for stream, residual in result["residual"].items():
-        main.add_row(f"residual, {stream}", number(residual))
-    console.print(main)
-    rates = Table()
-    rates.add_column("layer", style="bold")
-    rates.add_column("mean firing rate (spikes per neuron and time step)", justify="right")
-    for layer, rate in result["firing_rates"].items():
-        rates.add_row(layer, number(rate))
-    console.print(rates)
+        rows.append(("synaptic operations a sample", f"{result['synops']:,.0f}"))
+    rows += [(f"residual, {stream}", number(residual)) for stream, residual in result["residual"].items()]
+    _print(console, ("", ""), rows)
+    rates = [(layer, number(rate)) for layer, rate in result["firing_rates"].items()]
+    _print(console, ("layer", "mean firing rate (spikes per neuron and time step)"), rates)
 
 
 def show_steps(console: Console, results: Sequence[Mapping[str, Any]], readout: str = "equivalent path") -> None:
@@ -52,28 +54,20 @@ def show_steps(console: Console, results: Sequence[Mapping[str, Any]], readout: 
         results: What `as_json` gave, one for each T.
         readout: What `accuracy` is by; see `readout_name`.
     """
-    table = Table()
-    for name in (
-        "T",
-        readout,
-        "spikes alone",
-        "largest residual",
-        "firing rate, mean of layers",
-        "SynOps a sample",
-    ):
-        table.add_column(name, justify="right")
+    rows = []
     for result in results:
         residuals = [value for value in result["residual"].values() if value is not None]
         rates = [value for value in result["firing_rates"].values() if value is not None]
-        table.add_row(
+        rows.append((
             f"{result['num_steps']:g}",
             percent(result["accuracy"]),
             percent(result["accuracy_spikes"]),
             number(max(residuals)) if residuals else "-",
             number(sum(rates) / len(rates)) if rates else "-",
             f"{result['synops']:,.0f}" if result["synops"] is not None else "-",
-        )
-    console.print(table)
+        ))  # fmt: skip
+    header = ("T", readout, "spikes alone", "largest residual", "firing rate, mean of layers", "SynOps a sample")
+    _print(console, header, rows, left=())
 
 
 def percent(share: float | None) -> str:
@@ -95,15 +89,9 @@ def show_classes(console: Console, found: ByClass) -> None:
     """
     if len(found.figures) > MOST_CLASSES:
         return
-    table = Table()
-    table.add_column("class", style="bold")
-    for name in ("examples", "right", "precision"):
-        table.add_column(name, justify="right")
-    table.add_column("most often taken for")
-    for one in found.figures:
-        shares = ["-" if share is None else percent(share) for share in (one.recall, one.precision)]
-        table.add_row(one.name, f"{one.examples:,}", *shares, one.mistaken_for)
-    console.print(table)
+    share = lambda value: "-" if value is None else percent(value)  # noqa: E731
+    rows = [(c.name, f"{c.examples:,}", share(c.recall), share(c.precision), c.mistaken_for) for c in found.figures]
+    _print(console, ("class", "examples", "right", "precision", "most often taken for"), rows, left=(0, 4))
 
 
 def show_early_exit(console: Console, found: EarlyExit, held_out: int) -> None:
@@ -125,12 +113,10 @@ def show_early_exit(console: Console, found: EarlyExit, held_out: int) -> None:
         style="italic",
         highlight=False,
     )
-    table = Table()
-    table.add_column("", style="bold")
-    for name in ("all steps", "early exit"):
-        table.add_column(name, justify="right")
-    table.add_row("accuracy, spikes alone", percent(found.full_accuracy), percent(found.accuracy))
-    table.add_row("time steps, mean", f"{found.max_steps}", f"{found.mean_steps:.2f}")
+    rows = [
+        ("accuracy, spikes alone", percent(found.full_accuracy), percent(found.accuracy)),
+        ("time steps, mean", f"{found.max_steps}", f"{found.mean_steps:.2f}"),
+    ]
     if found.full_synops:  # not of a network of one's own, whose synapses are not known
-        table.add_row("synaptic operations a sample", f"{found.full_synops:,.0f}", f"{found.synops:,.0f}")
-    console.print(table)
+        rows.append(("synaptic operations a sample", f"{found.full_synops:,.0f}", f"{found.synops:,.0f}"))
+    _print(console, ("", "all steps", "early exit"), rows)

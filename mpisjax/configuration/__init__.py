@@ -31,19 +31,11 @@ def base() -> ml_collections.ConfigDict:
 def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config that an earlier version wrote, with the defaults of the settings that it did not know."""
     settings = base()
-
-    def fill(ours: ml_collections.ConfigDict, theirs: ml_collections.ConfigDict) -> None:
-        for key, value in ours.items():
-            if key not in theirs:
-                theirs[key] = value
-            elif isinstance(value, ml_collections.ConfigDict):
-                fill(value, theirs[key])
-
-    with config.unlocked():
-        if "neuron" in config and "initial_potential" not in config.neuron:
-            config.neuron.initial_potential = 0.0  # neurons started from rest then
-        fill(settings, config)
-    return config
+    with settings.unlocked(), settings.ignore_type():
+        if "neuron" in config:
+            settings.neuron.initial_potential = 0.0  # where it is not said, neurons started from rest
+        settings.update(config)
+    return settings
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from typing import Any
 
 import ml_collections
 
@@ -12,22 +13,12 @@ from mpisjax.errors import UserError
 
 # What these settings can name beside `package.module:function`.
 NETWORKS, OPTIMIZERS, SCHEDULES = ("mpis",), ("sgd", "adamw", "lion"), ("cosine", "step")
+# Tuples of something else than whole numbers.
+_TUPLES: dict[str, tuple[tuple[type, ...], str]] = {
+    "train.milestones": ((int, float), "numbers above 0, as (0.5, 0.75)"),
+    "model.neurons": ((str,), "kinds of neuron, as ('lif', 'ternary')"),
+}
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-
-
-def _check_numbers(config: ml_collections.ConfigDict, prefix: str = "") -> None:
-    """Refuses numbers that no setting can have: of another type within a tuple, not finite, too large to count in."""
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            _check_numbers(value, f"{prefix}{key}.")
-        for number in value if isinstance(value, tuple) else (value,):
-            fraction = prefix + key == "train.milestones"
-            kinds = (int, float) if fraction else (int,)
-            if isinstance(value, tuple) and not (type(number) in kinds and number > 0):
-                wanted = "numbers above 0, as (0.5, 0.75)" if fraction else "whole numbers above 0, as (16, 32)"
-                raise UserError(f"{prefix}{key} is {value!r}: give {wanted}.")
-            if isinstance(number, int | float) and not abs(number) < 2**31:
-                raise UserError(f"{prefix}{key} is {value}: set it to a number below 2**31.")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -36,9 +27,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
         UserError: In one sentence that names the setting.
     """
-    _check_numbers(config)
     for key, setting in SETTINGS.items():
-        _check_value(key, setting, config)
+        value: Any = config
+        for part in key.split("."):
+            value = value[part]
+        _check_numbers(key, value)
+        _check_value(key, value, setting)
     train, forward = config.train, config.forward
     for key, value, known in (
         ("model.name", config.model.name, NETWORKS),
@@ -87,11 +81,18 @@ def check_trusted(config: ml_collections.ConfigDict, origin: str, trusted: bool 
             )
 
 
-def _check_value(key: str, setting: Setting, config: ml_collections.ConfigDict) -> None:
+def _check_numbers(key: str, value: Any) -> None:
+    """Refuses numbers that no setting can have: of another type within a tuple, not finite, too large to count in."""
+    kinds, wanted = _TUPLES.get(key, ((int,), "whole numbers above 0, as (16, 32)"))
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(value, tuple) and not (type(number) in kinds and (isinstance(number, str) or number > 0)):
+            raise UserError(f"{key} is {value!r}: give {wanted}.")
+        if isinstance(number, int | float) and not abs(number) < 2**31:
+            raise UserError(f"{key} is {value}: set it to a number below 2**31.")
+
+
+def _check_value(key: str, value: Any, setting: Setting) -> None:
     """Refuses a value that the table of settings rules out."""
-    value = config
-    for part in key.split("."):
-        value = value[part]
     if setting.choices and value not in setting.choices:
         raise UserError(f"{key} is {value!r}: choose {' or '.join(map(repr, setting.choices))}.")
     least, above, below = setting.least, setting.above, setting.below

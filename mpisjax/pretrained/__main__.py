@@ -50,23 +50,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.report_user_errors():
         from mpisjax.data import load
         from mpisjax.pretrained import save
-        from mpisjax.training.run import saved_config
 
-        config = saved_config(Path(given.workdir), given.trust)
-        if given.data_dir is not None:
-            config.data.dir = given.data_dir
-        trained, dataset = save.from_run(given.workdir, config), load(config.data)
+        trained = save.from_run(given.workdir, given.data_dir, trusted=given.trust)
+        dataset = load(trained.config.data)
         if given.weights == "float16":
             trained = in_half_precision(trained, dataset)
         written = save.save(
             trained._replace(card={**trained.card, **early_exit(trained, dataset)}),
-            given.name,
-            given.out,
-            command=given.command or training_command(config),
-            commit=given.commit or current_commit(),
-            machine=given.machine or describe_machine(),
-            date=given.date or datetime.now(UTC).date().isoformat(),
-            note=given.note,
+            Path(given.out) / given.name,
+            {
+                "command": given.command or training_command(trained.config),
+                "commit": given.commit or current_commit(),
+                "machine": given.machine or describe_machine(),
+                "date": given.date or datetime.now(UTC).date().isoformat(),
+            },
+            given.note,
         )
         print(f"{written}: {written.stat().st_size:,} bytes; its card is {written.with_suffix('.json').name}")
 
@@ -93,21 +91,12 @@ def early_exit(trained: Trained, dataset: DataSet) -> dict[str, Any]:
     found = anytime.on_held_out(
         trained.net, trained.variables, dataset, neuron=trained.neuron, num_steps=trained.forward.num_steps
     )
-    return {
-        "early_exit": {
-            "confidence": found.threshold,
-            "split": "validation",
-            "examples": examples,
-            "accuracy": found.accuracy,
-            "full_accuracy": found.full_accuracy,
-            "mean_steps": found.mean_steps,
-            "synops": found.synops,
-            "full_synops": found.full_synops,
-        }
-    }
+    kept = ("accuracy", "full_accuracy", "mean_steps", "synops", "full_synops")
+    chosen = {"confidence": found.threshold, "split": "validation", "examples": examples}
+    return {"early_exit": chosen | {name: getattr(found, name) for name in kept}}
 
 
-def training_command(config: Any, root: Path | None = None) -> str:
+def training_command(config: Any) -> str:
     """The `train.py` command line whose config this is, without the folders of whoever ran it.
 
     The config file is `configs/<data set>.py`, with the variant that leaves the fewest settings to override.
@@ -117,29 +106,20 @@ def training_command(config: Any, root: Path | None = None) -> str:
     from mpisjax.configuration import to_plain
     from mpisjax.pretrained.files import without_folders
 
-    known = config_files.packaged_configs()
-    file = known.get(config.data.name) if root is None else root / "configs" / f"{config.data.name}.py"
-    if file is None or not file.is_file():
+    file = config_files.packaged_configs().get(config.data.name)
+    if file is None:
         return "train.py with the settings of this card"
     ours = flatten_dict(without_folders(to_plain(config)), sep=".")
     candidates = []
     for variant in ("", *runpy.run_path(str(file)).get("VARIANTS", {})):
         other = config_files.load_config(f"{file}:{variant}" if variant else str(file))
         theirs = flatten_dict(to_plain(other), sep=".")
-        changed = {
-            key: value
-            for key, value in ours.items()
-            if theirs.get(key) != value and key not in ("data.dir", "data.cache_dir", "name")
-        }
+        changed = {key: value for key, value in ours.items() if theirs.get(key) != value and key != "name"}
         candidates.append((f"configs/{file.name}" + (f":{variant}" if variant else ""), changed))
     name, changed = min(candidates, key=lambda candidate: len(candidate[1]))
     config_flag = [] if name == "configs/digits.py" else ["--config", name]
-    overrides = [f"--config.{key}={_as_argument(value)}" for key, value in changed.items()]
-    return shlex.join(["python", "train.py", *config_flag, *overrides])
-
-
-def _as_argument(value: Any) -> str:
-    return str(tuple(value)).replace(" ", "") if isinstance(value, list) else str(value)
+    texts = {k: str(tuple(v)).replace(" ", "") if isinstance(v, list) else str(v) for k, v in changed.items()}
+    return shlex.join(["python", "train.py", *config_flag, *(f"--config.{k}={text}" for k, text in texts.items())])
 
 
 def current_commit() -> str:

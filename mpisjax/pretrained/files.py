@@ -15,15 +15,8 @@ from mpisjax.errors import UserError
 from mpisjax.paths import expand
 from mpisjax.storage.run_folder import write_atomically
 
-KEPT = (
-    "inputs",
-    "validation",
-    "test",
-    "early_exit",
-    "data",
-    "training",
-    "familiar",
-)  # of a card, beside what is of the file
+# Of a card, beside what is of the file.
+KEPT = ("inputs", "validation", "test", "early_exit", "data", "training", "familiar")
 
 
 def write(variables: dict[str, Any], card: dict[str, Any], path: str | Path, note: str = "") -> Path:

@@ -18,7 +18,7 @@ from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import prepare_images
 from mpisjax.errors import UserError
 from mpisjax.nn import model
-from mpisjax.pretrained.familiar import Familiar, channel_rates
+from mpisjax.pretrained.familiar import channel_rates
 from mpisjax.pretrained.images import read_image
 from mpisjax.pretrained.inputs import Inputs, as_pixels
 from mpisjax.simulate import SpikeForward
@@ -51,50 +51,29 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    net: Any,
-    variables: dict[str, Any],
+    trained: Any,
     images: Any,
     *,
-    inputs: Inputs,
-    neuron: Any,
     forward: SpikeForward,
-    through_time: BPTT | None = None,
-    confidence: float | None = None,
-    value_range: tuple[float, float] | None = None,
-    batch_size: int = 256,
-    fit: str = "letterbox",
-    familiar: Familiar | None = None,
+    through_time: BPTT | None,
+    fit: str,
+    confidence: float | None,
+    value_range: tuple[float, float] | None,
+    batch_size: int,
 ) -> Prediction:
-    """Names the class of each image; `Trained.predict` with the parts of a network.
-
-    Args:
-        net: The network.
-        variables: `{"params": ..., "batch_stats": ...}`.
-        images: See `Trained.predict`.
-        inputs: What the network reads.
-        neuron: Its neurons.
-        forward: Its simulation.
-        through_time: How it answers if it was trained through time.
-        confidence: See `Trained.predict`.
-        value_range: See `Trained.predict`.
-        batch_size: Examples at once.
-        fit: How image files are brought to the network's size; see `mpisjax.pretrained.images.read_image`.
-        familiar: What the training data look like to it; None: `novelty` is not known.
-
-    Raises:
-        UserError: The network cannot read the images, a file is missing or no image, or `confidence` is no probability.
-    """
+    """`Trained.predict`, with what its settings stand for: the simulation, the readout, and how files are fitted."""
+    inputs, familiar = trained.inputs, trained.familiar
+    variables, about = trained.variables, {"net": trained.net, "inputs": inputs, "neuron": trained.neuron}
     if confidence is not None and not 0 < confidence <= 1:
         raise UserError(f"confidence is {confidence}: give a probability above 0, at most 1")
     batch = as_batch(images, inputs, fit)
     found = []
-    for first in range(0, len(batch), batch_size):
+    for first in range(0, max(len(batch), 1), batch_size):
         part = batch[first : first + batch_size]
         # Of few sizes, so that few programs are compiled.
         size = min(batch_size, 1 << (len(part) - 1).bit_length())
         filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
         pixels = as_pixels(filled, inputs, value_range)
-        about = {"net": net, "inputs": inputs, "neuron": neuron}
         if confidence is None:
             answers = _simulate(variables, pixels, forward=forward, through_time=through_time, **about)
             probabilities, spikes, steps = jax.device_get(answers)
@@ -108,9 +87,6 @@ def predict(
         if familiar is not None:
             novelty = familiar.novelty(np.asarray(channel_rates(variables, pixels, **about)))
         found.append([a[: len(part)] for a in (probabilities, spikes, steps, novelty)])
-    if not found:
-        as_pixels(batch, inputs, value_range)
-        found = [[np.zeros((0, inputs.num_classes), np.float32), *[np.zeros(0)] * 3]]
     probabilities, spikes, steps, novelty = (np.concatenate(parts) for parts in zip(*found, strict=True))
     labels = probabilities.argmax(-1)
     names = tuple(inputs.classes[n] for n in labels)
@@ -118,7 +94,7 @@ def predict(
     return Prediction(names, labels, probabilities, spikes, steps, novelty)
 
 
-def as_batch(images: Any, inputs: Inputs, fit: str = "letterbox") -> np.ndarray:
+def as_batch(images: Any, inputs: Inputs, fit: str) -> np.ndarray:
     """One image or many, arrays or files, as an array [n, ...]; the pixels stay as they are."""
     if isinstance(images, str | os.PathLike):
         images = [images]

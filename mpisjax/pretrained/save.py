@@ -1,4 +1,4 @@
-"""Writes a run's network to be given away: its weights, and a card that says how they were made."""
+"""A run's network, to be used or given away: its weights, and a card that says how they were made."""
 
 from __future__ import annotations
 
@@ -49,11 +49,7 @@ def unnamed(number: int) -> tuple[str, ...]:
 
 
 def from_run(
-    workdir: str | Path,
-    config: ml_collections.ConfigDict | None = None,
-    data_dir: str | Path | None = None,
-    network: Any = None,
-    trusted: bool = False,
+    workdir: str | Path, data_dir: str | Path | None = None, network: Any = None, trusted: bool = False
 ) -> Trained:
     """The best state of a run as `load_pretrained` would give it; its card lacks what only a file has.
 
@@ -62,7 +58,6 @@ def from_run(
 
     Args:
         workdir: The run's folder.
-        config: The run's config, perhaps with other settings of data; None: as stored with the checkpoint.
         data_dir: The folder with the original files, if they have moved.
         network: The network; None: what the settings say.
         trusted: Whether to import the module of a network that only the stored settings name.
@@ -75,7 +70,7 @@ def from_run(
     fitted = best.content.get("about") if network is not None else None  # what `mpisjax.fit` has kept
     if fitted is not None:
         config = _settings_of(fitted, path)
-    elif config is None:
+    else:
         config = init_from.config_of(best, trusted or network is not None)
     if data_dir is not None:
         config.data.dir = expand(data_dir)
@@ -89,11 +84,9 @@ def from_run(
     variables, step = init_from.best_variables(path, _shapes(config, net, inputs))
     if fitted is None and about.get("step") != step:
         # The state is another than that which was looked at.
-        about = {
-            **about,
-            "step": step,
-            "familiar": _familiar(net, config, inputs, variables, dataset or _data(path, config, checksum)),
-        }
+        dataset = dataset or _data(path, config, checksum)
+        seen = measure(net, variables, inputs, makers.make_neuron(config), dataset.train, dataset.validation)
+        about = {**about, "step": step, "familiar": seen.to_card()}
         with contextlib.suppress(OSError):  # a folder that cannot be written is read as well
             (path / INPUTS_NAME).write_text(json.dumps({**about, "data_checksum": checksum}, indent=1) + "\n")
     newest: Any = checkpoints.newest(path / checkpoints.FOLDER)
@@ -165,35 +158,13 @@ def _about(dataset: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {"inputs": inputs_of(dataset)._asdict(), "num_train": len(dataset.train.labels), "source": source}
 
 
-def _familiar(
-    net: Any, config: ml_collections.ConfigDict, inputs: Inputs, variables: Any, dataset: DataSet
-) -> dict[str, Any]:
-    """The region that the training data fill; see `mpisjax.pretrained.familiar`."""
-    neuron = makers.make_neuron(config)
-    return measure(net, variables, inputs, neuron, dataset.train, dataset.validation).to_card()
-
-
-def save(
-    trained: Trained,
-    name: str,
-    folder: str | Path,
-    *,
-    command: str,
-    commit: str,
-    machine: str,
-    date: str,
-    note: str = "",
-) -> Path:
-    """Writes the weights and the card of a run's network; a file that exists is left as it is.
+def save(trained: Trained, path: str | Path, training: dict[str, str], note: str = "") -> Path:
+    """Writes a run's network as one that can come with the package; a file that exists is left as it is.
 
     Args:
         trained: What `from_run` gave.
-        name: What `load_pretrained` is to call it.
-        folder: Where to write; made if it is missing.
-        command: How it was trained.
-        commit: Of the code that trained it.
-        machine: The machine that trained it, in words.
-        date: Of the training, YYYY-MM-DD.
+        path: See `write`.
+        training: The command, the commit of the code, the machine in words and the date, YYYY-MM-DD.
         note: Anything else worth knowing.
 
     Returns:
@@ -207,6 +178,5 @@ def save(
             f"the weights of {trained.name} take more than the {MAX_BYTES:,} bytes that a network of the package may "
             "have; give the run's folder away instead, or what mpisjax.load(FOLDER).save(PATH) writes"
         )
-    training = {"command": command, "commit": commit, "date": date, "machine": machine}
     card = {**trained.card, "training": {**trained.card["training"], **training}}
-    return write(trained.variables, card, Path(folder) / name, note)
+    return write(trained.variables, card, path, note)

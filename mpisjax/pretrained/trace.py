@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpisjax.analysis.raster import raster
-from mpisjax.configuration import makers
 from mpisjax.data import prepare_images
 from mpisjax.nn import model
 from mpisjax.pretrained import Trained
@@ -30,11 +29,6 @@ class Trace(NamedTuple):
     scores: np.ndarray
     equivalent: np.ndarray
 
-    @property
-    def num_spikes(self) -> int:
-        """Spikes of all populations, over all steps."""
-        return self.spikes_until(len(self.scores))
-
     def spikes_until(self, step: int) -> int:
         """Spikes of all populations in the first `step` steps."""
         return int(sum(spikes[:step].sum() for spikes in self.spikes.values()))
@@ -53,11 +47,9 @@ def trace(trained: Trained, image: np.ndarray, num_steps: int | None = None) -> 
         image: uint8 of `trained.inputs.shape`.
         num_steps: Time steps; None as its config says. Input over time has as many as frames.
     """
-    net, variables, neuron = trained.net, trained.variables, makers.make_neuron(trained.config)
-    temporal = trained.inputs.temporal
-    steps = None if temporal else num_steps or trained.config.forward.num_steps
+    net, variables, neuron = trained.net, trained.variables, trained.neuron
     x = prepare_images(jnp.asarray(image)[None], trained.inputs)
-    spikes = raster(net, variables, x, neuron, steps)
+    spikes = raster(net, variables, x, neuron, num_steps or trained.forward.num_steps)
     shapes = net.initial_rates(x)
     last = {name: f"{name}/layer{len(net.layers)}" for name in shapes}
     settling = {

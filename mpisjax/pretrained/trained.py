@@ -110,18 +110,14 @@ class Trained(NamedTuple):
             why = "frames bring their own number" if self.inputs.temporal else "a simulation needs at least 1"
             raise UserError(f"num_steps is {num_steps}: leave it out, {why}")
         return predict(
-            self.net,
-            self.variables,
+            self,
             images,
-            inputs=self.inputs,
-            neuron=self.neuron,
             forward=makers.make_spike_forward(self.config, self.inputs.temporal, num_steps),
             through_time=makers.make_bptt(self.config),
             confidence=confidence,
             value_range=value_range,
             batch_size=batch_size,
             fit=self.config.data.fit,
-            familiar=self.familiar,
         )
 
     def save(self, path: str | Path, note: str = "") -> Path:

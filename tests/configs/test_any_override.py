@@ -70,6 +70,14 @@ def test_any_override_of_a_real_setting(items):
         assert sentence and "\n" not in sentence and "\r" not in sentence
 
 
+def test_kinds_of_neuron_are_names():
+    config = config_files.apply_overrides(get_config(), ["--config.model.neurons=('lif','ternary')"])
+    rules.check(config)
+    assert makers.make_network(config, DATASET).neurons == ("lif", "ternary")
+    with pytest.raises(UserError, match=r"model.neurons is \(1, 2\): give kinds of neuron"):
+        rules.check(config_files.apply_overrides(config, ["--config.model.neurons=(1,2)"]))
+
+
 @pytest.mark.slow
 @settings(max_examples=20_000, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=3))

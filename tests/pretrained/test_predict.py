@@ -75,7 +75,7 @@ def test_a_prediction_is_the_answer_that_apply_gives(digits):
     assert found.classes == tuple(str(n) for n in found.labels) and trained.classes == tuple("0123456789")
     assert (found.steps == 16).all() and np.mean(found.labels == test.labels[:30]) >= 0.9
     np.testing.assert_allclose(found.confidence, found.probabilities.max(1))
-    counted = pretrained.trace.trace(trained, test.images[0]).num_spikes
+    counted = pretrained.trace.trace(trained, test.images[0]).spikes_until(16)
     assert abs(found.spikes[0] - counted) <= 4  # two programs may round a current differently
 
 
@@ -118,7 +118,7 @@ def test_answers_that_are_sure_come_early(digits):
     # An answer after t steps is that of a simulation of t steps, by spikes alone.
     shown = pretrained.trace.trace(trained, images[0], int(early.steps[0]))
     np.testing.assert_allclose(early.probabilities[0], shown.scores[-1], atol=0.02)
-    assert abs(early.spikes[0] - shown.num_spikes) <= 4
+    assert abs(early.spikes[0] - shown.spikes_until(16)) <= 4
     assert (trained.predict(images[:4], confidence=1.0).steps == 16).all()
     assert (trained.predict(images[:4], num_steps=5, confidence=1.0).steps == 5).all()
 

@@ -164,7 +164,7 @@ ABOUT = {"command": "c", "commit": "d", "machine": "m", "date": "2026-01-02"}
 
 
 def test_what_is_saved_is_what_is_loaded(digits, tmp_path):
-    path = save.save(digits._replace(name="again"), "again", tmp_path / "new", **ABOUT, note="n")
+    path = save.save(digits._replace(name="again"), tmp_path / "new" / "again", ABOUT, "n")
     again = mpisjax.load_pretrained("again", tmp_path / "new")
     jax.tree.map(np.testing.assert_array_equal, again.variables, digits.variables)
     assert again.inputs == digits.inputs and configuration.to_plain(again.config) == configuration.to_plain(
@@ -175,7 +175,7 @@ def test_what_is_saved_is_what_is_loaded(digits, tmp_path):
     assert path.with_suffix(".json").exists() and len(list(path.parent.iterdir())) == 2
     large = digits._replace(params={**digits.params, "more": np.zeros(save.MAX_BYTES // 4, np.float32)})
     with pytest.raises(UserError, match="more than the 2,000,000"):
-        save.save(large, "large", tmp_path, **ABOUT)
+        save.save(large, tmp_path / "large", ABOUT)
     assert not (tmp_path / "large.safetensors").exists()
 
 
@@ -185,7 +185,7 @@ def test_kernels_in_half_precision_lose_nothing_more_when_they_are_stored(digits
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2**-11, 6e-8), rounded["params"], params)
     assert rounded["params"]["tall"] is params["tall"]
     kept = digits._replace(**weights.rounded(digits.variables))
-    save.save(kept, "half", tmp_path, **ABOUT)
+    save.save(kept, tmp_path / "half", ABOUT)
     found = mpisjax.load_pretrained("half", tmp_path)
     jax.tree.map(np.testing.assert_array_equal, found.variables, kept.variables)
     assert {leaf.dtype for leaf in jax.tree.leaves(found.variables)} == {np.dtype(np.float32)}
@@ -197,7 +197,7 @@ def test_a_name_that_exists_is_refused(digits, tmp_path, suffix):
     taken = tmp_path / f"digits{suffix}"
     taken.write_bytes(b"mine")
     with pytest.raises(UserError, match=rf"digits{suffix} exists; choose another name"):
-        save.save(digits, "digits", tmp_path, **ABOUT)
+        save.save(digits, tmp_path / "digits", ABOUT)
     assert taken.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [taken]
 
 
@@ -205,17 +205,17 @@ def test_a_card_has_no_folder_of_its_maker(digits, tmp_path):
     moved = digits.config.copy_and_resolve_references()
     moved.train.init_from, moved.data.dir = "/somewhere/else/first", "/somewhere"
     card = {**digits.card, "config": configuration.to_plain(moved)}
-    path = save.save(digits._replace(card=card, config=moved), "again", tmp_path, **ABOUT)
+    path = save.save(digits._replace(card=card, config=moved), tmp_path / "again", ABOUT)
     assert "somewhere" not in path.with_suffix(".json").read_text()
-    assert "init_from=runs/first" in training_command(moved, ROOT)
+    assert "init_from=runs/first" in training_command(moved)
 
 
 def test_the_training_command_leads_back_to_the_config():
     config = config_files.load_config(str(ROOT / "configs" / "digits.py"))
-    assert training_command(config, ROOT) == "python train.py"
+    assert training_command(config) == "python train.py"
     config = config_files.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
     config.data.dir, config.train.epochs, config.model.layers = "/somewhere", 3, (8, 12)
-    command = training_command(config, ROOT).split(" ")
+    command = training_command(config).split(" ")
     assert command[:4] == ["python", "train.py", "--config", "configs/fashion_mnist.py:t30"]
     again = config_files.load_config(f"{ROOT / 'configs' / 'fashion_mnist.py'}:t30")
     overrides = [item.strip("'") for item in command[4:]]
@@ -230,7 +230,7 @@ def test_a_run_becomes_a_network(tmp_path):
     config.model.update(stem=(4,), layers=(4,), num_streams=1, fusion_layer=1, stride_layer=0)
     config.forward.num_steps, config.train.epochs, config.train.ema = 2, 1, 0.5
     result = run(config, tmp_path / "run")
-    save.save(save.from_run(tmp_path / "run"), "tiny", tmp_path, **ABOUT)
+    save.save(save.from_run(tmp_path / "run"), tmp_path / "tiny", ABOUT)
     found = mpisjax.load_pretrained("tiny", tmp_path)
     assert found.card["test"] == json.loads((tmp_path / "run" / "results.json").read_text())
     assert found.config.model.layers == (4,) and found.inputs.shape == (8, 8, 1)
