@@ -16,9 +16,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,14 +30,7 @@ STALE_SECONDS = 24 * 3600
 _log = logging.getLogger(__name__)
 
 
-class Writer(Protocol):
-    """Takes the rows of an array, in order."""
-
-    def append(self, rows: np.ndarray, /) -> None:
-        """Adds rows."""
-
-
-Allocate = Callable[[str, tuple[int, ...], Any], Writer]
+Allocate = Callable[[str, tuple[int, ...], Any], Any]
 
 
 class Entry(NamedTuple):
@@ -58,6 +51,15 @@ class NotWritten(Exception):
     """The cache could not be written."""
 
 
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Within, an error of the disk means that the cache cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWritten(error.strerror or str(error)) from error
+
+
 def fetch(folder: str | Path, name: str, key: dict[str, Any], build: Callable[[Allocate], dict[str, Any]]) -> Entry:
     """Gives what is cached for a key, after building it if need be.
 
@@ -65,8 +67,9 @@ def fetch(folder: str | Path, name: str, key: dict[str, Any], build: Callable[[A
         folder: The cache; empty is the user's cache folder.
         name: The beginning of the entry's name, for people.
         key: JSON values that decide what is built: the source's checksum and all settings.
-        build: Gets `allocate(array_name, shape, dtype)`, which gives a writer to be fed the array's rows, and returns
-            JSON facts. It is called again if the cache turns out not to be writable: then arrays stay in memory.
+        build: Gets `allocate(array_name, shape, dtype)`, whose result takes the array's rows in order by `append`, and
+            returns JSON facts. It is called again if the cache turns out not to be writable: then arrays stay in
+            memory.
 
     Returns:
         The entry.
@@ -88,7 +91,7 @@ def fetch(folder: str | Path, name: str, key: dict[str, Any], build: Callable[[A
     _log.warning("%s; set data.cache_dir to another folder to load faster.", reason)
     memory: dict[str, _InMemory] = {}
 
-    def allocate(array_name: str, shape: tuple[int, ...], dtype: Any) -> Writer:
+    def allocate(array_name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         try:
             memory[array_name] = _InMemory(np.empty(shape, dtype))
         except MemoryError as error:
@@ -119,15 +122,13 @@ def read(place: Path) -> Entry | None:
 
 
 def _fill(folder: Path, place: Path, key: dict[str, Any], build: Callable[[Allocate], dict[str, Any]]) -> Entry:
-    try:
+    with _writing():
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
         filling = Path(tempfile.mkdtemp(prefix=".filling-", dir=folder))
-    except OSError as error:
-        raise NotWritten(error.strerror or str(error)) from error
     writers: dict[str, _OnDisk] = {}
 
-    def allocate(name: str, shape: tuple[int, ...], dtype: Any) -> Writer:
+    def allocate(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         writers[name] = _OnDisk(filling / f"{name}.npy", shape, np.dtype(dtype))
         return writers[name]
 
@@ -135,11 +136,9 @@ def _fill(folder: Path, place: Path, key: dict[str, Any], build: Callable[[Alloc
         facts = build(allocate)
         arrays = {name: writer.close() for name, writer in writers.items()}
         content = json.dumps({"key": key, "arrays": arrays, "facts": facts}, indent=1)
-        try:
+        with _writing():
             (filling / "entry.json").write_text(content)
             _rename(filling, place)
-        except OSError as error:
-            raise NotWritten(error.strerror or str(error)) from error
     finally:
         for writer in writers.values():
             writer.abandon()
@@ -181,7 +180,7 @@ class _InMemory:
     def __init__(self, array: np.ndarray) -> None:
         self.array, self._rows = array, 0
 
-    def append(self, rows: np.ndarray, /) -> None:
+    def append(self, rows: np.ndarray) -> None:
         self.array[self._rows : self._rows + len(rows)] = rows
         self._rows += len(rows)
 
@@ -191,35 +190,29 @@ class _OnDisk:
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._shape, self._dtype, self._rows, self._path = shape, dtype, 0, path
-        try:
+        with _writing():
             self._file = path.open("w+b")
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(self._file, header)
-        except OSError as error:
-            raise NotWritten(error.strerror or str(error)) from error
 
-    def append(self, rows: np.ndarray, /) -> None:
+    def append(self, rows: np.ndarray) -> None:
         rows = np.ascontiguousarray(rows, self._dtype)
         if rows.shape[1:] != self._shape[1:]:
             raise ValueError(f"rows of {rows.shape[1:]} for an array of {self._shape}")
         self._rows += len(rows)
-        try:
+        with _writing():
             self._file.write(rows.data if rows.size else b"")
-        except OSError as error:
-            raise NotWritten(error.strerror or str(error)) from error
 
     def close(self) -> str:
         """Ends the file and gives its SHA-256."""
         if self._rows != self._shape[0]:
             raise ValueError(f"{self._rows} rows of {self._shape[0]} were written to {self._path.name}")
-        try:
+        with _writing():
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.seek(0)
             digest = hashlib.file_digest(self._file, "sha256").hexdigest()
             self._file.close()
-        except OSError as error:
-            raise NotWritten(error.strerror or str(error)) from error
         return digest
 
     def abandon(self) -> None:

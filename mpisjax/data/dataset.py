@@ -240,6 +240,14 @@ def checksum(loaded: Loaded) -> str:
     return digest.hexdigest()
 
 
+def store(allocate: Any, loaded: Loaded) -> str:
+    """Puts all arrays into the cache (`mpisjax.data.cache.fetch` says what `allocate` is); gives their checksum."""
+    for name, array in loaded._asdict().items():
+        if array is not None:
+            allocate(name, array.shape, array.dtype).append(np.asarray(array))
+    return checksum(loaded)
+
+
 class HoldOut(NamedTuple):
     """How much of the train split is held out for validation.
 

@@ -140,12 +140,13 @@ def check_divides(batch_size: int, sharding: jax.sharding.Sharding | None) -> No
     """
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}, but must be 1 or more")
+    if sharding is None:
+        return
     try:
-        shard = None if sharding is None else sharding.shard_shape((batch_size,))
+        sharding.shard_shape((batch_size,))
     except ValueError as error:
-        count = len(sharding.device_set) if sharding is not None else 1
+        count = len(sharding.device_set)
         raise UserError(f"a batch size of {batch_size} cannot be shared by {count} devices: use a multiple") from error
-    del shard
 
 
 def fits(split: Split, sharding: jax.sharding.Sharding | None) -> bool:

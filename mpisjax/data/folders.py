@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from mpisjax.data import cache
-from mpisjax.data.arrays import listed
-from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum
+from mpisjax.data.arrays import listed, scaled
+from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, store
 from mpisjax.data.events.frames import make_binning
 from mpisjax.data.events.readers import Recording
 from mpisjax.data.events.recordings import Recordings, load_recordings
@@ -71,10 +71,7 @@ def from_folder(
 
     def build(allocate: cache.Allocate) -> dict[str, Any]:
         loaded, classes, clauses = _decode_all(files, invalid, how)
-        for name, array in zip(Loaded._fields, loaded, strict=True):
-            if array is not None:
-                allocate(name, array.shape, array.dtype).append(np.asarray(array))
-        return {"checksum": checksum(loaded), "classes": classes, "clauses": clauses}
+        return {"checksum": store(allocate, loaded), "classes": classes, "clauses": clauses}
 
     entry = cache.fetch(cache_dir, "folder", {"files": files.fingerprint(), "invalid": invalid, **how}, build)
     classes = tuple(entry.facts["classes"])
@@ -206,7 +203,7 @@ def read_image(
         raise ValueError("it cannot be read as an image") from error
     size = image.size
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_as_bytes(np.asarray(image), value_range))
+        image = Image.fromarray(scaled(np.asarray(image), value_range or (0, 65535), "it"))
     natural = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -217,16 +214,6 @@ def read_image(
         image = bring(image, (image_size, image_size), Image.Resampling.BILINEAR)
     pixels = np.array(image)
     return pixels.reshape(*pixels.shape[:2], -1), size
-
-
-def _as_bytes(pixels: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
-    """A 16-bit image scaled by its range."""
-    low, high = value_range or (0, 65535)
-    if not low <= pixels.min() <= pixels.max() <= high:
-        raise ValueError(
-            f"it holds values from {pixels.min()} to {pixels.max()}, outside of data.value_range, {low:g} to {high:g}"
-        )
-    return np.rint((pixels.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
 
 
 class _Decoded(NamedTuple):

@@ -77,14 +77,9 @@ def load(place: Path, size: tuple[int, int, int], num_classes: int) -> Loaded:
     except UserError:
         raise
     except Exception as error:  # TFDS raises what it likes for a damaged folder
-        raise UserError(
-            f"{place} cannot be read by TFDS ({_first_line(error)}): update TFDS or prepare it again"
-        ) from error
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{place} cannot be read by TFDS ({why}): update TFDS or prepare it again") from error
     return Loaded(*splits[0], *splits[1])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _read_split(
@@ -155,16 +150,11 @@ def tfrecords(content: bytes, name: str) -> list[bytes]:
     return records
 
 
-def _crc_table() -> np.ndarray:
+def masked_crc32c(parts: list[bytes]) -> np.ndarray:
+    """The masked CRC-32C of each part, uint32 [N]; a byte of all parts at a time, as a loop over all would be slow."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
-    return table
-
-
-def masked_crc32c(parts: list[bytes]) -> np.ndarray:
-    """The masked CRC-32C of each part, uint32 [N]; a byte of all parts at a time, as a loop over all would be slow."""
-    table = _crc_table()
     sizes = np.array([len(part) for part in parts], np.int64)
     order = np.argsort(-sizes, kind="stable")
     crc = np.full(len(parts), 0xFFFFFFFF, np.uint32)

@@ -10,10 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from mpisjax.data import arrays, cache, digits, fetch, folders, images, prepared
-from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum
+from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum, store
 from mpisjax.data.events import saccades
 from mpisjax.data.events.frames import make_binning
 from mpisjax.data.events.recordings import Recordings, load_recordings
@@ -112,7 +110,8 @@ def _load(config: Any) -> DataSet:
     else:
         known = EVENT_SETS[name]
         binning = make_binning(known.width, known.height, known.channels, **framing)
-        found, where = find_recordings(place)
+        # TFDS does not have them.
+        found, where = _first(place, {"files": _event_files, "download": _event_download})
         framed = load_recordings(name, found, binning, **choices, cache_dir=place.cache_dir)
         extent = completeness(framed.loaded, known.num_train, known.num_test, " recordings")
         sentence, num_classes, classes = f"{name}, {where}, {extent}", known.num_classes, known.classes
@@ -153,15 +152,11 @@ def _load_own(config: Any) -> DataSet:
 
 
 def _load_images(place: Place, validation: HoldOut) -> DataSet:
-    source = find(place)
+    source = _first(place, {"tfds": _prepared, "files": _files, "download": _download})
     known = IMAGE_SETS[place.name]
 
     def build(allocate: cache.Allocate) -> dict[str, Any]:
-        loaded = source.read()
-        for name, array in zip(Loaded._fields, loaded, strict=True):
-            if array is not None:
-                allocate(name, array.shape, array.dtype).append(np.asarray(array))
-        return {"checksum": checksum(loaded)}
+        return {"checksum": store(allocate, source.read())}
 
     entry = cache.fetch(place.cache_dir, place.name, {"fingerprint": source.fingerprint}, build)
     loaded = Loaded(**entry.arrays)
@@ -219,34 +214,15 @@ class Missing(Exception):
     """A place has no such data; says which place."""
 
 
-def find(place: Place) -> Source:
-    """Tries in order: (a) TFDS's prepared data, (b) files, (c) a download; with `data.dir` set, that folder alone.
-
-    Args:
-        place: Where to look.
-
-    Returns:
-        The first place that has the set.
-
-    Raises:
-        UserError: If none has.
-    """
-    return _first(place, {"tfds": _prepared, "files": _files, "download": _download})
-
-
-def find_recordings(place: Place) -> tuple[Recordings, str]:
-    """As `find`, for event sets, which TFDS does not have.
-
-    Returns:
-        The recordings, and where they are, for people.
-    """
-    return _first(place, {"files": _event_files, "download": _event_download})
-
-
 Found = TypeVar("Found")
 
 
 def _first(place: Place, finders: dict[str, Callable[[Place], Found]]) -> Found:
+    """What the first place gives that has the set; with `data.dir` that folder is the only one.
+
+    Raises:
+        UserError: If none has.
+    """
     if place.source != "auto" and place.source not in finders:
         raise UserError(f"data.source is {place.source!r}, but for {place.name} must be auto, {', '.join(finders)}")
     if place.dir and place.source == "download":

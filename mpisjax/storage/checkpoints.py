@@ -165,16 +165,23 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     Raises:
         UserError: The state in the checkpoint has another structure or other shapes.
     """
-    shapes, misfit = packing.saved_shapes(checkpoint.layout, template)
-    if misfit is not None:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    if misfit := packing.misfit(checkpoint.layout, wanted):
+        place, there, here = misfit
         raise UserError(
-            f"{checkpoint.path} does not fit the training state of this config: state{misfit}; use the config and the "
-            "version of mpisjax that wrote it"
+            f"{checkpoint.path} does not fit the training state of this config: state{place} is {there} there and "
+            f"{here} here; use the config and the version of mpisjax that wrote it"
         )
+    return jax.tree.unflatten(structure, _arrays(checkpoint, wanted))
+
+
+def _arrays(checkpoint: Checkpoint, wanted: dict[str, Any]) -> list[Any]:
+    """Arrays of a checkpoint by place, in the order of `wanted`, which says where they lie."""
     path = absolute(checkpoint.path / STATE_NAME)
     with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
-        arrays = packing.unpack(checkpointer.restore(path), shapes)
-    return packing.with_keys(arrays, template, checkpoint.key_impls)
+        found = packing.unpack(checkpointer.restore(path), checkpoint.layout, wanted, checkpoint.key_impls)
+    return [found[place] for place in wanted]
 
 
 def restore_variables(checkpoint: Checkpoint, template: Any, origin: str) -> Any:
@@ -197,19 +204,16 @@ def restore_variables(checkpoint: Checkpoint, template: Any, origin: str) -> Any
 
     roots = (".ema[",) if averaged else (".params[", ".batch_stats[")
     theirs = {place: kind for place, kind in checkpoint.layout.items() if place.startswith(roots)}
-    wanted = {place_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
-    for place in sorted(theirs.keys() | wanted.keys()):
-        here = f"{wanted[place].dtype}{list(wanted[place].shape)}" if place in wanted else "absent"
-        if theirs.get(place) != here:
-            name = "/".join(re.findall(r"[^\[\]'.]+", place.removeprefix(".ema")))
-            raise UserError(
-                f"the weights from {origin} are of another network: {name} is {theirs.get(place, 'absent')} there and "
-                f"{here} here; use its model settings and its kind of data"
-            )
-    path = absolute(checkpoint.path / STATE_NAME)
-    with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
-        found = packing.pieces(checkpointer.restore(path), checkpoint.layout, wanted)
-    return jax.tree_util.tree_map_with_path(lambda place, _: found[place_of(place)], template)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {place_of(path): leaf for path, leaf in leaves}
+    if misfit := packing.misfit(theirs, wanted):
+        place, there, here = misfit
+        name = "/".join(re.findall(r"[^\[\]'.]+", place.removeprefix(".ema")))
+        raise UserError(
+            f"the weights from {origin} are of another network: {name} is {there} there and {here} here; use its model "
+            "settings and its kind of data"
+        )
+    return jax.tree.unflatten(structure, _arrays(checkpoint, wanted))
 
 
 def path_of_step(directory: Path, step: int) -> Path:

@@ -17,35 +17,23 @@ from mpisjax.storage.processes import to_devices, to_host
 def layout_of(state: Any) -> dict[str, str]:
     """Dtype and shape of every array by its place in the tree, in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(place): f"{leaf.dtype}{list(leaf.shape)}" for place, leaf in leaves}
+    return {jax.tree_util.keystr(place): _kind(leaf) for place, leaf in leaves}
 
 
-def saved_shapes(layout: Mapping[str, str], template: Any) -> tuple[Any, str | None]:
-    """The shapes of a saved state, as the template's tree; or where the two differ.
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
 
-    Args:
-        layout: `layout_of` the saved state, without keys.
-        template: A tree of arrays or of shapes with shardings. Its random keys fit those of any implementation.
 
-    Returns:
-        The shapes with the template's shardings, and None; or None, and a clause that names the first difference.
+def misfit(layout: Mapping[str, str], wanted: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Where a saved state differs from arrays (or shapes) by place: (place, there, here) of the first; None: nowhere.
+
+    A random key fits that of any implementation.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(template)
-    keys = {jax.tree_util.keystr(place) for place, leaf in leaves if is_key(leaf)}
-    ours = layout_of(template)
-    for place in sorted(layout.keys() | ours.keys()):
-        if layout.get(place) != ours.get(place) and not (place in layout and place in keys):
-            return (
-                None,
-                f"{place} is {layout.get(place, 'absent')} there and {ours.get(place, 'absent')} here",
-            )
-
-    def saved(place: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        dtype, _, shape = layout[jax.tree_util.keystr(place)].partition("[")
-        sharding = getattr(leaf, "sharding", None)
-        return jax.ShapeDtypeStruct(tuple(json.loads(f"[{shape}")), dtype, sharding=sharding)
-
-    return jax.tree_util.tree_map_with_path(saved, template), None
+    for place in sorted(layout.keys() | wanted.keys()):
+        there, here = layout.get(place, "absent"), _kind(wanted[place]) if place in wanted else "absent"
+        if there != here and not (place in layout and place in wanted and is_key(wanted[place])):
+            return place, there, here
+    return None
 
 
 def is_key(leaf: Any) -> bool:
@@ -60,17 +48,6 @@ def without_keys(state: Any) -> tuple[dict[str, str], Any]:
     return impls, jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
 
 
-def with_keys(arrays: Any, template: Any, impls: Mapping[str, str]) -> Any:
-    """The state that `without_keys` was given: integers become keys where the template has them."""
-
-    def one(place: Any, leaf: Any, array: Any) -> Any:
-        if not is_key(leaf):
-            return array
-        return jax.random.wrap_key_data(array, impl=impls[jax.tree_util.keystr(place)])
-
-    return jax.tree_util.tree_map_with_path(one, template, arrays)
-
-
 def pack(state: Any) -> dict[str, np.ndarray]:
     """All arrays of a dtype as one flat array on the host, in the tree's order; every process must call this."""
     parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
@@ -79,26 +56,28 @@ def pack(state: Any) -> dict[str, np.ndarray]:
     return {dtype: np.concatenate(arrays) for dtype, arrays in parts.items()}
 
 
-def unpack(flat: Mapping[str, np.ndarray], shapes: Any) -> Any:
-    """The arrays that `pack` was given, placed as `shapes` says."""
-    rest = dict(flat)
+def unpack(
+    flat: Mapping[str, np.ndarray], layout: Mapping[str, str], wanted: Mapping[str, Any], key_impls: Mapping[str, str]
+) -> dict[str, Any]:
+    """Some of the arrays that `pack` was given.
 
-    def take(leaf: Any) -> jax.Array:
-        name = str(leaf.dtype)
-        piece, rest[name] = rest[name][: leaf.size], rest[name][leaf.size :]
-        return to_devices(piece.reshape(leaf.shape), leaf.sharding)
+    Args:
+        flat: What it made of a state without keys.
+        layout: `layout_of` that state.
+        wanted: By place, arrays or shapes; what comes back lies where these do, and is a key where these are.
+        key_impls: What `without_keys` gave.
 
-    return jax.tree.map(take, shapes)
-
-
-def pieces(flat: Mapping[str, np.ndarray], layout: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """By place, the arrays of `wanted` out of what `pack` made of a state of this layout."""
+    Returns:
+        The arrays by place.
+    """
     found, starts = {}, dict.fromkeys(flat, 0)
     for place, kind in layout.items():
-        dtype, _, shape = kind.partition("[")
-        size = math.prod(json.loads(f"[{shape}"))
+        dtype, _, sizes = kind.partition("[")
+        shape = tuple(json.loads(f"[{sizes}"))
+        start, starts[dtype] = starts[dtype], starts[dtype] + math.prod(shape)
         if place in wanted:
-            leaf, piece = wanted[place], flat[dtype][starts[dtype] : starts[dtype] + size]
-            found[place] = to_devices(piece.reshape(leaf.shape), getattr(leaf, "sharding", None))
-        starts[dtype] += size
+            leaf = wanted[place]
+            piece = flat[dtype][start : starts[dtype]].reshape(shape)
+            array = to_devices(piece, getattr(leaf, "sharding", None))
+            found[place] = jax.random.wrap_key_data(array, impl=key_impls[place]) if is_key(leaf) else array
     return found
