@@ -18,8 +18,7 @@ from mpisjax.analysis.measure import first_examples
 from mpisjax.data import DataSet, Split, eval_batches, prepare_images
 from mpisjax.neurons import Neuron
 from mpisjax.nn import model
-from mpisjax.nn.mpis import MPIS
-from mpisjax.nn.operations import synapses, synops
+from mpisjax.nn.operations import count_operations
 from mpisjax.simulate import Step, accumulate, firing_rate, over_time, wide_zeros
 
 Array = jax.Array
@@ -32,8 +31,8 @@ class Answers(NamedTuple):
     Attributes:
         logits: float [T, batch, classes]: the classifier on the rates so far.
         spikes: int32 [T, batch]: spikes so far, of all populations.
-        synops: float32 [T, batch]: synaptic operations so far, of the layers that spikes drive; 0 of a
-            network that is no MPIS.
+        synops: float32 [T, batch]: synaptic operations so far; 0 of a network whose synapses are not known
+            (`mpisjax.nn.operations.count_operations`).
     """
 
     logits: Any
@@ -90,11 +89,7 @@ def answers_over_time(
         num_steps: T; temporal input has as many steps as frames.
     """
     temporal = net.temporal
-    links = []
-    if isinstance(net, MPIS):  # the synapses of other networks are not known
-        height, width, channels = images.shape[-3:]
-        with jax.ensure_compile_time_eval():  # their numbers are no part of the program
-            links = synapses(net, (height, width, channels))
+    counted = count_operations(net, variables, images, neuron)
     init = net.initial_rates(images)
     batch = jax.tree.leaves(init)[0].shape[0]
     leak = neuron.leak
@@ -108,7 +103,7 @@ def answers_over_time(
         total, weight = accumulate(total, step.feedback, leak), leak * weight + 1
         fired = {name: (population.activity != 0) for name, population in step.populations.items()}
         spikes += sum(jnp.sum(f, axis=tuple(range(1, f.ndim)), dtype=jnp.int32) for f in fired.values())
-        operations += sum(synops(links, fired).values())
+        operations += sum(counted.synops(fired).values()) if counted else 0.0
         rates = jax.tree.map(lambda r, like: r.astype(like.dtype), firing_rate(total, weight), init)
         logits = model.classify(net, variables, rates)
         return (total, weight, spikes, operations), Answers(logits, spikes, operations)

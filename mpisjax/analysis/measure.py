@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import Split, prepare_images
 from mpisjax.neurons import LIF
-from mpisjax.nn import model
-from mpisjax.nn.mpis import MPIS
-from mpisjax.nn.operations import Cost, additions_per_step, cost, synapses
+from mpisjax.nn.operations import Cost, count_operations
 from mpisjax.simulate import SpikeForward
 from mpisjax.training.evaluation import Examination, make_examiner
 
@@ -49,23 +46,15 @@ def measure(
         batch_size: Examples at once.
 
     Returns:
-        What was found, and the cost of a sample: None of a network of one's own, whose synapses are not known.
+        What was found, and the cost of a sample: None of a network whose synapses are not known
+        (`mpisjax.nn.operations.count_operations`).
     """
     # Every step is run: the operations of settled samples would be unknown otherwise.
     forward = SpikeForward(None if dataset.temporal else num_steps)
     examiner = make_examiner(net, dataset, neuron=neuron, forward=forward, bptt=through_time, batch_size=batch_size)
     found = examiner(variables, split)
-    if not isinstance(net, MPIS):
+    one = prepare_images(jnp.zeros((1, *split.images.shape[1:]), jnp.uint8), dataset)
+    operations = count_operations(net, variables, one, neuron)
+    if operations is None:
         return found, None
-    height, width, channels = split.images.shape[-3:]
-    images = prepare_images(jnp.zeros((1, *split.images.shape[1:]), jnp.uint8), dataset)
-    simulation = jax.eval_shape(lambda v, x: model.spikes(net, v, x, neuron=neuron, forward=forward), variables, images)
-    populations = {name: count.shape[1:] for name, count in simulation.spike_counts.items()}
-    return found, cost(
-        synapses(net, (height, width, channels)),
-        found.synops,
-        num_steps=forward.num_steps or len(images),
-        neurons=sum(int(np.prod(s)) for s in populations.values()),
-        additions=additions_per_step(net, populations),
-        leak=neuron.leak,
-    )
+    return found, operations.cost(found.synops, found.evaluation.num_steps, neuron.leak)

@@ -28,7 +28,7 @@ from mpisjax.jacobian import SpectralRadius, warn_near_one
 from mpisjax.neurons import LIF
 from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
-from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost, synapses
+from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost
 from mpisjax.solvers import RateForward
 from mpisjax.storage.run_folder import write_atomically
 from mpisjax.training.evaluation import Evaluation, Examination
@@ -121,10 +121,7 @@ def write_report(
     spikes = raster(net, variables, one, neuron, num_steps)
     asked = record(net, variables, dataset, part, neuron=neuron, num_steps=num_steps)
 
-    dense = None
-    if isinstance(net, MPIS):
-        height, width, channels = part.images.shape[-3:]
-        dense = dense_cost(synapses(net, (height, width, channels)), subject.evaluations)
+    dense = dense_cost(net, variables, one, neuron, subject.evaluations)
     rows = read_rows(Path(workdir) / FILE_NAME)
     steps_per_epoch = len(dataset.train.labels) // subject.batch_size
     drawn = {
@@ -221,7 +218,7 @@ def _latency_row(found: Evaluation, cost: Cost | None) -> list[str]:
 
 
 def _layer_rows(cost: Cost) -> list[list[str]]:
-    """Synaptic operations and multiply-accumulates of every layer, and their sums."""
+    """Synaptic operations by population, multiply-accumulates of the rest, and their sums."""
     rows = [[name, _millions(value), ""] for name, value in cost.synops.items()]
     rows += [[name, "", _millions(value)] for name, value in cost.macs.items()]
     return [*rows, ["sum", _millions(sum(cost.synops.values())), _millions(sum(cost.macs.values()))]]

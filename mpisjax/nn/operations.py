@@ -1,24 +1,29 @@
-"""What a network computes: synaptic operations of its spikes, multiply-accumulates of the rest, energy,
-traffic.
+"""What a network computes: synaptic operations of its spikes, multiply-accumulates of the rest, energy, traffic.
 
-A synaptic operation (SynOp) is one spike reaching one synapse: an addition. Everything that is not driven by
-spikes is counted as multiply-accumulates (MACs): the stem and the injection (once a sample, since their input
-is constant; event input drives them every step), the head (once), and the fusion's stride-2 convolutions,
-which act on currents, in every step. Synapses that padding cuts off are not counted.
+A synaptic operation (SynOp) is one spike that reaches one synapse: an addition. Products that no spike drives are
+counted as multiply-accumulates (MACs). In an `MPIS` these are the stem and the injection (once a sample, since their
+input is constant; event input drives them every step), the head (once), and the fusion's convolutions, which act on
+currents, in every step. Products with padding are not counted.
+
+A network is not described a second time for this. Its trace is followed from each population to the convolutions and
+matrix products that its spikes reach. So a network of one's own is counted as well.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpisjax.nn.convolution import conv2d, conv_transpose2d, halved
-from mpisjax.nn.mpis import MPIS, stream_name
-
-Size = tuple[int, int]
+from mpisjax.firing import Population, trace
+from mpisjax.neurons import Neuron
+from mpisjax.nn.model import transition_of
+from mpisjax.nn.mpis import MPIS
+from mpisjax.nn.products import INPUT, PARAMETERS, STEP, NotFollowedError, Products, RateProducts, Value
 
 # Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014: 45 nm, 0.9 V, 32-bit
 # floating point; in pJ. A 64-bit read of a 1 MB SRAM costs 100 pJ, so 32 bits 50.
@@ -30,37 +35,15 @@ CONSTANTS = (
     "synaptic operation reads a weight and reads and writes a membrane potential; a multiply-accumulate reads a "
     "weight and an activity; an update of a neuron reads and writes its potential."
 )
-
-
-class Synapses(NamedTuple):
-    """One convolution, as its inputs see it.
-
-    Attributes:
-        name: The layer's name.
-        source: The population whose spikes drive it; None if its input is not spikes.
-        fan_out: float [h, w], synapses that leave a neuron at a place.
-        channels: Of the input, so that a dense pass costs `channels * fan_out.sum()` MACs.
-        every_step: Whether it runs at every time step (False: once a sample).
-    """
-
-    name: str
-    source: str | None
-    fan_out: np.ndarray
-    channels: int
-    every_step: bool
-
-    @property
-    def macs(self) -> float:
-        """Multiply-accumulates of one dense pass, for one sample."""
-        return float(self.channels * self.fan_out.sum())
+ONCE, EVERY_STEP = "once a sample", "in every step"
 
 
 class Cost(NamedTuple):
     """What one sample costs; means over samples.
 
     Attributes:
-        synops: Synaptic operations by layer.
-        macs: Multiply-accumulates by layer.
+        synops: Synaptic operations by population that fires.
+        macs: Multiply-accumulates: `ONCE`, and over all steps of what runs in `EVERY_STEP`.
         additions: Of currents (fusion and injection), over all steps.
         updates: Of neurons, over all steps: an addition each, and a multiplication where there is a leak.
         compute_uj: Energy of arithmetic, in microjoules.
@@ -75,132 +58,114 @@ class Cost(NamedTuple):
     memory_uj: float
 
 
-def _fan_out(size: Size, kernel: int, stride: int, features: int, transpose_to: Size | None = None) -> np.ndarray:
-    ones = jnp.ones((kernel, kernel, 1, 1))
-    if transpose_to is not None:
-        reached = conv2d(jnp.ones((1, *transpose_to, 1)), ones, stride)
-    else:
-        outputs = jnp.ones((1, -(-size[0] // stride), -(-size[1] // stride), 1))
-        reached = conv_transpose2d(outputs, ones, stride, size)
-    return np.asarray(reached[0, :, :, 0], np.float64) * features
+class Operations(NamedTuple):
+    """What a network computes for one sample, but for how often its neurons fire.
 
-
-def synapses(net: MPIS, image_shape: tuple[int, int, int]) -> list[Synapses]:
-    """Every convolution of a network, and its classifier.
-
-    Args:
-        net: The network.
-        image_shape: Height, width, channels.
+    Attributes:
+        fan_out: By population, in its neurons' shape: how many synapses a neuron's spike reaches.
+        once: MACs of what depends on a constant input alone, and of the head.
+        every_step: MACs of a time step that no spike drives.
+        additions: Of whole currents in a time step.
+        neurons: How many fire.
     """
-    k, layers, depth = net.kernel_size, net.layers, len(net.layers)
-    width = layers[net.fusion_layer - 1]
-    found: list[Synapses] = []
-    size, channels, source = image_shape[:2], image_shape[2], None
-    for n, (features, stride) in enumerate(zip(net.stem, net.stem_strides, strict=True), 1):
-        fan_out = _fan_out(size, k, stride, features)
-        found.append(Synapses(f"stem/conv{n}", source, fan_out, channels, net.temporal))
-        size, channels = (
-            (halved(size[0]) if stride == 2 else size[0], halved(size[1]) if stride == 2 else size[1]),
-            features,
-        )
-        source = f"stem/layer{n}" if net.temporal else None
-    found.append(Synapses("inject", source, _fan_out(size, k, 1, layers[0]), channels, net.temporal))
-    last: list[Size] = []
-    for i in range(net.num_streams):
-        stream, here = stream_name(i + 1), (halved(size[0], i), halved(size[1], i))
-        first = here
-        for n in range(1, depth + 1):
-            if n > 1:
-                stride = 2 if n == net.stride_layer else 1
-                name, fan_out = f"{stream}/conv{n}", _fan_out(here, k, stride, layers[n - 1])
-                found.append(Synapses(name, f"{stream}/layer{n - 1}", fan_out, layers[n - 2], True))
-                here = (halved(here[0]), halved(here[1])) if stride == 2 else here
-            if n == net.fusion_layer:
-                for target in range(i + 1, net.num_streams):
-                    for hop in range(target - i):
-                        lower = (halved(here[0], hop), halved(here[1], hop))
-                        name = f"fusion/{stream}-{stream_name(target + 1)}/conv{hop + 1}"
-                        found.append(Synapses(name, None, _fan_out(lower, k, 2, width), width, True))
-        if net.feedback_norm != "none":
-            stride = 2 if net.stride_layer else 1
-            fan_out = _fan_out(here, k, stride, layers[0], transpose_to=first)
-            found.append(Synapses(f"{stream}/trans", f"{stream}/layer{depth}", fan_out, layers[-1], True))
-        last.append(here)
-    head = last[-1]
-    if net.head == "fused":
-        for i in range(net.num_streams - 1):
-            for hop in range(net.num_streams - 1 - i):
-                lower = (halved(last[i][0], hop), halved(last[i][1], hop))
-                name = f"head/{stream_name(i + 1)}/conv{hop + 1}"
-                found.append(Synapses(name, None, _fan_out(lower, k, 2, layers[-1]), layers[-1], False))
-        found.append(Synapses("head/mix", None, _fan_out(head, 1, 1, layers[-1]), layers[-1], False))
-    found.append(Synapses("head/classifier", None, np.full(head, float(net.num_classes)), layers[-1], False))
-    return found
+
+    fan_out: dict[str, np.ndarray]
+    once: float
+    every_step: float
+    additions: float
+    neurons: int
+
+    def synops(self, spikes: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Synaptic operations by population, float [batch]; `spikes` are counts [batch, ...] by population."""
+        return {
+            name: jnp.tensordot(spikes[name].astype(jnp.float32), jnp.asarray(reached, jnp.float32), reached.ndim)
+            for name, reached in self.fan_out.items()
+        }
+
+    def cost(self, synops: dict[str, float], num_steps: float, leak: float) -> Cost:
+        """Adds it all up for one sample.
+
+        Args:
+            synops: By population, of a sample over all steps.
+            num_steps: Time steps.
+            leak: Of the neurons; a leak below 1 costs a multiplication an update.
+        """
+        macs = {ONCE: self.once, EVERY_STEP: self.every_step * num_steps}
+        updates, added = self.neurons * num_steps, self.additions * num_steps
+        events, products = sum(synops.values()), sum(macs.values())
+        compute = ADD_PJ * (events + added + updates) + MAC_PJ * products + (MULTIPLY_PJ * updates if leak < 1 else 0)
+        memory = SRAM_PJ * (3 * events + 2 * products + 2 * updates)
+        return Cost(synops, macs, added, updates, compute * 1e-6, memory * 1e-6)
 
 
-def additions_per_step(net: MPIS, shapes: dict[str, tuple[int, ...]]) -> float:
-    """Additions of whole currents in one step of one sample: fusion, and the injection into stream 1.
+def count_operations(net: Any, variables: Any, images: Any, neuron: Neuron) -> Operations | None:
+    """Reads what a network computes from its trace.
 
     Args:
-        net: The network.
-        shapes: Of every population, without the batch axis.
-    """
-    fused = [shapes[f"{stream_name(i + 1)}/layer{net.fusion_layer}"] for i in range(net.num_streams)]
-    return sum(float(np.prod(s)) * (net.num_streams - 1) for s in fused) + float(np.prod(shapes["stream1/layer1"]))
-
-
-def synops(links: list[Synapses], spike_counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Synaptic operations by layer and sample.
-
-    Args:
-        links: What `synapses` gave.
-        spike_counts: Of every population, [batch, h, w, channels], summed over time.
+        net: An `MPIS`, or a network of one's own (`mpisjax.nn.network.as_module`).
+        variables: `{"params": ..., "batch_stats": ...}`. Only shapes are read, of these and of the images.
+        images: Network input: [batch, h, w, c], temporal [time, batch, h, w, c].
+        neuron: Of the populations that bring none.
 
     Returns:
-        float [batch] by layer that spikes drive.
+        None where populations or products stand inside a loop or a branch, which is not followed.
     """
-    return {
-        link.name: jnp.einsum("bhwc,hw->b", spike_counts[link.source].astype(jnp.float32), jnp.asarray(link.fan_out))
-        for link in links
-        if link.source is not None
-    }
+    products = Products()
+    populations = _follow(net, variables, images, neuron, products)
+    if populations is None:
+        return None
+    with jax.ensure_compile_time_eval():  # these numbers are no part of a program that is being traced
+        fan_out, macs = products.count(populations)
+    neurons = sum(math.prod(population.shape) for population in populations.values())
+    return Operations(fan_out, macs[INPUT], macs[STEP], products.additions, neurons)
 
 
-def cost(
-    links: list[Synapses],
-    synops: dict[str, float],
-    *,
-    num_steps: float,
-    neurons: int,
-    additions: float,
-    leak: float,
-) -> Cost:
-    """Adds it all up for one sample.
+def dense_cost(net: Any, variables: Any, images: Any, neuron: Neuron, evaluations: float) -> Cost | None:
+    """The same network solved as rates: `evaluations` of f with every product dense; stem, injection and head once.
 
-    Args:
-        links: What `synapses` gave.
-        synops: By layer, of a sample over all steps.
-        num_steps: Time steps.
-        neurons: Spiking neurons.
-        additions: What `additions_per_step` gave.
-        leak: Of the neurons; a leak below 1 costs a multiplication an update.
+    The other arguments, and None, are as of `count_operations`.
     """
-    macs = {s.name: s.macs * (num_steps if s.every_step else 1) for s in links if s.source is None}
-    updates, added = neurons * num_steps, additions * num_steps
-    events, products = sum(synops.values()), sum(macs.values())
-    compute = ADD_PJ * (events + added + updates) + MAC_PJ * products + (MULTIPLY_PJ * updates if leak < 1 else 0)
-    memory = SRAM_PJ * (3 * events + 2 * products + 2 * updates)
-    return Cost(synops, macs, added, updates, compute * 1e-6, memory * 1e-6)
+    products = RateProducts()
+    if _follow(net, variables, images, neuron, products) is None:
+        return None
+    with jax.ensure_compile_time_eval():
+        _, macs = products.count({})
+    counted = {ONCE: macs[INPUT], EVERY_STEP: evaluations * macs[STEP]}
+    total = sum(counted.values())
+    return Cost({}, counted, 0.0, 0.0, MAC_PJ * total * 1e-6, 2 * SRAM_PJ * total * 1e-6)
 
 
-def dense_cost(links: list[Synapses], evaluations: float) -> Cost:
-    """The same network solved as rates, every convolution dense: `evaluations` of f, stem and head once.
+def _follow(net: Any, variables: Any, images: Any, neuron: Neuron, products: Products) -> dict[str, Population] | None:
+    """Shows a network to `products`, in the shapes of one sample; returns its populations."""
+    if isinstance(net, MPIS):
+        net = net.clone(dtype=None, sharding=None)  # counts are exact in float32, on one device
+    axis = 1 if net.temporal else 0
 
-    Args:
-        links: What `synapses` gave.
-        evaluations: Of the equivalent map.
-    """
-    once = {"inject"} | {s.name for s in links if s.name.startswith(("stem/", "head/"))}
-    macs = {s.name: s.macs * (1 if s.name in once else evaluations) for s in links}
-    total = sum(macs.values())
-    return Cost({}, macs, 0.0, 0.0, MAC_PJ * total * 1e-6, 2 * SRAM_PJ * total * 1e-6)
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    def outside(method: str) -> Callable[..., Any]:
+        return lambda variables, value: net.apply(variables, value, False, method=method)
+
+    variables = jax.tree.map(shape, variables)
+    one = jax.ShapeDtypeStruct((*images.shape[:axis], 1, *images.shape[axis + 1 :]), images.dtype)
+    init = jax.eval_shape(lambda: net.initial_rates(one))
+    x = jax.eval_shape(outside("encode"), variables, one)
+    if net.temporal:
+        x = jax.tree.map(lambda frames: jax.ShapeDtypeStruct(frames.shape[1:], frames.dtype), x)
+    transition = trace(transition_of(net), variables, init, x)
+
+    fixed, rates, driving = (
+        [Value(depends)] * len(jax.tree.leaves(tree))
+        for depends, tree in ((PARAMETERS, variables), (STEP, init), (products.frames if net.temporal else INPUT, x))
+    )
+    try:
+        # What is fed back are the spikes that the transition returned in the step before.
+        back = type(products)().follow(transition.jaxpr, [*fixed, *rates, *driving])
+        products.follow(transition.jaxpr, [*fixed, *back, *driving])
+        for method, value in (("encode", one), ("classify", init)):
+            traced = jax.make_jaxpr(outside(method))(variables, value)
+            products.follow(traced.jaxpr, [*fixed, *[Value(INPUT)] * len(jax.tree.leaves(value))])
+    except NotFollowedError:
+        return None
+    return transition.populations

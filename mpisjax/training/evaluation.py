@@ -15,8 +15,7 @@ from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import Batch, Inputs, Split, eval_batches, prepare_images
 from mpisjax.neurons import LIF
 from mpisjax.nn import model
-from mpisjax.nn.mpis import MPIS
-from mpisjax.nn.operations import synapses, synops
+from mpisjax.nn.operations import count_operations
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import RateForward
 from mpisjax.training.devices import (
@@ -42,8 +41,8 @@ class Evaluation(NamedTuple):
       loss: cross-entropy of the same logits.
       residual: by stream, mean relative residual ("rates" where the network's rates are one array).
       firing_rates: by population, spikes counted per neuron and time step; where the rates were solved for, their mean.
-      synops: mean synaptic operations a sample, over all steps and layers that spikes drive
-        (`mpisjax.nn.operations`); None where the rates were solved for, and of a network that is no MPIS.
+      synops: mean synaptic operations a sample, over all steps and populations (`mpisjax.nn.operations`); None where
+        the rates were solved for, and of a network that cannot be followed there.
       num_steps: mean time steps (or solver steps) a sample.
       num_examples: examples.
     """
@@ -65,7 +64,7 @@ class Examination(NamedTuple):
       evaluation: the means.
       answers: int32 [n], the class that each example was taken for; of these is `evaluation.accuracy`.
       confidence: float32 [n], the probability of that class.
-      synops: by layer that spikes drive, mean synaptic operations a sample; empty where the evaluation's are None.
+      synops: by population, mean synaptic operations a sample; empty where the evaluation's are None.
     """
 
     evaluation: Evaluation
@@ -136,12 +135,9 @@ def make_eval_step(
         }
         if spike_logits is not None:
             sums["correct_spikes"] = total(jnp.argmax(spike_logits, -1) == batch.labels)
-            if isinstance(network, MPIS):
-                with jax.ensure_compile_time_eval():
-                    height, width, channels = batch.images.shape[-3:]
-                    links = synapses(network, (height, width, channels))
-                operations = synops(links, simulation.spike_counts)
-                sums["synops"] = {name: total(v) for name, v in operations.items()}
+            operations = count_operations(network, variables, x, neuron)
+            if operations is not None:
+                sums["synops"] = {k: total(v) for k, v in operations.synops(simulation.spike_counts).items()}
         return sums, (jnp.argmax(logits, -1), jnp.max(jax.nn.softmax(logits), -1))
 
     whole = replicated(mesh)

@@ -24,7 +24,7 @@ def test_answers_over_time_are_those_of_separate_simulations(digits):
     x = prepare_images(jax.numpy.asarray(dataset.test.images[:4]), dataset)
     ask = jax.jit(lambda v, x: anytime.answers_over_time(trained.net, v, x, neuron=trained.neuron, num_steps=6))
     found = ask(trained.variables, x)
-    links = operations.synapses(trained.net, x.shape[-3:])
+    counted = operations.count_operations(trained.net, trained.variables, x, trained.neuron)
     for steps in (1, 3, 6):
         forward = mpisjax.SpikeForward(steps)
         one = nn.spikes(trained.net, trained.variables, x, neuron=trained.neuron, forward=forward)
@@ -32,7 +32,7 @@ def test_answers_over_time_are_those_of_separate_simulations(digits):
         np.testing.assert_allclose(found.logits[steps - 1], logits, atol=0.05)
         spikes = sum(np.asarray(c).sum((1, 2, 3)) for c in one.spike_counts.values())
         np.testing.assert_allclose(found.spikes[steps - 1], spikes, atol=4)
-        events = sum(operations.synops(links, one.spike_counts).values())
+        events = sum(counted.synops(one.spike_counts).values())
         np.testing.assert_allclose(found.synops[steps - 1], events, rtol=2e-3)
 
 
