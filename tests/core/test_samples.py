@@ -1,5 +1,7 @@
 """Samples of a batch never decide for one another."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +33,23 @@ def transition(p, z, x, fire):
     return fire("o", x["gain"] * (z @ p) + x["current"])
 
 
+@functools.cache
+def compiled(forward, adjoint, rows):
+    """The gradient of each sample's input, and the reports by sample: a program for each number of samples."""
+
+    def run(mixing, x, g):
+        def loss(x, probe):
+            init = jnp.zeros((rows, WIDTH), jnp.float32)
+            eq = mpisjax.equilibrium_forward(transition, mixing, x, init, forward=forward, adjoint=adjoint, probe=probe)
+            return jnp.sum(g * eq.rates), eq
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, mpisjax.adjoint_probe(rows))
+
+    return jax.jit(run)
+
+
 def gradients(rows, forward, adjoint, spoiled):
-    """The gradient of each sample's input, and the reports by sample."""
+    """Of some rows of a problem in which row 5 is spoiled."""
     rng = np.random.default_rng(0)
     mixing = rng.uniform(0.1, 0.5, (WIDTH, WIDTH)).astype(np.float32)
     mixing = jnp.asarray(mixing / np.abs(np.linalg.eigvals(mixing)).max())
@@ -46,17 +63,7 @@ def gradients(rows, forward, adjoint, spoiled):
     elif spoiled == "cotangent":
         g[5] = np.nan
     x = {"gain": jnp.asarray(gain[rows]), "current": jnp.asarray(current[rows])}
-    init = jnp.zeros((len(rows), WIDTH), jnp.float32)
-
-    @jax.jit
-    def run(x, g):
-        def loss(x, probe):
-            eq = mpisjax.equilibrium_forward(transition, mixing, x, init, forward=forward, adjoint=adjoint, probe=probe)
-            return jnp.sum(g * eq.rates), eq
-
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, mpisjax.adjoint_probe(len(rows)))
-
-    (found, stats), eq = run(x, jnp.asarray(g[rows]))
+    (found, stats), eq = compiled(forward, adjoint, len(rows))(mixing, x, jnp.asarray(g[rows]))
     return found, stats, eq
 
 
@@ -177,7 +184,7 @@ def test_more_steps_never_give_a_worse_adjoint(x64, solver):
     matrix = rng.normal(size=(12, 12)) / 2  # of spectral radius above 1
     g = rng.normal(size=12)
     found = []
-    for steps in range(1, 25):
+    for steps in (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24):
         config = Adjoint(solver, steps, 0.0, history=4)
         v, _ = solve_adjoint(lambda c, v: c[0] @ v, [jnp.asarray(matrix)], jnp.asarray(g), config, None)
         found.append(np.linalg.norm(g - (v - matrix @ v)) / np.linalg.norm(g))
