@@ -8,6 +8,8 @@ from jax import lax
 
 from mpisjax.cpu import winograd
 
+pytestmark = pytest.mark.unoptimized
+
 
 def plain(x, w):
     return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -24,10 +26,16 @@ def case(size, kernel, channels=(3, 2), batch=2, dtype=jnp.float64):
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (3, 9), (1, 2)], ids=str)
 def test_equals_the_plain_convolution_and_its_gradient(x64, size, kernel, batch):
     x, w = case(size, kernel, batch=batch)
-    y, pull = jax.vjp(lambda w: plain(x, w), w)
-    np.testing.assert_allclose(winograd.convolve(x, winograd.kernels(w), kernel), y, atol=1e-12)
-    g = jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
-    np.testing.assert_allclose(winograd.kernel_gradient(x, g, kernel), pull(g)[0], atol=1e-11)
+
+    @jax.jit
+    def both(x, w):
+        y, pull = jax.vjp(lambda w: plain(x, w), w)
+        g = jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+        filtered = winograd.convolve(x, winograd.kernels(w), kernel), winograd.kernel_gradient(x, g, kernel)
+        return filtered, (y, pull(g)[0])
+
+    for found, expected in zip(*both(x, w), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-11)
 
 
 @pytest.mark.optimized
@@ -45,10 +53,15 @@ def test_chunks_hold_every_sample_once(x64, monkeypatch):
         monkeypatch.setattr(winograd, "_LARGE_KERNELS", -1)
         monkeypatch.setattr(winograd, "_TILES", tiles)
         monkeypatch.setattr(jax, "local_device_count", lambda n=devices: n)
-        np.testing.assert_allclose(winograd.convolve(x, winograd.kernels(w), 3), plain(x, w), atol=1e-12)
-        g = plain(x, w)
-        expected = jax.vjp(lambda w: plain(x, w), w)[1](g)[0]
-        np.testing.assert_allclose(winograd.kernel_gradient(x, g, 3), expected, atol=1e-10)
+
+        @jax.jit
+        def both(x, w):
+            g, pull = jax.vjp(lambda w: plain(x, w), w)
+            filtered = winograd.convolve(x, winograd.kernels(w), 3), winograd.kernel_gradient(x, g, 3)
+            return filtered, (g, pull(g)[0])
+
+        for found, expected in zip(*both(x, w), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
 @pytest.mark.parametrize(
