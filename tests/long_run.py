@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # the package may be this checkout
 
 from mpisjax import cli  # noqa: E402
 from mpisjax.cli.arguments import Parser, path, whole_number  # noqa: E402
+from mpisjax.configuration.config_files import load_config  # noqa: E402
 from mpisjax.storage.preemption import watch  # noqa: E402
 
 SHOWN_EVERY = 2
@@ -210,4 +211,4 @@ if __name__ == "__main__":
     if not os.path.exists("/proc/self/status"):
         sys.exit("this script reads /proc, which only Linux has")
     with_one_arena()
-    cli.run(main, arguments(), cli.config_from(ROOT / "configs" / "digits.py"))
+    cli.run(main, arguments(), lambda given, file: load_config(file or ROOT / "configs" / "digits.py"))

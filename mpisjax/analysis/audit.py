@@ -7,16 +7,130 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
 
-from mpisjax.analysis.gradients import TIGHT, Agreement, Problem, compare
 from mpisjax.baselines import bptt
+from mpisjax.equilibrium import Equilibrium
+from mpisjax.errors import UserError
+from mpisjax.firing import RateReading
 from mpisjax.neurons import LIF
+from mpisjax.nn import model
 from mpisjax.nn.mpis import MPIS
 from mpisjax.residuals import worst
-from mpisjax.simulate import SpikeForward
+from mpisjax.simulate import SpikeForward, weighted_mean_frame
 from mpisjax.solvers import Adjoint, RateForward
 
 Array = jax.Array
+LARGEST_DENSE = 4096
+TIGHT = RateForward("anderson", max_steps=300, tol=1e-6)
+
+
+class Agreement(NamedTuple):
+    """A gradient against the reference.
+
+    Attributes:
+        cosine: The cosine of the angle between the two; NaN if one is zero.
+        norm_ratio: Its norm divided by the reference's.
+    """
+
+    cosine: float
+    norm_ratio: float
+
+
+def _dense_gradient(loss_of: Any, f: Any, params: Any, rates: Any) -> Any:
+    """The exact implicit gradient: (I - J^T) v = g solved sample by sample with J as a matrix."""
+    g = jax.grad(lambda r: loss_of(params, r))(rates)
+    flat, unravel_one = ravel_pytree(jax.tree.map(lambda a: a[0], rates))
+    unravel, ravel = jax.vmap(unravel_one), jax.vmap(lambda t: ravel_pytree(t)[0])
+    batch = jax.tree.leaves(rates)[0].shape[0]
+    _, vjp = jax.vjp(lambda r: f(params, r), rates)
+
+    def row(basis: Array) -> Array:
+        return ravel(vjp(unravel(jnp.broadcast_to(basis, (batch, flat.size))))[0])
+
+    # jacobian[k, b, :] = e_k^T J of sample b: samples do not mix.
+    jacobian = jax.lax.map(row, jnp.eye(flat.size, dtype=flat.dtype))
+    system = jnp.eye(flat.size) - jnp.transpose(jacobian, (1, 2, 0))
+    v = unravel(jnp.linalg.solve(system, ravel(g)[..., None])[..., 0])
+    through_map = jax.vjp(lambda p: f(p, rates), params)[1](v)[0]
+    direct = jax.grad(lambda p: loss_of(p, rates))(params)
+    return jax.tree.map(jnp.add, through_map, direct)
+
+
+class Problem:
+    """The cross-entropy of one batch, with running statistics and no dropout, and its gradients."""
+
+    def __init__(self, net: MPIS, variables: dict[str, Any], images: Array, labels: Array, neuron: LIF) -> None:
+        self._net, self._stats, self._images, self._labels = net, variables["batch_stats"], images, labels
+        self._neuron, self._transition = neuron, model.transition_of(net)
+        self.params = variables["params"]
+
+    def whole(self, params: Any) -> dict[str, Any]:
+        """All variables."""
+        return {"params": params, "batch_stats": self._stats}
+
+    def cross_entropy(self, logits: Any) -> Array:
+        """Mean over the batch."""
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), self._labels[:, None], 1))
+
+    def loss_of(self, params: Any, rates: Any) -> Array:
+        """The loss as a function of equilibrium rates."""
+        return self.cross_entropy(self._net.apply(self.whole(params), rates, False, method="classify"))
+
+    def f(self, params: Any, rates: Any) -> Any:
+        """The rate map."""
+        x = self._net.apply(self.whole(params), self._images, False, method="encode")
+        x = weighted_mean_frame(x, self._neuron.leak) if self._net.temporal else x
+        return self._transition(self.whole(params), rates, x, RateReading(self._neuron))
+
+    def implicit(self, forward: RateForward | SpikeForward, adjoint: Adjoint) -> tuple[Any, Equilibrium]:
+        """The implicit gradient, and the equilibrium that it was taken at."""
+
+        def loss(params: Any) -> tuple[Array, Equilibrium]:
+            out = model.apply(
+                self._net,
+                self.whole(params),
+                self._images,
+                neuron=self._neuron,
+                forward=forward,
+                adjoint=adjoint,
+            )
+            return self.cross_entropy(out.logits), out.equilibrium
+
+        return jax.jit(jax.grad(loss, has_aux=True))(self.params)
+
+    def reference(self) -> tuple[str, Any]:
+        """The exact gradient at the fixed point of f, and its name.
+
+        J as a matrix where it has at most `LARGEST_DENSE` rows; a tight iterative solve otherwise.
+
+        Raises:
+            UserError: The network has no fixed point that could be found.
+        """
+        gradient, found = self.implicit(TIGHT, Adjoint("anderson", max_steps=300, tol=1e-6))
+        largest = max(float(jnp.max(r)) for r in jax.tree.leaves(found.residual))
+        if not largest < 1e-2:
+            raise UserError(
+                f"the gradient audit found no fixed point of this network (residual {largest:.2g}): train it "
+                "with train.jacobian_penalty above 0, or audit another checkpoint."
+            )
+        if sum(a[0].size for a in jax.tree.leaves(found.rates)) > LARGEST_DENSE:
+            return "implicit, tight", gradient
+        dense = jax.jit(lambda p, r: _dense_gradient(self.loss_of, self.f, p, r))
+        return "dense exact", dense(self.params, found.rates)
+
+
+def compare(gradient: Any, reference: Any) -> dict[str, Agreement]:
+    """By layer, and "all" for the whole gradient."""
+
+    def agree(a: Any, b: Any) -> Agreement:
+        a, b = (np.concatenate([np.ravel(np.asarray(t, np.float64)) for t in jax.tree.leaves(x)]) for x in (a, b))
+        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        cosine = float(a @ b) / (norms[0] * norms[1]) if min(norms) > 0 else float("nan")
+        return Agreement(cosine, norms[0] / norms[1] if norms[1] > 0 else float("nan"))
+
+    return {"all": agree(gradient, reference), **{k: agree(gradient[k], reference[k]) for k in reference}}
 
 
 class Audit(NamedTuple):

@@ -22,33 +22,32 @@ Rows = list[dict[str, Any]]
 
 def draw_curves(workdir: Path, title: str) -> None:
     """Draws the `metrics.jsonl` of the run in `workdir` into `curves.png` there (`on_end` of `fit`)."""
-    rows = read_rows(workdir / FILE_NAME)
-    steps_per_epoch = next((round(row["step"] / row["epoch"]) for row in rows if row.get("epoch")), 1)
-    write_atomically(workdir / CURVES_NAME, as_png(training_curves(rows, title, steps_per_epoch)))
+    write_atomically(workdir / CURVES_NAME, as_png(training_curves(read_rows(workdir / FILE_NAME), title)))
 
 
-def training_curves(rows: Rows, title: str, steps_per_epoch: int) -> Figure:
+def training_curves(rows: Rows, title: str) -> Figure:
     """Draws loss, accuracy, residuals, solver steps and learning rate against epochs, six panels in one figure.
 
     Args:
         rows: Rows of `metrics.jsonl`.
         title: What stands above the panels.
-        steps_per_epoch: Training steps in an epoch.
     """
     figure = new_figure(12.0, 7.0)
     figure.suptitle(title)
-    _draw_all(rows, steps_per_epoch, dict(zip(NAMES, figure.subplots(2, 3).ravel(), strict=True)))
+    _draw_all(rows, dict(zip(NAMES, figure.subplots(2, 3).ravel(), strict=True)))
     return figure
 
 
-def training_figures(rows: Rows, steps_per_epoch: int) -> dict[str, Figure]:
+def training_figures(rows: Rows) -> dict[str, Figure]:
     """The panels of `training_curves` as a figure each, by name."""
     drawn = {name: panel("", "", "") for name in NAMES}
-    _draw_all(rows, steps_per_epoch, {name: axis for name, (_, axis) in drawn.items()})
+    _draw_all(rows, {name: axis for name, (_, axis) in drawn.items()})
     return {name: figure for name, (figure, axis) in drawn.items() if axis.lines}
 
 
-def _draw_all(rows: Rows, steps_per_epoch: int, axes: Mapping[str, Axes]) -> None:
+def _draw_all(rows: Rows, axes: Mapping[str, Axes]) -> None:
+    steps_per_epoch = next((round(row["step"] / row["epoch"]) for row in rows if row.get("epoch")), 1)
+
     def draw(
         name: str, title: str, unit: str, curves: Mapping[tuple[str, str], str], scale: float = 1.0, log: bool = False
     ) -> None:

@@ -1,4 +1,4 @@
-"""How the rates of a network settle on given images, step by step, and how stable their equilibrium is."""
+"""What a network does on given images, step by step: its spikes, how its rates settle, and how stable that is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mpisjax.firing import RateReading
+from mpisjax.firing import RateReading, trace
 from mpisjax.jacobian import SpectralRadius, spectral_radius
 from mpisjax.neurons import LIF, Neuron
 from mpisjax.nn import model
@@ -154,3 +155,44 @@ def dynamics(
         return curves, radius
 
     return Dynamics(*jax.device_get(measure(variables, images)))
+
+
+def raster(
+    net: MPIS, variables: dict[str, Any], images: jax.Array, neuron: Neuron, num_steps: int | None
+) -> dict[str, np.ndarray]:
+    """Simulates one example and keeps all its spikes.
+
+    Args:
+      net: the network.
+      variables: `{"params": ..., "batch_stats": ...}`.
+      images: network input of a batch of one: [1, h, w, c], temporal [time, 1, h, w, c].
+      neuron: neuron constants.
+      num_steps: time steps; temporal input has as many as frames.
+
+    Returns:
+      bool [time, neurons] by population, in the order in which they fire within a step.
+    """
+    x = net.apply(variables, images, False, method="encode")
+
+    def observe(seen: None, step: Step) -> tuple[None, dict[str, jax.Array]]:
+        return None, {k: jnp.ravel(fired.activity) > 0 for k, fired in step.populations.items()}
+
+    @jax.jit
+    def run(variables: dict[str, Any], x: jax.Array) -> dict[str, jax.Array]:
+        return over_time(
+            model.transition_of(net),
+            variables,
+            x,
+            net.initial_rates(images),
+            neuron=neuron,
+            num_steps=None if net.temporal else num_steps,
+            observer=observe,
+            start=lambda shapes: None,
+            time_axis=0 if net.temporal else None,
+        )[1]
+
+    # A dict comes out of jit sorted by its keys.
+    spikes = run(variables, x)
+    one = x[0] if net.temporal else x
+    order = trace(model.transition_of(net), variables, net.initial_rates(images), one).populations
+    return {k: np.asarray(spikes[k]) for k in order}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import platform
 from collections.abc import Sequence
@@ -19,9 +20,8 @@ from mpisjax.analysis import figures
 from mpisjax.analysis.anytime import record
 from mpisjax.analysis.classes import Mistake, by_class
 from mpisjax.analysis.curves import NAMES, training_figures
-from mpisjax.analysis.dynamics import dynamics
+from mpisjax.analysis.dynamics import dynamics, raster
 from mpisjax.analysis.measure import first_examples, measure
-from mpisjax.analysis.raster import raster
 from mpisjax.baselines.bptt import BPTT
 from mpisjax.data import Split, prepare_images
 from mpisjax.jacobian import SpectralRadius, warn_near_one
@@ -52,7 +52,6 @@ class Subject(NamedTuple):
         solver: The rate solver of evaluations.
         evaluations: Evaluations of f that its training's rate solver may take.
         through_time: How it answers if it was trained through time; else None.
-        batch_size: Examples of a training step.
         settings: All settings of the run, as JSON can hold them.
         classes: The names of the classes.
     """
@@ -66,7 +65,6 @@ class Subject(NamedTuple):
     solver: RateForward
     evaluations: int
     through_time: BPTT | None
-    batch_size: int
     settings: dict[str, Any]
     classes: tuple[str, ...]
 
@@ -123,9 +121,8 @@ def write_report(
 
     dense = dense_cost(net, variables, one, neuron, subject.evaluations)
     rows = read_rows(Path(workdir) / FILE_NAME)
-    steps_per_epoch = len(dataset.train.labels) // subject.batch_size
     drawn = {
-        **(training_figures(rows, steps_per_epoch) if rows else {}),
+        **(training_figures(rows) if rows else {}),
         "confusion": figures.confusion(classes.confusion, subject.classes),
         "firing_rates": figures.firing_rates(usual.firing_rates),
         "misclassified": _contact_sheet(part, classes.mistakes),
@@ -148,7 +145,7 @@ def write_report(
         facts=_facts(subject, dataset.source, len(part.labels), len(split.labels), usual, radius),
         warning=warn_near_one(radius.value),
         training=[name for name in NAMES if name in plots],
-        plots={name: figures.as_uri(svg) for name, svg in plots.items()},
+        plots={name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in plots.items()},
         num_steps=num_steps,
         cost=cost,
         shown_mistakes=MOST_MISTAKES,

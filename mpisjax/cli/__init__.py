@@ -20,13 +20,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import ml_collections
 from absl import logging as absl_logging
 
 from mpisjax.cli.arguments import whole_number
-from mpisjax.configuration.config_files import apply_overrides, load_config, one_line, sort_arguments
+from mpisjax.configuration.config_files import apply_overrides, one_line, sort_arguments
 from mpisjax.errors import UserError
 from mpisjax.storage.preemption import SIGNALS, Preempted
 
@@ -49,9 +49,15 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def process_arguments(given: argparse.Namespace) -> tuple[str | None, int | None, int | None, int]:
-    """What these flags say, as `mpisjax.storage.processes.initialize` takes it."""
-    return given.coordinator, given.num_processes, given.process_id, given.heartbeat_seconds
+def prepare(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
+    """Settles devices and processes as these flags and the config say; before anything makes JAX look for them."""
+    from mpisjax.configuration.makers import prepare_cores
+    from mpisjax.storage import processes
+    from mpisjax.training import devices
+
+    prepare_cores(config)
+    processes.initialize(given.coordinator, given.num_processes, given.process_id, given.heartbeat_seconds)
+    devices.compilation_cache()
 
 
 def parse(
@@ -107,16 +113,6 @@ def run(
         check_jax(importlib.metadata.version("jax"))
         sys.exit(main(given, config))
     raise AssertionError("report_user_errors returned")
-
-
-def config_from(default: Any) -> Callable[[argparse.Namespace, str | None], ml_collections.ConfigDict]:
-    """For `run`: the config that `--config` names, or `default`. The flags get its name as `config_file`."""
-
-    def make_config(given: argparse.Namespace, config_file: str | None) -> ml_collections.ConfigDict:
-        given.config_file = default if config_file is None else config_file
-        return load_config(given.config_file)
-
-    return make_config
 
 
 def check_jax(version: str) -> None:

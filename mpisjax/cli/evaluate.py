@@ -22,14 +22,14 @@ from typing import NoReturn
 
 from mpisjax import cli
 from mpisjax.cli import named
-from mpisjax.cli.arguments import Parser, path, whole_numbers
+from mpisjax.cli.arguments import Parser, path
 
 
 def make_parser() -> Parser:
     """The command's flags."""
     parser = Parser("mpisjax evaluate", __doc__, with_config=True)
     named.add_network_arguments(parser, workdir="runs/digits")
-    parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
+    named.add_split_arguments(parser)
     parser.add_argument("--json", type=path, help="file for the figures as JSON; - for standard output")
     parser.add_argument("--csv", type=path, help="folder for the figures by class as CSV; made if it is missing")
     parser.add_argument(
@@ -38,17 +38,8 @@ def make_parser() -> Parser:
         action="store_false",
         help="leave the early exit out, which takes as long again",
     )
-    parser.add_argument(
-        "--num_steps",
-        type=whole_numbers(1),
-        default=[],
-        help="numbers of time steps to compare, such as 1,2,5,10,30",
-    )
-    parser.add_argument(
-        "--report",
-        type=path,
-        help="file for an HTML page of the run, on the split's first 1,000 examples",
-    )
+    page = "file for an HTML page of the run, on the split's first 1,000 examples"
+    parser.add_argument("--report", type=path, help=page)
     cli.add_process_arguments(parser)
     return parser
 
@@ -59,14 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _main(given, config) -> None:
-    from mpisjax.configuration.makers import prepare_cores
     from mpisjax.storage import processes
-    from mpisjax.training import devices
 
-    prepare_cores(config)
     with processes.exit_on_failure():
-        processes.initialize(*cli.process_arguments(given))
-        devices.compilation_cache()
+        cli.prepare(given, config)
         _evaluate(given, config, processes.is_primary())
 
 
@@ -136,14 +123,9 @@ def _early_exit(config, parts, state, split):
     from mpisjax.storage import processes
     from mpisjax.training.state import evaluated_variables
 
-    bptt = makers.make_bptt(config)
-    if (
-        processes.count() > 1
-        or len(parts.dataset.validation.labels) < anytime.LEAST_HELD_OUT
-        or (bptt is not None and bptt.readout != "rate")
-    ):
+    bptt, held_out = makers.make_bptt(config), len(parts.dataset.validation.labels)
+    if processes.count() > 1 or held_out < anytime.LEAST_HELD_OUT or (bptt is not None and bptt.readout != "rate"):
         return None
-
     of_network = {
         "neuron": makers.make_neuron(config),
         "num_steps": None if parts.dataset.temporal else config.forward.num_steps,

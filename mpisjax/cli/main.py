@@ -42,16 +42,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def help_text() -> str:
     """What `mpisjax --help` prints."""
-    lines = [f"  {name:9} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: mpisjax COMMAND [flags]",
-            "",
-            "Trains and uses spiking networks at their equilibrium (MPIS-SNNs).",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "mpisjax COMMAND --help lists a command's flags.",
-        ]
-    )
+    commands = "\n".join(f"  {name:9} {what}" for name, (_, what) in COMMANDS.items())
+    return f"""usage: mpisjax COMMAND [flags]
+
+Trains and uses spiking networks at their equilibrium (MPIS-SNNs).
+
+commands:
+{commands}
+
+mpisjax COMMAND --help lists a command's flags."""

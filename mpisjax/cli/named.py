@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpisjax.cli.arguments import Parser, path
+from mpisjax.cli.arguments import Parser, path, whole_numbers
 from mpisjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ def add_stored_arguments(parser: Parser) -> None:
         action="store_true",
         help="import the module of a network or an optimiser that only the stored file names: its code runs",
     )
+
+
+def add_split_arguments(parser: Parser) -> None:
+    """The flags that say what a network is measured on, and for how long."""
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
+    steps = "numbers of time steps to compare, such as 1,2,5,10,30"
+    parser.add_argument("--num_steps", type=whole_numbers(1), default=[], help=steps)
 
 
 def network(given: Any) -> Trained:

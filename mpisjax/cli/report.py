@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpisjax import cli
 from mpisjax.cli import named
-from mpisjax.cli.arguments import Parser, path, whole_numbers
+from mpisjax.cli.arguments import Parser, path
 
 if TYPE_CHECKING:
     from mpisjax.analysis.report import Subject
@@ -26,8 +26,7 @@ def make_parser() -> Parser:
     """The command's flags."""
     parser = Parser("mpisjax report", __doc__, with_config=True)
     named.add_network_arguments(parser, workdir="runs/digits")
-    parser.add_argument("--split", choices=("test", "validation"), default="test", help="what to measure on")
-    parser.add_argument("--num_steps", type=whole_numbers(1), default=[], help="numbers of time steps to compare")
+    named.add_split_arguments(parser)
     parser.add_argument("--out", type=path, required=True, help="HTML file to write")
     parser.add_argument("--figures", type=path, help="folder for every plot as an SVG file; made if it is missing")
     return parser
@@ -78,7 +77,6 @@ def subject_of(config: Any, parts: Any, state: Any) -> Subject:
         solver=makers.make_evaluation_solver(config),
         evaluations=config.forward.max_steps,
         through_time=makers.make_bptt(config),
-        batch_size=config.train.batch_size,
         settings=configuration.to_plain(config),
         classes=inputs_of(parts.dataset).classes,
     )

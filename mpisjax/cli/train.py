@@ -29,7 +29,7 @@ import ml_collections
 
 from mpisjax import cli
 from mpisjax.cli.arguments import Parser, path, whole_numbers
-from mpisjax.configuration.config_files import changed_by, packaged_configs
+from mpisjax.configuration.config_files import changed_by, load_config, packaged_configs
 from mpisjax.storage.preemption import Stopper, watch
 
 _log = logging.getLogger("mpisjax.cli.train")
@@ -74,21 +74,17 @@ def _config(given: argparse.Namespace, config_file: str | None) -> ml_collection
         name = SERVED_BY.get(named[-1], named[-1])
         if name.partition(":")[0] in packaged_configs():
             config_file = given.chosen = name
-    return cli.config_from("digits")(given, config_file)
+    given.config_file = config_file or "digits"
+    return load_config(given.config_file)
 
 
 def _main(given: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
-    from mpisjax.configuration.makers import prepare_cores
     from mpisjax.storage import processes
-    from mpisjax.training import devices
 
     if given.chosen:
         _log.info("settings: --config %s, since data.name is %s; --config names others", given.chosen, config.data.name)
     with watch() as stopper, processes.exit_on_failure():
-        # The devices must be settled before anything makes JAX look for them.
-        prepare_cores(config)
-        processes.initialize(*cli.process_arguments(given))
-        devices.compilation_cache()
+        cli.prepare(given, config)
         if given.seeds:
             _sweep(given, config, stopper)
         else:
@@ -133,8 +129,9 @@ def _sweep(given: argparse.Namespace, config: ml_collections.ConfigDict, stopper
             return
         results[seed] = accuracies(result)
     summary = summarize(results)
-    for sentence in describe(summary):
-        _log.info("%s", sentence)
+    for name, mean in summary["mean"].items():
+        deviation = 100 * summary["deviation"][name]
+        _log.info("%s accuracy over the seeds: %.2f ± %.2f%%", name, 100 * mean, deviation)
     if processes.is_primary():
         text = json.dumps({"seeds": {str(seed): found for seed, found in results.items()}, **summary}, indent=1)
         write_atomically(path_of(workdir) / "seeds.json", f"{text}\n".encode())
@@ -170,11 +167,3 @@ def summarize(results: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str,
         "mean": {name: statistics.fmean(found) for name, found in values.items()},
         "deviation": {name: statistics.stdev(found) if len(found) > 1 else 0.0 for name, found in values.items()},
     }
-
-
-def describe(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A sentence for each accuracy of `summarize`."""
-    return [
-        f"{name} accuracy over the seeds: {100 * mean:.2f} ± {100 * summary['deviation'][name]:.2f}%"
-        for name, mean in summary["mean"].items()
-    ]

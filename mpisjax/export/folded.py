@@ -11,6 +11,8 @@ differentiates it.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -141,10 +143,11 @@ def fold_network(form: Form, variables: dict[str, Any]) -> Network:
     net, k = form.net, form.net.kernel_size
     depth, n, width = len(net.layers), net.num_streams, net.layers[net.fusion_layer - 1]
 
-    def conv(call: Callable[..., Any], stride: int, channels: int, kernel: int = k) -> Folded:
+    def conv(stride: int, channels: int, part: str, *at: int, kernel: int = k) -> Folded:
+        """The convolution `net.part[at]`."""
+        layer = lambda m, x: functools.reduce(operator.getitem, at, getattr(m, part))(x, False)  # noqa: E731
         side = 4 * kernel  # large enough for a pixel that meets the whole kernel
-        apply = lambda x: net.apply(variables, x, method=call)  # noqa: E731
-        return polyphase.fold(apply, kernel, stride, channels, (side, side))
+        return polyphase.fold(lambda x: net.apply(variables, x, method=layer), kernel, stride, channels, (side, side))
 
     def trans(i: int) -> Folded:
         # At its true size, because a bounded operator norm holds for one size.
@@ -162,37 +165,20 @@ def fold_network(form: Form, variables: dict[str, Any]) -> Network:
         channels = [variables["params"]["stem_layers_0"]["kernel"].shape[2], *net.stem]
     head: tuple[tuple[Folded, ...], ...] = ()
     if net.head == "fused":
-        mix = conv(lambda m, x: m.mix(x, False), 1, net.layers[-1], 1)
-        chains = [
-            [conv(lambda m, x, i=i, h=h: m.head_down[i][h](x, False), 2, net.layers[-1]) for h in range(n - 1 - i)]
-            for i in range(n - 1)
-        ]
+        mix, last = conv(1, net.layers[-1], "mix", kernel=1), net.layers[-1]
+        chains = [[conv(2, last, "head_down", i, h) for h in range(n - 1 - i)] for i in range(n - 1)]
         head = (*((*chain[:-1], _mixed(chain[-1], mix)) for chain in chains), (mix,))
     dense = variables["params"]["classifier"]
     layers = Layers(
-        stem=tuple(
-            conv(lambda m, x, j=j: m.stem_layers[j](x, False), stride, channels[j])
-            for j, stride in enumerate(net.stem_strides)
-        ),
-        inject=conv(lambda m, x: m.inject(x, False), 1, channels[-1]),
+        stem=tuple(conv(s, channels[j], "stem_layers", j) for j, s in enumerate(net.stem_strides)),
+        inject=conv(1, channels[-1], "inject"),
         trans=tuple(trans(i) for i in range(n)),
         feb=tuple(
-            tuple(
-                conv(
-                    lambda m, x, i=i, j=j: m.feb[i][j](x, False),
-                    2 if j + 2 == net.stride_layer else 1,
-                    net.layers[j],
-                )
-                for j in range(depth - 1)
-            )
+            tuple(conv(2 if j + 2 == net.stride_layer else 1, net.layers[j], "feb", i, j) for j in range(depth - 1))
             for i in range(n)
         ),
         down=tuple(
-            tuple(
-                tuple(conv(lambda m, x, i=i, d=d, h=h: m.down[i][d][h](x, False), 2, width) for h in range(i - d))
-                for d in range(i)
-            )
-            for i in range(n)
+            tuple(tuple(conv(2, width, "down", i, d, h) for h in range(i - d)) for d in range(i)) for i in range(n)
         ),
         head=head,
         classifier=Folded(np.asarray(dense["kernel"]), np.asarray(dense["bias"])),

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Array = jax.Array
 MAX_NEURONS = 2**26
 LINEAR = ("Conv2d", "Affine", "Linear", "Scale", "Flatten")
-PLAIN = ("Input", "Output", "Delay", *LINEAR)
 
 
 class Imported(NamedTuple):
@@ -102,7 +101,7 @@ def _imported(graph: Any, reset: str) -> Imported:
         fed_back = {name: _sum(name, [values[s] for s in sources[name]]) for name in delays}
         return fed_back | {name: values[name] for name in outputs}
 
-    shapes = {name: _shape(graph, name, "output_type") for name in (*delays, *outputs)}
+    shapes = {name: _shape(graph, name) for name in (*delays, *outputs)}
     dtype = jnp.result_type(float)
 
     def initial_rates(batch: int) -> dict[str, Array]:
@@ -157,16 +156,15 @@ def _kind(graph: Any, name: str) -> str:
     return type(graph.nodes[name]).__name__
 
 
-def _shape(graph: Any, name: str, which: str) -> tuple[int, ...]:
-    types = getattr(graph.nodes[name], which)
-    (shape,) = types.values()
+def _shape(graph: Any, name: str) -> tuple[int, ...]:
+    (shape,) = graph.nodes[name].output_type.values()
     if shape is None:
         raise UserError(f"the node {name!r} does not say its shape: give the Input and each Conv2d one.")
     return tuple(int(n) for n in np.atleast_1d(shape))
 
 
 def _check_nodes(graph: Any) -> None:
-    known = {*PLAIN, "I", "LI", "IF", "LIF", "Threshold"}
+    known = {"Input", "Output", "Delay", *LINEAR, "I", "LI", "IF", "LIF", "Threshold"}
     for name in graph.nodes:
         if _kind(graph, name) not in known:
             raise UserError(
@@ -183,7 +181,7 @@ def _check_nodes(graph: Any) -> None:
                 raise UserError(f"{key} of the node {name!r} holds {value.dtype}, which are no real numbers.")
         if _kind(graph, name) == "Delay" and not np.all(node.delay == 1):
             raise UserError(f"the Delay {name!r} is not of 1 step: other delays are not read.")
-        size = _shape(graph, name, "output_type") if _kind(graph, name) in ("Input", "Output", "Delay") else ()
+        size = _shape(graph, name) if _kind(graph, name) in ("Input", "Output", "Delay") else ()
         _check_size(name, size)
     if total > 4 * MAX_WEIGHTS:
         raise UserError(f"the graph holds {total:,} numbers, more than the {4 * MAX_WEIGHTS:,} that are read.")
@@ -276,7 +274,7 @@ def _check_shapes(imported: Imported) -> None:
     graph = imported.graph
     name = next(n for n in graph.nodes if _kind(graph, n) == "Input")
     rates = jax.eval_shape(lambda: imported.initial_rates(1))
-    x = jax.ShapeDtypeStruct((1, *_shape(graph, name, "output_type")), jnp.result_type(float))
+    x = jax.ShapeDtypeStruct((1, *_shape(graph, name)), jnp.result_type(float))
     seen = lambda name, current, neuron=None: current  # noqa: E731
     try:
         out = jax.eval_shape(lambda p, r, x: imported.transition(p, r, x, seen), imported.params, rates, x)

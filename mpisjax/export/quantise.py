@@ -279,11 +279,7 @@ def quantise(
         bits: Of a weight, 4 or 8.
         num_steps: Time steps of the calibration.
         tune: `tune(layers, gain)` trains the layers before they are rounded (`mpisjax.export.finetune`).
-
-    Raises:
-        UserError: See `check`.
     """
-    check(form)
     seen = moments(form, network, x, num_steps)
     gain = gains(form, network.layers, seen, bits)
     grid = rounded(form, network.layers, gain, bits)

@@ -7,7 +7,6 @@ and for any batch size. `jax.export.deserialize(data).call(images)` runs it; see
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,20 +52,13 @@ def inference(trained: Trained, num_steps: int | None = None) -> Any:
     return infer
 
 
-def to_stablehlo(
-    trained: Trained,
-    num_steps: int | None = None,
-    *,
-    batch_size: int | None = None,
-    platforms: Sequence[str] = PLATFORMS,
-) -> bytearray:
+def to_stablehlo(trained: Trained, num_steps: int | None = None, *, batch_size: int | None = None) -> bytearray:
     """Serialises pure-spike inference.
 
     Args:
         trained: The network; its weights become constants of the program.
         num_steps: Time steps; None: as trained.
         batch_size: Of the images; None: any.
-        platforms: Where the program is to run.
 
     Returns:
         The bytes that `jax.export.deserialize` takes.
@@ -74,5 +66,5 @@ def to_stablehlo(
     batch = export.symbolic_shape("batch")[0] if batch_size is None else batch_size
     images = jax.ShapeDtypeStruct((batch, *trained.inputs.shape), jnp.uint8)
     with cpu.disabled():  # the file is to run on other machines
-        exported = export.export(jax.jit(inference(trained, num_steps)), platforms=tuple(platforms))(images)
+        exported = export.export(jax.jit(inference(trained, num_steps)), platforms=PLATFORMS)(images)
     return exported.serialize()

@@ -14,7 +14,7 @@ import jax
 
 from mpisjax.errors import UserError
 from mpisjax.paths import expand
-from mpisjax.pretrained.inputs import Inputs, as_pixels
+from mpisjax.pretrained.inputs import Inputs, as_pixels, from_json
 from mpisjax.pretrained.trained import Trained, from_variables
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ def load_pretrained(
     variables, card = weights.read(name, weights.FOLDER if folder is None else Path(expand(folder)))
     config = configuration.with_defaults(configuration.from_plain(card["config"]))
     rules.check_trusted(config, f"the card of {name}", trust or network is not None)
-    tuples = ("classes", "shape", "mean", "std")
-    fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in card["inputs"].items()}
-    inputs = Inputs(**fields)
-    return from_variables(name, config, inputs, variables, card, network)
+    return from_variables(name, config, from_json(card["inputs"]), variables, card, network)
 
 
 def load(path: str | Path, data_dir: str | Path | None = None, *, network: Any = None, trust: bool = False) -> Trained:

@@ -23,6 +23,7 @@ SHOWN_NEURONS = 36  # of a population
 SHOWN_CLASSES = 3  # in colour; the others are grey
 MOST_BARS = 10  # of more classes, the likeliest have bars
 QUIET = "#c9c9c9"
+PER_SECOND, PAUSE = 6, 0.15  # frames of the animation, and seconds between time steps in the terminal
 
 
 class Drawing:
@@ -75,13 +76,13 @@ class Drawing:
         self.at(self.steps)
         self.figure.savefig(path, format="png")
 
-    def save_gif(self, path: Path, per_second: int = 6) -> None:
+    def save_gif(self, path: Path) -> None:
         """Step by step as a GIF, with a pause at the end; it repeats."""
-        frames = [*range(1, self.steps + 1), *[self.steps] * (2 * per_second)]
+        frames = [*range(1, self.steps + 1), *[self.steps] * (2 * PER_SECOND)]
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")  # as the first frame laid it out
         animation = FuncAnimation(self.figure, self.at, frames=frames, blit=False)
-        animation.save(path, writer=PillowWriter(fps=per_second), dpi=80)
+        animation.save(path, writer=PillowWriter(fps=PER_SECOND), dpi=80)
 
     def _draw_bars(self, axis: Any) -> None:
         few = self.inputs.num_classes <= MOST_BARS
@@ -96,22 +97,18 @@ class Drawing:
         axis.grid(visible=False, axis="y")
 
     def _draw_raster(self, axis: Any) -> None:
-        self._ticks, self._fired, base, labels = [], [], 0, []
+        self._ticks, self._fired, base, labels = [], [], 0, {}
         for color, (name, fired) in zip(COLORS * 9, self.trace.spikes.items(), strict=False):
             chosen = some_neurons(fired, SHOWN_NEURONS)
             steps, rows = np.nonzero(fired[:, chosen])
             self._fired.append((steps, rows + base))
             self._ticks.append(axis.scatter([], [], marker="|", s=16, linewidths=1.3, color=color))
-            labels.append(
-                (
-                    base + max(len(chosen), 1) / 2,
-                    f"{name}\n{int(fired.any(0).sum()):,} of {fired.shape[1]:,}\nneurons fire",
-                )
-            )
+            text = f"{name}\n{int(fired.any(0).sum()):,} of {fired.shape[1]:,}\nneurons fire"
+            labels[base + max(len(chosen), 1) / 2] = text
             base += len(chosen) + 4
         axis.set_ylim(-2, base - 2)
         axis.set_xlim(0.4, self.steps + 0.6)
-        axis.set_yticks([place for place, _ in labels], [label for _, label in labels], fontsize=8)
+        axis.set_yticks(list(labels), list(labels.values()), fontsize=8)
         axis.tick_params(axis="y", length=0)
         tidy(axis, "spikes of some of the neurons that fire", "time step", "")
         axis.grid(visible=False)
@@ -127,12 +124,9 @@ class Drawing:
             self._scores[number].set_zorder(3)
         if self.answered < self.steps:
             axis.axvline(self.answered, color=TEST, linewidth=1, linestyle=":")
-            place = (
-                {"ha": "left", "x": self.answered + 0.2}
-                if 2 * self.answered < self.steps
-                else {"ha": "right", "x": self.answered - 0.2}
-            )
-            axis.text(y=0.6, s=f"sure after {self.answered}", fontsize=8, va="top", **place)
+            side, shift = ("left", 0.2) if 2 * self.answered < self.steps else ("right", -0.2)
+            text = f"sure after {self.answered}"
+            axis.text(self.answered + shift, 0.6, text, fontsize=8, va="top", ha=side)
         axis.set_xlim(1, max(self.steps, 2))
         axis.set_ylim(-0.02, 1.02)
         tidy(axis, "confidence as the rates settle", "", "")
@@ -159,7 +153,7 @@ class Drawing:
         return colors
 
 
-def show_live(console: Console, trace: Trace, inputs: Inputs, pause: float = 0.15) -> None:
+def show_live(console: Console, trace: Trace, inputs: Inputs) -> None:
     """Plays a trace in the terminal: classes as bars, some neurons of each population as rows of spikes.
 
     Elsewhere (a file, a pipe) its last frame is printed.
@@ -168,7 +162,6 @@ def show_live(console: Console, trace: Trace, inputs: Inputs, pause: float = 0.1
         console: Where to.
         trace: What happened.
         inputs: The classes' names.
-        pause: Seconds between time steps.
     """
     if not console.is_terminal:
         console.print(frame(trace, inputs, len(trace.scores)))
@@ -177,20 +170,17 @@ def show_live(console: Console, trace: Trace, inputs: Inputs, pause: float = 0.1
         for step in range(1, len(trace.scores) + 1):
             live.update(frame(trace, inputs, step), refresh=True)
             if step < len(trace.scores):
-                time.sleep(pause)
+                time.sleep(PAUSE)
 
 
-def frame(trace: Trace, inputs: Inputs, step: int, width: int = 30) -> Group:
+def frame(trace: Trace, inputs: Inputs, step: int) -> Group:
     """One frame of `show_live`: the first `step` time steps."""
     scores, best = Table(box=None, show_header=False, padding=(0, 1)), int(trace.scores[step - 1].argmax())
     for number in np.argsort(-trace.scores[step - 1], kind="stable")[:5]:
         score = float(trace.scores[step - 1][number])
         style = "bold green" if number == best else ""
-        scores.add_row(
-            Text(inputs.classes[number], style),
-            Text("█" * round(width * score), style),
-            f"{100 * score:.1f}%",
-        )
+        bar = Text("█" * round(30 * score), style)
+        scores.add_row(Text(inputs.classes[number], style), bar, f"{100 * score:.1f}%")
     rows = Table(box=None, show_header=False, padding=(0, 1))
     first = max(step - 60, 0)
     for name, fired in trace.spikes.items():

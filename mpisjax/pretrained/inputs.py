@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,12 @@ class Inputs(NamedTuple):
     std: tuple[float, ...]
     temporal: bool
     steps_per_frame: int = 1
+
+
+def from_json(fields: dict[str, Any]) -> Inputs:
+    """What `Inputs._asdict` gave, read from JSON, which has lists for tuples."""
+    found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Inputs(**found)
 
 
 def without_examples(inputs: Inputs) -> DataSet:
@@ -78,8 +84,7 @@ def as_pixels(images: ArrayLike, inputs: Inputs, value_range: tuple[float, float
     if value_range is None:
         if images.dtype != np.uint8:
             raise UserError(
-                f"this network reads uint8 pixels and was given {images.dtype}; say which values are black "
-                "and white, "
+                f"this network reads uint8 pixels and was given {images.dtype}; say which values are black and white, "
                 "as in value_range=(0, 1)"
             )
         return jnp.asarray(images)

@@ -18,7 +18,7 @@ from mpisjax.nn import as_module
 from mpisjax.paths import expand
 from mpisjax.pretrained.familiar import measure
 from mpisjax.pretrained.files import write
-from mpisjax.pretrained.inputs import Inputs, without_examples
+from mpisjax.pretrained.inputs import Inputs, from_json, without_examples
 from mpisjax.pretrained.trained import Trained, from_variables
 from mpisjax.storage import checkpoints, record
 from mpisjax.storage.run_folder import path_of
@@ -75,11 +75,13 @@ def from_run(
     if data_dir is not None:
         config.data.dir = expand(data_dir)
     checksum = best.content["data_checksum"]
-    known = fitted or _known(path, checksum)
-    dataset = None if known else _data(path, config, checksum)
-    about = known or _about(dataset, config)
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["inputs"].items()}
-    inputs = Inputs(**{**fields, "classes": fields["classes"] or unnamed(fields["num_classes"])})
+    about, dataset = fitted or _known(path, checksum), None
+    if about is None:
+        dataset = _data(path, config, checksum)
+        source = dataset.source.replace(config.data.dir, "DIR") if config.data.dir else dataset.source
+        about = {"inputs": inputs_of(dataset)._asdict(), "num_train": len(dataset.train.labels), "source": source}
+    inputs = from_json(about["inputs"])
+    inputs = inputs._replace(classes=inputs.classes or unnamed(inputs.num_classes))
     net = makers.make_network(config, without_examples(inputs)) if network is None else as_module(network)
     variables, step = init_from.best_variables(path, _shapes(config, net, inputs))
     if fitted is None and about.get("step") != step:
@@ -150,12 +152,6 @@ def _data(path: Path, config: ml_collections.ConfigDict, checksum: str) -> DataS
     if dataset.checksum != checksum:
         raise UserError(f"{path} was trained on other data than {config.data.name} here; set config.data.dir")
     return dataset
-
-
-def _about(dataset: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What is to be known of a run's data."""
-    source = dataset.source.replace(config.data.dir, "DIR") if config.data.dir else dataset.source
-    return {"inputs": inputs_of(dataset)._asdict(), "num_train": len(dataset.train.labels), "source": source}
 
 
 def save(trained: Trained, path: str | Path, training: dict[str, str], note: str = "") -> Path:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpisjax.analysis.raster import raster
+from mpisjax.analysis.dynamics import raster
 from mpisjax.data import prepare_images
 from mpisjax.nn import model
 from mpisjax.pretrained import Trained

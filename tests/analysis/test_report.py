@@ -14,7 +14,7 @@ from flax import linen
 import mpisjax
 from mpisjax import configuration, data, nn
 from mpisjax.analysis import figures
-from mpisjax.analysis.raster import raster
+from mpisjax.analysis.dynamics import raster
 from mpisjax.analysis.report import Subject, write_report
 from mpisjax.configuration import makers
 from mpisjax.training.state import initial_variables
@@ -46,7 +46,6 @@ def subject_of(config, net, variables, dataset):
         solver=makers.make_evaluation_solver(config),
         evaluations=config.forward.max_steps,
         through_time=None,
-        batch_size=config.train.batch_size,
         settings=configuration.to_plain(config),
         classes=tuple("0123456789"),
     )

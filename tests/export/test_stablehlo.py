@@ -86,7 +86,7 @@ def test_the_command_writes_a_nir_file(capsys, tmp_path):
     ("arguments", "code", "words"),
     [
         ("--pretrained nonsense --format nir", 1, "no pretrained network 'nonsense'"),
-        ("--workdir nowhere --format stablehlo", 1, "holds no checkpoint"),
+        ("--workdir nowhere --format stablehlo", 1, "there is no run and no network nowhere"),
         ("--pretrained saccade_digits --format stablehlo --num_steps 3", 1, "needs a constant input"),
         ("--pretrained digits --format nir --batch_size 3", 2, "for --format stablehlo"),
         (

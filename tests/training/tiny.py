@@ -206,6 +206,7 @@ if __name__ == "__main__":
 
     from mpisjax import cli
     from mpisjax.cli.arguments import Parser
+    from mpisjax.configuration.config_files import load_config
 
     parser = Parser()
     parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait before each step")
@@ -221,4 +222,4 @@ if __name__ == "__main__":
             on_end=lambda folder: draw_curves(folder, "tiny"),
         )
 
-    cli.run(main, parser, cli.config_from(__file__))
+    cli.run(main, parser, lambda given, file: load_config(file or __file__))
