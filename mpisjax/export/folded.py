@@ -165,7 +165,8 @@ def fold_network(form: Form, variables: dict[str, Any]) -> Network:
         channels = [variables["params"]["stem_layers_0"]["kernel"].shape[2], *net.stem]
     head: tuple[tuple[Folded, ...], ...] = ()
     if net.head == "fused":
-        mix, last = conv(1, net.layers[-1], "mix", kernel=1), net.layers[-1]
+        last = net.layers[-1]
+        mix = conv(1, last, "mix", kernel=1)
         chains = [[conv(2, last, "head_down", i, h) for h in range(n - 1 - i)] for i in range(n - 1)]
         head = (*((*chain[:-1], _mixed(chain[-1], mix)) for chain in chains), (mix,))
     dense = variables["params"]["classifier"]
