@@ -58,7 +58,11 @@ def initialize(
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None):
         if on_cloud_tpu():
-            _initialize_slice(heartbeat_seconds)
+            try:
+                _initialize(heartbeat_seconds)
+            except ValueError as error:
+                # JAX found no cluster: chips without metadata, as in a container. They are then all there is.
+                _log.info("one process: %s", error)
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise UserError(
@@ -73,7 +77,8 @@ def initialize(
             "--num_processes less 1"
         )
     if num_processes > 1:
-        _initialize(heartbeat_seconds, coordinator, num_processes, process_id)
+        who = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+        _initialize(heartbeat_seconds, **who)
 
 
 def on_cloud_tpu() -> bool:
@@ -85,28 +90,13 @@ def on_cloud_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def _initialize_slice(heartbeat_seconds: int) -> None:
-    try:
-        _initialize(heartbeat_seconds)
-    except ValueError as error:
-        # JAX found no cluster: chips without metadata, as in a container. They are then all there is.
-        _log.info("one process: %s", error)
-
-
-def _initialize(
-    heartbeat_seconds: int,
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-) -> None:
+def _initialize(heartbeat_seconds: int, **who: Any) -> None:
     # Several CPU processes talk through gloo. Signals are ours (`preemption`), not the service's.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
+            **who,
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )

@@ -141,26 +141,41 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
 @contextlib.contextmanager
 def _hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     me = f"process {os.getpid()} on {socket.gethostname()}"
-    if is_bucket(workdir):
-        yield _open_bucket(path_of(workdir), me)
+    path = path_of(workdir)
+    if is_bucket(path):  # nothing there can be locked, but it must be there to be read and written
+        try:
+            (path / LOCK_NAME).write_bytes(f"{me}\n".encode())
+        except Exception as error:
+            raise unreachable(path, error) from error
+        yield path
         return
-    path = path_of(workdir).resolve()
+    path = path.resolve()
     made = list(itertools.takewhile(lambda parent: not parent.exists(), path.parents))
-    _make(path, workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--workdir {workdir} is a file or lies below one; name a folder") from error
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} cannot be made ({error.strerror}); name a folder you may write to"
+        ) from error
     # One lock object for each folder, so that the thread that holds it may take it again. No soft lock in place of a
     # real one: a run that dies would leave it behind.
     lock = filelock.FileLock(path / LOCK_NAME, blocking=False, is_singleton=True, fallback_to_soft=False)
     nested = lock.is_locked
-    with _taken(lock, path, me):
-        try:
-            yield path
-        finally:
-            if not nested:
-                _remove_if_empty(path, made)
+    _acquire(lock, path, me)
+    try:
+        # The name is for the message alone: a full disk must not stop a run that only has to finish.
+        with contextlib.suppress(OSError):
+            (path / LOCK_NAME).write_text(f"{me}\n")
+        yield path
+    finally:
+        if not nested:
+            _remove_if_empty(path, made)
+        lock.release()
 
 
-@contextlib.contextmanager
-def _taken(lock: filelock.BaseFileLock, path: Path, me: str) -> Iterator[None]:
+def _acquire(lock: filelock.BaseFileLock, path: Path, me: str) -> None:
     try:
         lock.acquire()
     except filelock.Timeout as error:
@@ -181,37 +196,10 @@ def _taken(lock: filelock.BaseFileLock, path: Path, me: str) -> Iterator[None]:
                 f"--workdir {path} cannot be locked ({error.strerror}); name a folder on a local disk"
             ) from error
         raise _unwritable(path, error.strerror) from error
-    try:
-        # The name is for the message alone: a full disk must not stop a run that only has to finish.
-        with contextlib.suppress(OSError):
-            (path / LOCK_NAME).write_text(f"{me}\n")
-        yield
-    finally:
-        lock.release()
 
 
 def _unwritable(path: Path, reason: str | None) -> UserError:
     return UserError(f"--workdir {path} cannot be written ({reason}); name a folder you may write to")
-
-
-def _open_bucket(path: Path, me: str) -> Path:
-    """Makes sure that a folder in a bucket can be read and written; nothing there can be locked."""
-    try:
-        (path / LOCK_NAME).write_bytes(f"{me}\n".encode())
-    except Exception as error:
-        raise unreachable(path, error) from error
-    return path
-
-
-def _make(path: Path, workdir: str | os.PathLike[str]) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--workdir {workdir} is a file or lies below one; name a folder") from error
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} cannot be made ({error.strerror}); name a folder you may write to"
-        ) from error
 
 
 def _remove_if_empty(path: Path, made: list[Path]) -> None:

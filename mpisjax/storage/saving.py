@@ -106,9 +106,6 @@ class CheckpointWriter(contextlib.AbstractContextManager):
                 mark.write_text("")
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Ends orbax's threads."""
         self._manager.close()
 
@@ -141,7 +138,9 @@ class CheckpointWriter(contextlib.AbstractContextManager):
             for old in [other for other in self._manager.all_steps()[: -self._keep] if other != best]:
                 self._manager.delete(old)
         except Exception as error:
-            self._drop_drafts()
+            if processes.is_primary() and not is_bucket(self.directory):
+                for draft in self.directory.glob("step_*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(draft, ignore_errors=True)
             raise checkpoints.storage_error(error, self.directory, step) from error
         return made
 
@@ -158,11 +157,6 @@ class CheckpointWriter(contextlib.AbstractContextManager):
         needed = OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         if not is_bucket(self.directory) and shutil.disk_usage(self.directory).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _drop_drafts(self) -> None:
-        if processes.is_primary() and not is_bucket(self.directory):
-            for draft in self.directory.glob("step_*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(draft, ignore_errors=True)
 
 
 class Saver(contextlib.AbstractContextManager):
@@ -185,7 +179,7 @@ class Saver(contextlib.AbstractContextManager):
         self._saved_at = time.monotonic()
 
     def __exit__(self, *error: object) -> None:
-        self._writer.close()
+        self._writer.__exit__(*error)
 
     @property
     def step(self) -> int:

@@ -27,7 +27,7 @@ from mpisjax.storage.run_folder import write_atomically
 from mpisjax.storage.saving import Saver
 from mpisjax.training.console import Display, display
 from mpisjax.training.metrics import DivergenceError, DivergenceMonitor, MetricsLog, average
-from mpisjax.training.step_runner import Meter, StepRunner, Tracer, Work
+from mpisjax.training.step_runner import Meter, StepRunner, Tracer
 
 RESULTS_NAME = "results.json"
 ADVICE = (
@@ -138,15 +138,12 @@ class TrainingRun:
                         return self._stop()
                 if self.complete:
                     return False
-                if self._asked_to_stop():
+                # With several processes all stop where all know that one of them was asked to.
+                if self.stopper.requested is not None if processes.count() == 1 else self.steps.outvoted:
                     self._collect()
                     self._save()
                     return self._stop()
                 self._advance(screen)
-
-    def _asked_to_stop(self) -> bool:
-        """Whether to stop here: with several processes, whether all know by now that one of them was asked to."""
-        return self.stopper.requested is not None if processes.count() == 1 else self.steps.outvoted
 
     def _interruptible(self) -> contextlib.AbstractContextManager[None]:
         """A signal ends an evaluation at once; several processes go on to its end, since they need one another."""
@@ -202,17 +199,13 @@ class TrainingRun:
         timing = {"images_per_second": rate, "seconds": time.monotonic() - self.began}
         if self.meter is not None and (work := self.meter(means, rate)) is not None:
             timing |= {"tflops": work.tflops, "flop_utilisation": work.utilisation}
-            self._tell(work)
+            if not self.told and work.utilisation is not None:  # once a process; the rows have the rest
+                self.told = True
+                share = 100 * work.utilisation
+                _log.info("%.3g TFLOP/s in convolutions and matrix products, %.2g%% of the peak", work.tflops, share)
         self.rows.write("train", self.step, {"epoch": self.step / self.steps_per_epoch, **means, **timing})
         self.progress = self.progress._replace(pending=())
         return means, rate
-
-    def _tell(self, work: Work) -> None:
-        """Logs what share of the device's peak is used, where that is known, once a process; the rows have the rest."""
-        if not self.told and work.utilisation is not None:
-            self.told = True
-            share = 100 * work.utilisation
-            _log.info("%.3g TFLOP/s in convolutions and matrix products, %.2g%% of the peak", work.tflops, share)
 
     def _validate(self, eval_fn: EvalFn, screen: Display) -> bool:
         """Measures the state on the validation split; says False where a signal came first."""

@@ -24,7 +24,7 @@ Array = jax.Array
 LossFn = Callable[..., tuple[Array, model.Output]]
 
 
-def make_answer(
+def make_loss(
     network: Any,
     *,
     neuron: LIF,
@@ -32,40 +32,25 @@ def make_answer(
     adjoint: Adjoint | None,
     bptt: BPTT | None,
     returns: str,
-) -> Callable[..., model.Output]:
-    """How the network answers in training: `answer(variables, x, rng, probe) -> Output`, by equilibrium or through
-    time.
-    """
-    shared: dict[str, Any] = {"neuron": neuron, "train": True}
-
-    def by_equilibrium(variables: Any, x: Array, rng: Array, probe: Any) -> model.Output:
-        how: dict[str, Any] = {"forward": forward, "adjoint": adjoint, "returns": returns, **shared}
-        return model.apply(network, variables, x, rng=rng, probe=probe, **how)
-
-    def by_simulation(variables: Any, x: Array, rng: Array, probe: Any) -> model.Output:
-        del probe  # nothing is solved backward
-        assert bptt is not None and isinstance(forward, SpikeForward)
-        steps = forward.num_steps
-        return through_time.apply(network, variables, x, rng=rng, num_steps=steps, bptt=bptt, **shared)
-
-    return by_equilibrium if bptt is None else by_simulation
-
-
-def make_loss(
-    network: Any,
-    answer: Callable[..., model.Output],
-    *,
-    neuron: LIF,
     class_weights: Sequence[float] = (),
     jacobian_weight: float = 0.0,
     rate_weight: float = 0.0,
 ) -> LossFn:
-    """`loss(params, probe, batch_stats, x, targets, rng) -> (loss, Output)`: cross-entropy, and what is added to it."""
+    """`loss(params, probe, batch_stats, x, targets, rng) -> (loss, Output)`: cross-entropy, and what is added to it.
+
+    The network answers by its equilibrium, or through time where `bptt` says how.
+    """
     transition = model.transition_of(network)
 
     def loss_fn(params: Any, probe: Any, batch_stats: Any, x: Array, targets: Array, rng: Array) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
-        out = answer(variables, x, rng, probe)
+        how: dict[str, Any] = {"neuron": neuron, "train": True, "rng": rng}
+        if bptt is None:
+            how |= {"forward": forward, "adjoint": adjoint, "returns": returns, "probe": probe}
+            out = model.apply(network, variables, x, **how)
+        else:  # nothing is solved backward
+            assert isinstance(forward, SpikeForward)
+            out = through_time.apply(network, variables, x, num_steps=forward.num_steps, bptt=bptt, **how)
         losses = optax.softmax_cross_entropy(out.logits, targets)
         loss = (losses * (targets @ jnp.asarray(class_weights)) if class_weights else losses).mean()
         if not (jacobian_weight or rate_weight):

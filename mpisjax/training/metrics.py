@@ -221,7 +221,13 @@ class DivergenceMonitor:
             elif "forward_residual" in row:
                 self._last_residual = row["forward_residual"]
             if row["skipped"] >= self._max_skipped:
-                raise DivergenceError(self._diagnosis(row, number))
+                known = {"learning rate": f"{row['learning_rate']:.3g}"}
+                known["last finite forward residual"] = f"{self._last_residual:.2g}"
+                facts = ", ".join(f"{name} {value}" for name, value in known.items() if value != "nan")
+                raise DivergenceError(
+                    f"training stopped at step {number}: {row['skipped']:.0f} steps in a row gave a loss or gradient "
+                    "that is not finite" + (f" ({facts})" if facts else "")
+                )
 
     def end_epoch(self, epoch: int) -> None:
         """Reports an epoch's steps that were skipped."""
@@ -258,14 +264,3 @@ class DivergenceMonitor:
                 "it happened is told at the end",
                 step, what, residual, more,
             )  # fmt: skip
-
-    def _diagnosis(self, row: dict[str, float], step: int) -> str:
-        known = {
-            "learning rate": f"{row['learning_rate']:.3g}",
-            "last finite forward residual": f"{self._last_residual:.2g}",
-        }
-        facts = ", ".join(f"{name} {value}" for name, value in known.items() if value != "nan")
-        return (
-            f"training stopped at step {step}: {row['skipped']:.0f} steps in a row gave a loss or gradient that is not "
-            "finite" + (f" ({facts})" if facts else "")
-        )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -134,12 +135,14 @@ def run(
             path = stack.enter_context(hold(workdir))
         with stopper.interruptible():
             parts = assemble(config)
-        processes.assert_equal_across_processes("config", json.dumps(configuration.to_plain(config)))
+        settings = configuration.to_plain(config)
+        processes.assert_equal_across_processes("config", json.dumps(settings))
         processes.assert_equal_across_processes("data set", parts.dataset.checksum)
         run_on_primary(lambda: run_folder.pull(path))
         if config.train.init_from and not run_on_primary(lambda: checkpoints.steps(path / checkpoints.FOLDER)):
             parts = parts._replace(state=init_from.started_from(config.train.init_from, parts.state))
         steps_per_epoch = parts.feed.steps_per_epoch
+        solves = config.train.method == "implicit" and config.adjoint.solver != "phantom"
         train_step = makers.make_train_step(config, parts.net, parts.dataset, steps_per_epoch, parts.mesh)
         evaluator = makers.make_evaluator(config, parts.net, parts.dataset)
 
@@ -150,15 +153,15 @@ def run(
             stack.enter_context(_log_to(first_log))
         _introduce(config, parts)
         result = train(
-            _loop_settings(config),
+            LoopSettings(**{name: config.train[name] for name in LoopSettings._fields}),
             path,
             state=parts.state,
             train_step=train_step,
             feed=parts.feed,
             eval_fn=measured_on(evaluator, parts.dataset.validation),
             test_fn=measured_on(evaluator, parts.dataset.test) if config.train.test_at_end else None,
-            origin=_origin(config, parts.dataset),
-            adjoint_tol=_adjoint_tolerance(config),
+            origin=Origin(settings, configuration.to_plain(configuration.base()), parts.dataset.checksum),
+            adjoint_tol=config.adjoint.tol if solves else None,
             spikes_tol=config.forward.residual_tol if config.forward.mode == "spikes" else None,
             diagnose=(lambda state, step: _diagnose(config, parts, state, step)) if processes.count() == 1 else None,
             on_epoch=on_epoch,
@@ -176,35 +179,14 @@ def run(
         return result
 
 
-def _loop_settings(config: ml_collections.ConfigDict) -> LoopSettings:
-    return LoopSettings(**{name: config.train[name] for name in LoopSettings._fields})
-
-
-def _origin(config: ml_collections.ConfigDict, dataset: DataSet) -> Origin:
-    defaults = configuration.to_plain(configuration.base())
-    return Origin(configuration.to_plain(config), defaults, dataset.checksum)
-
-
 def _meter(config: ml_collections.ConfigDict, parts: Parts, train_step: Any) -> Meter:
     size, shape = config.train.batch_size, parts.dataset.train.images.shape[1:]
-    shapes: Any = (((size, *shape), np.uint8), ((size,), np.int32), ((size,), np.float32))
-    make: Any = jax.ShapeDtypeStruct
-    batch = Batch(*(make(*one) for one in shapes))
+    batch = jax.eval_shape(
+        lambda: Batch(jnp.zeros((size, *shape), jnp.uint8), jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.float32))
+    )
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), parts.state)
     loops = makers.counted_loops(config, parts.dataset.temporal)
     return Meter(train_step, (state, batch), parts.mesh, loops=loops, batch_size=size, dtype=config.model.dtype)
-
-
-def _adjoint_tolerance(config: ml_collections.ConfigDict) -> float | None:
-    """The residual up to which the adjoint solve counts as converged; None where nothing is solved."""
-    solves = config.train.method == "implicit" and config.adjoint.solver != "phantom"
-    return config.adjoint.tol if solves else None
-
-
-def _threads_and_convolutions(config: ml_collections.ConfigDict) -> str:
-    """What decides how fast a CPU is."""
-    whose = "compiled for this processor" if library.enabled() and makers.served_on_cpu(config) else "of XLA"
-    return f"; {library.threads()} threads, convolutions {whose}"
 
 
 def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
@@ -217,12 +199,13 @@ def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
     count = model.parameter_count({"params": parts.state.params})
     _log.info("network: %s parameters", f"{count:,}")
     used, shares = parts.mesh.devices.ravel(), parts.mesh.shape["data"]
+    whose = "compiled for this processor" if library.enabled() and makers.served_on_cpu(config) else "of XLA"
     _log.info(
         "devices: %d x %s (%s), each taking %d of a batch of %d%s%s%s",
         len(used), used[0].platform, used[0].device_kind, config.train.batch_size // shares, config.train.batch_size,
         f", {len(used) // shares} sharing each layer's channels" if len(used) > shares else "",
         f", {processes.count()} processes" if processes.count() > 1 else "",
-        _threads_and_convolutions(config) if used[0].platform == "cpu" else "",
+        f"; {library.threads()} threads, convolutions {whose}" if used[0].platform == "cpu" else "",
     )  # fmt: skip
     settings = json.dumps(flatten_dict(configuration.to_plain(config), sep="."))
     _log.info("config: %s", settings, extra=FILE_ONLY)

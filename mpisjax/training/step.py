@@ -18,7 +18,7 @@ from mpisjax.residuals import global_norm
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import Adjoint, RateForward
 from mpisjax.training.devices import batch_sharding, replicated, shard_channels, state_sharding
-from mpisjax.training.loss import LossFn, make_answer, make_loss
+from mpisjax.training.loss import LossFn, make_loss
 from mpisjax.training.state import TrainState
 
 Array = jax.Array
@@ -117,11 +117,13 @@ def make_train_step(
       not finite leaves parameters, optimiser and statistics as they were and counts itself.
     """
     network = network if mesh is None else shard_channels(network, mesh)
-    answer = make_answer(network, neuron=neuron, forward=forward, adjoint=adjoint, bptt=bptt, returns=returns)
     loss_fn = make_loss(
         network,
-        answer,
         neuron=neuron,
+        forward=forward,
+        adjoint=adjoint,
+        bptt=bptt,
+        returns=returns,
         class_weights=class_weights,
         jacobian_weight=jacobian_weight,
         rate_weight=rate_weight,

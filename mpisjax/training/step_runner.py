@@ -105,35 +105,22 @@ def platform(tree: Any) -> str:
     return jax.default_backend()
 
 
-class Peak(NamedTuple):
-    """Dense peak of one device as JAX counts devices, in TFLOP/s, with accumulation in float32.
-
-    Attributes:
-        bfloat16: of bfloat16 products.
-        float32: of what JAX's default precision makes of float32 products: one bfloat16 pass on a TPU, TF32 on NVIDIA
-            from Ampere on, plain float32 before.
-        source: who says so.
-    """
-
-    bfloat16: float
-    float32: float
-    source: str
-
-
-_TPU, _NVIDIA = "Google Cloud TPU documentation, system architecture", "NVIDIA data sheet, dense"
-# By `device_kind`. A TPU v2 or v3 chip is two devices.
+# Dense peaks of one device as JAX counts devices, by `device_kind`, in TFLOP/s, accumulated in float32: of bfloat16
+# products, and of what JAX's default precision makes of float32 products: one bfloat16 pass on a TPU, TF32 on NVIDIA
+# from Ampere on. A TPU v2 or v3 chip is two devices. Google Cloud TPU documentation, system architecture; NVIDIA's
+# data sheets.
 PEAKS = {
-    "TPU v2": Peak(22.5, 22.5, _TPU),
-    "TPU v3": Peak(61.5, 61.5, _TPU),
-    "TPU v4": Peak(275.0, 275.0, _TPU),
-    "TPU v5 lite": Peak(197.0, 197.0, _TPU),
-    "TPU v5": Peak(459.0, 459.0, _TPU),
-    "TPU v6 lite": Peak(918.0, 918.0, _TPU),
-    "NVIDIA H100 80GB HBM3": Peak(989.0, 494.0, _NVIDIA),
-    "NVIDIA H200": Peak(989.0, 494.0, _NVIDIA),
-    "NVIDIA A100-SXM4-40GB": Peak(312.0, 156.0, _NVIDIA),
-    "NVIDIA A100-SXM4-80GB": Peak(312.0, 156.0, _NVIDIA),
-    "NVIDIA L4": Peak(121.0, 60.0, _NVIDIA),
+    "TPU v2": (22.5, 22.5),
+    "TPU v3": (61.5, 61.5),
+    "TPU v4": (275.0, 275.0),
+    "TPU v5 lite": (197.0, 197.0),
+    "TPU v5": (459.0, 459.0),
+    "TPU v6 lite": (918.0, 918.0),
+    "NVIDIA H100 80GB HBM3": (989.0, 494.0),
+    "NVIDIA H200": (989.0, 494.0),
+    "NVIDIA A100-SXM4-40GB": (312.0, 156.0),
+    "NVIDIA A100-SXM4-80GB": (312.0, 156.0),
+    "NVIDIA L4": (121.0, 60.0),
 }
 
 
@@ -221,9 +208,10 @@ class Meter:
             self._loops = None
             return None
         tflops = operations * images_per_second / self._batch_size / 1e12
-        peak = PEAKS.get(self._kind)
-        top = None if peak is None else (peak.bfloat16 if self._dtype == "bfloat16" else peak.float32)
-        return Work(tflops, None if top is None else tflops / (top * self._devices))
+        if self._kind not in PEAKS:
+            return Work(tflops, None)
+        bfloat16, float32 = PEAKS[self._kind]
+        return Work(tflops, tflops / ((bfloat16 if self._dtype == "bfloat16" else float32) * self._devices))
 
 
 class Tracer:

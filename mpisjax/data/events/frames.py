@@ -187,12 +187,6 @@ def stored_row(frames: np.ndarray, binary: bool) -> np.ndarray:
     return np.packbits(flat, axis=-1) if binary else flat
 
 
-def stored_width(binning: Binning) -> int:
-    """How many bytes such a row has."""
-    size = math.prod(binning.shape)
-    return -(-size // 8) if binning.binary else size
-
-
 def store_frames(
     allocate: cache.Allocate,
     split: str,
@@ -202,7 +196,8 @@ def store_frames(
     digest: Any,
 ) -> None:
     """Writes a split's frames and labels, and adds them to the checksum."""
-    shape = (len(labels), stored_width(binning))
+    size = math.prod(binning.shape)
+    shape = (len(labels), -(-size // 8) if binning.binary else size)  # bytes
     writer = allocate(f"{split}_images", shape, np.uint8)
     digest.update(f"{shape}{binning.shape}{binning.binary}".encode())
     for frames in stream:

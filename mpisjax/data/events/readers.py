@@ -242,17 +242,14 @@ def read_aedat4(path: Path) -> np.ndarray:
         Invalid: If it cannot be decoded.
         UserError: If the `aedat` package is not installed.
     """
-    tonic = import_tonic()
     try:
-        import aedat
+        events = import_tonic().io.read_aedat4(str(path)).copy()
     except ImportError as error:
         raise UserError(f"{path.name} is in AEDAT 4, which needs one more package: pip install aedat") from error
-    del aedat
-    try:
-        events = tonic.io.read_aedat4(str(path))
+    except UserError:  # no tonic
+        raise
     except Exception as error:  # the decoder and tonic raise what they like for a damaged file
         raise Invalid(f"it cannot be decoded ({str(error)[:100] or type(error).__name__})") from error
-    events = events.copy()
     events.dtype.names = ("t", "x", "y", "p")
     return events
 
