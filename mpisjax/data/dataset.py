@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mpisjax.errors import UserError
 
-
-class Examples(Protocol):
-    """What the inputs of a split offer: a NumPy array does, and so do frames that are unpacked as they are read."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[N, H, W, C], or [N, T, H, W, C] for event sets."""
-
-    @property
-    def dtype(self) -> Any:
-        """uint8."""
-
-    def __len__(self) -> int:
-        """The number of examples, N."""
-
-    def __getitem__(self, index: Any, /) -> Any:
-        """The examples of an array of indices or a slice, as uint8."""
+# uint8 [N, H, W, C], or [N, T, H, W, C] for event sets: a NumPy array, or what offers its `shape`, `dtype`, `len()` and
+# indexing by an array of indices or a slice, such as frames that are unpacked as they are read.
+Examples = Any
 
 
 @dataclass(frozen=True)

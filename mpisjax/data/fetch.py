@@ -65,7 +65,7 @@ def download(name: str, folder: Path) -> None:
     _retrieve(name, [(url, info.filename, f"sha256:{info.checksum}") for url, info in recorded(name).items()], folder)
 
 
-def download_events(name: str, folder: Path) -> Path:
+def download_events(name: str, folder: Path) -> None:
     """Downloads and unpacks an event set.
 
     It is unpacked under another name and renamed when whole, so a download cut short is never taken for a subset.
@@ -73,9 +73,6 @@ def download_events(name: str, folder: Path) -> Path:
     Args:
         name: The set's name in the configuration.
         folder: Where to keep it.
-
-    Returns:
-        The folder that has the set in it.
 
     Raises:
         UserError: If the server cannot be reached within seconds, the download fails or stalls, a checksum is wrong, or
@@ -113,7 +110,6 @@ def download_events(name: str, folder: Path) -> Path:
             f"the archives of {name} in {partial} cannot be unpacked ({_line(error)}): remove them"
         ) from error
     shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _unpack(archive: Path, folder: Path) -> None:

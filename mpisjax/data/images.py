@@ -10,11 +10,12 @@ of red, green and blue planes, rows first. Python: pickled dictionaries of the s
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import math
 import tarfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,17 +41,31 @@ class Found(NamedTuple):
     """Where a set was found.
 
     Attributes:
-        paths: Its files.
-        read: Reads and checks them.
+        folder: The folder.
+        fingerprint: Gives a text that changes when the content may have.
+        read: Reads and checks it.
     """
 
-    paths: tuple[Path, ...]
+    folder: Path
+    fingerprint: Callable[[], str]
     read: Callable[[], Loaded]
 
 
 def find(name: str, folder: Path) -> Found | None:
     """The files of a set in a folder; None where any is missing that must be there."""
     return find_cifar(name, folder) if name in CIFAR_LAYOUTS else find_idx(folder)
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """SHA-256 of the files' SHA-256s."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 def wanted(name: str) -> str:
@@ -119,7 +134,7 @@ def find_idx(folder: Path) -> Found | None:
         if not there:
             return None
         paths[key] = there[0]
-    return Found(tuple(paths.values()), partial(load_idx, paths))
+    return Found(folder, partial(fingerprint, paths.values()), partial(load_idx, paths))
 
 
 def load_idx(paths: dict[str, Path]) -> Loaded:
@@ -192,12 +207,12 @@ def find_cifar(name: str, folder: Path) -> Found | None:
     for layout in CIFAR_LAYOUTS[name]:
         if (folder / layout.archive).is_file():
             paths: tuple[Path, ...] = (folder / layout.archive,)
-            return Found(paths, partial(load_cifar, paths, layout))
+            return Found(folder, partial(fingerprint, paths), partial(load_cifar, paths, layout))
         for place in (folder / layout.folder, folder):
             train = [place / name for name in layout.train if (place / name).is_file()]
             if train and (place / layout.test).is_file():
                 paths = (*train, place / layout.test)
-                return Found(paths, partial(load_cifar, paths, layout))
+                return Found(folder, partial(fingerprint, paths), partial(load_cifar, paths, layout))
     return None
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpisjax.data import arrays, cache, digits, fetch, folders, images, prepared
 from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum, store
@@ -110,8 +109,7 @@ def _load(config: Any) -> DataSet:
     else:
         known = EVENT_SETS[name]
         binning = make_binning(known.width, known.height, known.channels, **framing)
-        # TFDS does not have them.
-        found, where = _first(place, {"files": _event_files, "download": _event_download})
+        found, where = _first(place, {"files": _files, "download": _download})  # TFDS does not have them
         framed = load_recordings(name, found, binning, **choices, cache_dir=place.cache_dir)
         extent = completeness(framed.loaded, known.num_train, known.num_test, " recordings")
         sentence, num_classes, classes = f"{name}, {where}, {extent}", known.num_classes, known.classes
@@ -152,15 +150,15 @@ def _load_own(config: Any) -> DataSet:
 
 
 def _load_images(place: Place, validation: HoldOut) -> DataSet:
-    source = _first(place, {"tfds": _prepared, "files": _files, "download": _download})
+    found, where = _first(place, {"tfds": _prepared, "files": _files, "download": _download})
     known = IMAGE_SETS[place.name]
 
     def build(allocate: cache.Allocate) -> dict[str, Any]:
-        return {"checksum": store(allocate, source.read())}
+        return {"checksum": store(allocate, found.read())}
 
-    entry = cache.fetch(place.cache_dir, place.name, {"fingerprint": source.fingerprint}, build)
+    entry = cache.fetch(place.cache_dir, place.name, {"fingerprint": found.fingerprint()}, build)
     loaded = Loaded(**entry.arrays)
-    sentence = f"{place.name}, {source.sentence}, {completeness(loaded, known.num_train, known.num_test)}"
+    sentence = f"{place.name}, {where}, {completeness(loaded, known.num_train, known.num_test)}"
     return assemble(
         place.name,
         loaded,
@@ -196,29 +194,12 @@ class Place(NamedTuple):
     source: str
 
 
-class Source(NamedTuple):
-    """Where a set was found.
-
-    Attributes:
-        sentence: Where, for people.
-        fingerprint: Changes when the content may have.
-        read: Reads it.
-    """
-
-    sentence: str
-    fingerprint: str
-    read: Callable[[], Loaded]
-
-
 class Missing(Exception):
     """A place has no such data; says which place."""
 
 
-Found = TypeVar("Found")
-
-
-def _first(place: Place, finders: dict[str, Callable[[Place], Found]]) -> Found:
-    """What the first place gives that has the set; with `data.dir` that folder is the only one.
+def _first(place: Place, finders: dict[str, Callable[[Place], tuple[Any, str]]]) -> tuple[Any, str]:
+    """What was found at the first place that has the set, and where, for people; with `data.dir` there is no other.
 
     Raises:
         UserError: If none has.
@@ -259,65 +240,41 @@ def _folders(place: Place) -> list[Path]:
     return [downloads_folder(place) / place.name]
 
 
-def _prepared(place: Place) -> Source:
+def _prepared(place: Place) -> tuple[images.Found, str]:
     folder = prepared.find(place.name, place.dir)
     if folder is None:
         raise Missing("TFDS has not prepared it")
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise Missing(f"TFDS has prepared it in {folder}, but is not installed to read it")
     known = IMAGE_SETS[place.name]
-    return Source(
-        f"prepared by TFDS in {folder}",
-        prepared.fingerprint(folder),
-        partial(prepared.load, folder, known.size, known.num_classes),
-    )
+    read = partial(prepared.load, folder, known.size, known.num_classes)
+    return images.Found(folder, partial(prepared.fingerprint, folder), read), f"prepared by TFDS in {folder}"
 
 
-def _files(place: Place) -> Source:
-    for folder in _folders(place):
-        found = images.find(place.name, folder)
-        if found is not None:
-            return _source(f"files in {folder}", found)
-    raise Missing(f"its files are not in {' or '.join(str(folder) for folder in _folders(place))}")
+def _find(name: str, folder: Path) -> images.Found | Recordings | None:
+    return EVENT_SETS[name].find(folder) if name in EVENT_SETS else images.find(name, folder)
 
 
-def _download(place: Place) -> Source:
+def _files(place: Place) -> tuple[images.Found | Recordings, str]:
+    what, folders = ("recordings" if place.name in EVENT_SETS else "files"), _folders(place)
+    # Event sets are unpacked into the folder of downloads itself.
+    for folder in folders if place.dir or place.name in IMAGE_SETS else (*folders, downloads_folder(place)):
+        if found := _find(place.name, folder):
+            return found, f"{what} in {found.folder}"
+    raise Missing(f"its {what} are not in {' or '.join(map(str, folders))}")
+
+
+def _download(place: Place) -> tuple[images.Found | Recordings, str]:
     folder = downloads_folder(place)
     try:
-        fetch.download(place.name, folder / place.name)
+        if place.name in EVENT_SETS:
+            fetch.download_events(place.name, folder)
+        else:
+            folder = folder / place.name
+            fetch.download(place.name, folder)
     except UserError as error:
         raise Missing(str(error)) from error
-    found = images.find(place.name, folder / place.name)
-    assert found is not None, "the files of TFDS's records are those that are looked for"
-    return _source(f"downloaded to {folder}", found)
-
-
-def _event_files(place: Place) -> tuple[Recordings, str]:
-    folders = _folders(place) if place.dir else [*_folders(place), downloads_folder(place)]
-    for folder in folders:
-        found = EVENT_SETS[place.name].find(folder)
-        if found is not None:
-            return found, f"recordings in {found.folder}"
-    raise Missing(f"its recordings are not in {' or '.join(str(folder) for folder in _folders(place))}")
-
-
-def _event_download(place: Place) -> tuple[Recordings, str]:
-    try:
-        folder = fetch.download_events(place.name, downloads_folder(place))
-    except UserError as error:
-        raise Missing(str(error)) from error
-    found = EVENT_SETS[place.name].find(folder)
+    found = _find(place.name, folder)
     if found is None:
-        raise Missing(f"what was downloaded to {folder} has no recordings")
+        raise Missing(f"what was downloaded to {folder} is not the set")
     return found, f"downloaded to {found.folder}"
-
-
-def _source(sentence: str, found: images.Found) -> Source:
-    digest = hashlib.sha256()
-    for path in found.paths:
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    return Source(sentence, digest.hexdigest(), found.read)

@@ -141,7 +141,11 @@ def check(checkpoint: Checkpoint, origin: Origin, steps_per_epoch: int) -> bool:
         for key in sorted(theirs.keys() | ours.keys())
         if key not in FREE_KEYS and (key not in theirs or key not in ours or theirs[key] != ours[key])
     ]
-    longer = keys == ["train.epochs"] and _raised(checkpoint, theirs, ours, steps_per_epoch)
+    progress, longer = progress_of(checkpoint), False
+    if keys == ["train.epochs"]:  # a complete run may be given more
+        before = theirs["train.epochs"]
+        complete = checkpoint.step >= before * steps_per_epoch or progress.ended or progress.test is not None
+        longer = complete and ours["train.epochs"] > before
     if keys and not longer:
         raise UserError(_refusal(checkpoint, keys, theirs, ours))
     if checkpoint.content["data_checksum"] != origin.data_checksum:
@@ -164,16 +168,10 @@ def check(checkpoint: Checkpoint, origin: Origin, steps_per_epoch: int) -> bool:
     return longer
 
 
-def _raised(checkpoint: Checkpoint, theirs: Any, ours: Any, steps_per_epoch: int) -> bool:
-    """Whether a complete run has been given more epochs."""
-    before, progress = theirs["train.epochs"], progress_of(checkpoint)
-    complete = checkpoint.step >= before * steps_per_epoch or progress.ended or progress.test is not None
-    return complete and ours["train.epochs"] > before
-
-
 def _refusal(checkpoint: Checkpoint, keys: list[str], theirs: Any, ours: Any) -> str:
     """Which settings differ, what that means, and what to do."""
-    differing = ", ".join(f"{key} ({_show(theirs, key)} there, {_show(ours, key)} here)" for key in keys)
+    shown = [[repr(flat[key]) if key in flat else "absent" for flat in (theirs, ours)] for key in keys]
+    differing = ", ".join(f"{key} ({there} there, {here} here)" for key, (there, here) in zip(keys, shown, strict=True))
     run = checkpoint.path.parent.parent
     own = (
         f"use that config, or give this one a --workdir of its own, where train.init_from={run} starts from these "
@@ -195,10 +193,6 @@ def _refusal(checkpoint: Checkpoint, keys: list[str], theirs: Any, ours: Any) ->
     else:
         meaning = "the rest of the run would be trained in another way than its beginning"
     return f"{checkpoint.path} was written with another config, which differs in {differing}; {own}: {meaning}"
-
-
-def _show(flat: dict[str, Any], key: str) -> str:
-    return repr(flat[key]) if key in flat else "absent"
 
 
 def best(workdir: str | Path) -> Checkpoint:

@@ -67,10 +67,17 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     """Loads the data and makes the network and its initial state.
 
     Raises:
-        UserError: A setting cannot be, or data are missing or damaged.
+        UserError: A setting cannot be, data are missing or damaged, or JAX finds no device of the kind asked for.
     """
     rules.check(config)
-    look_for_devices()
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={asked!r}; install its plugin (for a GPU: pip install "
+            "'jax[cuda12]') or unset JAX_PLATFORMS"
+        ) from error
     dataset = load(config.data)
     net = makers.make_network(config, dataset)
     mesh = makers.make_mesh(config, config.train.batch_size // config.train.accumulate)
@@ -83,22 +90,6 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
     place = devices.state_sharding(jax.eval_shape(initial), mesh)
     state = jax.jit(initial, out_shardings=place)()
     return Parts(dataset, net, mesh, feed, state)
-
-
-def look_for_devices() -> None:
-    """Makes JAX find its devices.
-
-    Raises:
-        UserError: It finds none of the kind that is asked for.
-    """
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        raise UserError(
-            f"JAX finds no device for JAX_PLATFORMS={asked!r}; install its plugin (for a GPU: pip install "
-            "'jax[cuda12]') or unset JAX_PLATFORMS"
-        ) from error
 
 
 def run(
