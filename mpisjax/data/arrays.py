@@ -69,13 +69,11 @@ def from_arrays(
         raise UserError("y and y_test are not both numbers or both strings: give the classes the same names in both")
     names, codes = np.unique(np.concatenate([labels for _, labels in examples]), return_inverse=True)
     codes = codes.astype(np.int32)
+    images, size = examples[0][0], len(examples[0][0])
     if x_test is None:
-        images = examples[0][0]
-        train, test = split_test(codes, test_share)
-        splits = [(images[train], codes[train]), (images[test], codes[test])]
+        splits = [(images[rows], codes[rows]) for rows in split_test(codes, test_share)]
     else:
-        size = len(examples[0][0])
-        splits = [(examples[0][0], codes[:size]), (examples[1][0], codes[size:])]
+        splits = [(images, codes[:size]), (examples[1][0], codes[size:])]
     shapes = [list(images.shape[1:]) for images, _ in splits]
     if shapes[0] != shapes[1]:
         raise UserError(f"an example of x has the shape {shapes[0]}, one of x_test {shapes[1]}: give both the same")
@@ -111,8 +109,8 @@ def from_file(path: str | Path, **options: Any) -> DataSet:
             f"data.dir is '{path}', which is {what}, but data.name is 'arrays': give an .npz file with "
             f"{', '.join(KEYS)}"
         )
+    call = f"numpy.savez(FILE, {', '.join(f'{key}=...' for key in KEYS)})"
     if not zipfile.is_zipfile(path):
-        call = f"numpy.savez(FILE, {', '.join(f'{key}=...' for key in KEYS)})"
         raise UserError(f"{path} cannot be read (it is no .npz file): write it with {call}")
     try:
         with path.open("rb") as opened:
@@ -124,11 +122,9 @@ def from_file(path: str | Path, **options: Any) -> DataSet:
             f"{path} cannot be read ({why}): write it with numpy.savez, and strings with .astype(str)"
         ) from error
     if missing := [key for key in KEYS if key not in content]:
-        call = f"numpy.savez(FILE, {', '.join(f'{key}=...' for key in KEYS)})"
         raise UserError(f"{path} has no {', '.join(missing)}: write it with {call}")
-    arrays = [content[key] for key in KEYS]
     try:
-        return from_arrays(*arrays, source=f"arrays of {path}", **options)
+        return from_arrays(*(content[key] for key in KEYS), source=f"arrays of {path}", **options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

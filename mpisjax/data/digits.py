@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 
 from mpisjax.data.dataset import Loaded, hold_out
-from mpisjax.errors import UserError
 
 NUM_TEST = 360
 SPLIT_SEED = 1797
@@ -24,10 +23,8 @@ def load() -> Loaded:
     Returns:
         uint8 [1437, 8, 8, 1] train and [360, 8, 8, 1] test images, the 17 levels spread over 0..255, and int32 labels.
     """
-    try:
-        from sklearn.datasets import load_digits  # a slow import, wanted by this set alone
-    except ImportError as error:
-        raise UserError("the digits come with scikit-learn: pip install scikit-learn") from error
+    from sklearn.datasets import load_digits  # a slow import, wanted by this set alone
+
     images, labels = load_digits(return_X_y=True)
     images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     labels = labels.astype(np.int32)

@@ -75,7 +75,8 @@ def find_files(folder: str | Path, endings: Sequence[str], test_share: float, in
     names = {name for classes in by_name.values() for name, paths in classes.items() if paths}
     if not names:
         raise UserError(f"{folder} has no such files: {layout}")
-    classes = tuple(sorted(names, key=lambda name: (int(name), name) if _numbers(names) else (0, name)))
+    numbers = all(name.isascii() and name.isdecimal() for name in names)
+    classes = tuple(sorted(names, key=lambda name: (int(name), name) if numbers else (0, name)))
     number = {name: label for label, name in enumerate(classes)}
     splits = {
         split: [(path, number[name]) for name in classes for path in by_class.get(name, ())]
@@ -95,10 +96,6 @@ def find_files(folder: str | Path, endings: Sequence[str], test_share: float, in
     if found.unusable:
         how.append(f"{len(found.unusable)} other files left out ({found.unusable[0]})")
     return of_common_classes(Files(folder, classes, splits, how), invalid)
-
-
-def _numbers(names: set[str]) -> bool:
-    return all(name.isascii() and name.isdecimal() for name in names)
 
 
 def of_common_classes(files: Files, invalid: str) -> Files:

@@ -130,10 +130,9 @@ def from_recordings(
     framed = load_recordings("recordings", recordings, binning, unsorted=unsorted, invalid=invalid, cache_dir=cache_dir)
     made = framed.binning
     sensor = f"sensor {made.width} x {made.height}{'' if sensor_size else ', found from the events'}"
-    loaded = {"train": framed.loaded.train_labels, "test": framed.loaded.test_labels}
-    if framed.loaded.validation_labels is not None:
-        loaded["validation"] = framed.loaded.validation_labels
-    clauses = [_counts(loaded), *files.how, sensor]
+    loaded = framed.loaded
+    counted = {"train": loaded.train_labels, "test": loaded.test_labels, "validation": loaded.validation_labels}
+    clauses = [_counts(counted), *files.how, sensor]
     if skipped := len(framed.facts["invalid"]) + len(framed.facts.get("skip", [])):
         clauses.append(f"{skipped} recordings left out")
     return assemble(
@@ -153,7 +152,9 @@ def _sentence(what: str, folder: Path, found: Any, clauses: Sequence[str], class
 
 
 def _counts(splits: dict[str, Any]) -> str:
-    return " and ".join(f"{len(found):,} {split}" for split, found in splits.items() if len(found))
+    return " and ".join(
+        f"{len(found):,} {split}" for split, found in splits.items() if found is not None and len(found)
+    )
 
 
 def parse_sensor(text: str) -> tuple[int, int] | None:

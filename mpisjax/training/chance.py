@@ -76,7 +76,13 @@ def explain(rows: Sequence[Row], counts: Mapping[str, Sequence[int]]) -> str | N
         causes = [*network, f"{100 * seen:.1f}% of the training examples are right: {how}"]
     else:
         best = max(before, key=lambda row: row["accuracy"], default=None)
-        causes = [*_of_the_steps(trained, best, len(counts[last["kind"]])), *network] or _of_nothing(trained)
+        causes = [*_of_the_steps(trained, best, len(counts[last["kind"]])), *network]
+    if not causes:
+        causes = [
+            f"layers and residual look sound, and the loss went from {trained[0]['loss']:.3g} to "
+            f"{trained[-1]['loss']:.3g}: the learning rate{_highest(trained)} is too low or too high, or the labels "
+            "have nothing to do with the inputs"
+        ]
     return f"{said}. Likely cause: {'; '.join(causes)}"
 
 
@@ -136,12 +142,3 @@ def _of_the_network(last: Row) -> list[str]:
             f"the rates do not settle, with a residual of {streams} (more forward.num_steps, or train.jacobian_penalty)"
         )
     return causes
-
-
-def _of_nothing(trained: Sequence[Row]) -> list[str]:
-    """What is left when no figure is conspicuous."""
-    first, last = trained[0]["loss"], trained[-1]["loss"]
-    return [
-        f"layers and residual look sound, and the loss went from {first:.3g} to {last:.3g}: the learning rate"
-        f"{_highest(trained)} is too low or too high, or the labels have nothing to do with the inputs"
-    ]

@@ -161,13 +161,18 @@ def fit(
     evaluator = make_evaluator(
         module, dataset, neuron=neuron, forward=eval_forward, bptt=bptt, batch_size=eval_batch_size
     )
-    kept = {
-        "network": named(network), "neuron": named(neuron), "forward": named(forward), "adjoint": named(adjoint),
-        "bptt": named(bptt), "returns": returns, "augmentation": named(augmentation), "mixup": mixup,
-        "label_smoothing": label_smoothing, "class_weights": str(class_weights), "jacobian_weight": jacobian_weight,
-        "rate_weight": rate_weight, "averaging": averaging, "accumulate": accumulate, "seed": seed,
-        "batch_size": batch_size,
+    recipe = {
+        "neuron": neuron, "forward": forward, "adjoint": adjoint, "bptt": bptt, "returns": returns,
+        "augmentation": augmentation, "mixup": mixup, "label_smoothing": label_smoothing, "averaging": averaging,
+        "jacobian_weight": jacobian_weight, "rate_weight": rate_weight, "accumulate": accumulate,
     }  # fmt: skip
+    kept = {
+        "network": named(network),
+        **{key: part if isinstance(part, int | float | str) else named(part) for key, part in recipe.items()},
+        "class_weights": str(class_weights),
+        "seed": seed,
+        "batch_size": batch_size,
+    }
     result = train(
         LoopSettings(epochs, batch_size, patience=patience, **how_to_save),  # type: ignore[arg-type]
         workdir,
@@ -176,21 +181,10 @@ def fit(
             module,
             make_updates,
             inputs=dataset,
-            neuron=neuron,
-            forward=forward,
-            adjoint=adjoint,
-            bptt=bptt,
-            returns=returns,
             schedule=schedule,
-            augmentation=augmentation,
-            mixup=mixup,
-            label_smoothing=label_smoothing,
             class_weights=class_weights_of(class_weights, dataset),
-            jacobian_weight=jacobian_weight,
-            rate_weight=rate_weight,
-            averaging=averaging,
-            accumulate=accumulate,
             mesh=mesh,
+            **recipe,  # type: ignore[arg-type]
         ),
         feed=feed,
         eval_fn=measured_on(evaluator, dataset.validation),

@@ -162,7 +162,16 @@ def run(
             profile=profile,
         )
         if result.test is not None:
-            _conclude(config, path, parts, result)
+            test = result.test
+            spikes = test.get("accuracy_spikes")
+            _log.info(
+                "test accuracy %.2f%% by the %s%s, of the state of epoch %d; see %s",
+                100 * test["accuracy"],
+                readout_name(makers.make_bptt(config)),
+                f", {100 * spikes:.2f}% by spikes alone (T = {test['num_steps']:g})" if spikes is not None else "",
+                result.best_step // steps_per_epoch,
+                path,
+            )
         elif not result.stopped:
             _log.info("the test split was not measured: train.test_at_end is False; see %s", path)
         if not result.stopped:
@@ -200,19 +209,6 @@ def _introduce(config: ml_collections.ConfigDict, parts: Parts) -> None:
     )  # fmt: skip
     settings = json.dumps(flatten_dict(configuration.to_plain(config), sep="."))
     _log.info("config: %s", settings, extra=FILE_ONLY)
-
-
-def _conclude(config: ml_collections.ConfigDict, path: Path, parts: Parts, result: FitResult) -> None:
-    test = result.test or {}
-    spikes = test.get("accuracy_spikes")
-    _log.info(
-        "test accuracy %.2f%% by the %s%s, of the state of epoch %d; see %s",
-        100 * test["accuracy"],
-        readout_name(makers.make_bptt(config)),
-        f", {100 * spikes:.2f}% by spikes alone (T = {test['num_steps']:g})" if spikes is not None else "",
-        result.best_step // parts.feed.steps_per_epoch,
-        path,
-    )
 
 
 def _diagnose(config: ml_collections.ConfigDict, parts: Parts, state: TrainState, step: int) -> str:

@@ -49,7 +49,7 @@ class StepRunner:
         self._counted: deque[Any] = deque()
         self._train_step, self._feed = train_step, feed
         self._flying: deque[Any] = deque()
-        self.waits = platform(state) == "cpu"
+        self.waits = any(device.platform == "cpu" for leaf in jax.tree.leaves(state) for device in leaf.devices())
         self._seconds, self._steps, self._compiled = 0.0, 0, False
 
     def run(self, state: Any, step: int, stop: bool = False) -> Any:
@@ -95,14 +95,6 @@ class StepRunner:
         rate = self._steps * batch_size / self._seconds if self._steps and self._seconds > 0 else None
         self._seconds, self._steps = 0.0, 0
         return rate
-
-
-def platform(tree: Any) -> str:
-    """The platform ("cpu", "gpu", "tpu") that holds a pytree's arrays."""
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array):
-            return next(iter(leaf.devices())).platform
-    return jax.default_backend()
 
 
 # Dense peaks of one device as JAX counts devices, by `device_kind`, in TFLOP/s, accumulated in float32: of bfloat16

@@ -84,14 +84,7 @@ def with_sensor(binning: Binning, width: int, height: int) -> Binning:
     return binning._replace(width=width, height=height)
 
 
-class Tally(NamedTuple):
-    """How many events frames were made of, after denoising, and how many of them come after the last frame's end."""
-
-    events: int
-    dropped: int
-
-
-def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tally]:
+def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, tuple[int, int]]:
     """Sums events into frames, with tonic's slices.
 
     As tonic cuts a recording: by time, into T spans of floor((last - first) / T) microseconds from its first event on;
@@ -102,7 +95,8 @@ def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tall
         binning: How.
 
     Returns:
-        uint8 [T, H, W, C], the last axis being the polarity (1: brighter), counts above 255 being 255; and the tally.
+        uint8 [T, H, W, C], the last axis being the polarity (1: brighter), counts above 255 being 255; and how
+        many events they were made of, after denoising, and how many of these come after the last frame's end.
 
     Raises:
         Invalid: If the recording is too short for T frames.
@@ -131,7 +125,7 @@ def count_frames(events: np.ndarray, binning: Binning) -> tuple[np.ndarray, Tall
     place = (((frame * height + y) * width + x) * binning.channels + events["p"])[kept]
     counts = np.bincount(place, minlength=math.prod(binning.shape)).reshape(binning.shape)
     frames = np.minimum(counts, 1 if binning.binary else 255).astype(np.uint8)
-    return frames, Tally(len(events), int((frame < 0).sum()))
+    return frames, (len(events), int((frame < 0).sum()))
 
 
 class Frames:

@@ -138,9 +138,9 @@ def _with_found_sensor(binning: Binning, found: Recordings) -> Binning:
 
 def counted(events: np.ndarray, binning: Binning, tally: list[int]) -> np.ndarray:
     """A recording's frames; adds its events, and those in no frame, to the tally."""
-    frames, counts = count_frames(events, binning)
-    tally[0] += counts.events
-    tally[1] += counts.dropped
+    frames, (number, dropped) = count_frames(events, binning)
+    tally[0] += number
+    tally[1] += dropped
     return frames
 
 
