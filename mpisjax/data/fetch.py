@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mpisjax.data.events.readers import import_tonic
+from mpisjax.data.prepared import import_tfds
 from mpisjax.errors import UserError
 
 PROBE_SECONDS = 4.0  # to answer a request for the file's size; a run without network waits no longer
@@ -35,12 +36,7 @@ def recorded(name: str) -> dict[str, Any]:
     Raises:
         UserError: If TFDS is not installed.
     """
-    try:
-        import tensorflow_datasets as tfds  # slow to import, and needed for a download alone
-    except ImportError as error:
-        raise UserError(
-            f"downloading needs TFDS ({error}): pip install tensorflow-datasets importlib_resources"
-        ) from error
+    tfds = import_tfds("downloading")
     infos = dict(tfds.builder_cls(name).url_infos)
     return {_address(url, info.filename): info for url, info in infos.items()}
 
@@ -122,7 +118,6 @@ def _unpack(archive: Path, folder: Path) -> None:
 def _retrieve(name: str, files: list[tuple[str, str, str]], folder: Path) -> None:
     """Downloads (address, file name, checksum) into a folder."""
     import pooch
-    import requests
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,15 +130,13 @@ def _retrieve(name: str, files: list[tuple[str, str, str]], folder: Path) -> Non
     for url, filename, known_hash in files:
         try:
             pooch.retrieve(url, known_hash, fname=filename, path=folder, downloader=downloader)
-        except ValueError as error:
-            if isinstance(error, requests.RequestException) or "hash" not in str(error):
+        except (ValueError, OSError, EOFError) as error:  # those of requests are a kind of OSError
+            if isinstance(error, OSError) or "hash" not in str(error):
                 raise UserError(f"the download of {name} failed: {_line(error)}") from error
             raise UserError(
                 f"{filename} of {name} was corrupted on its way, with a wrong checksum, and was not used:"
                 " try again, or set data.dir to a folder with the file"
             ) from error
-        except (OSError, EOFError) as error:  # of which those of requests are a kind
-            raise UserError(f"the download of {name} failed: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

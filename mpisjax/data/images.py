@@ -51,11 +51,6 @@ class Found(NamedTuple):
     read: Callable[[], Loaded]
 
 
-def find(name: str, folder: Path) -> Found | None:
-    """The files of a set in a folder; None where any is missing that must be there."""
-    return find_cifar(name, folder) if name in CIFAR_LAYOUTS else find_idx(folder)
-
-
 def fingerprint(paths: Iterable[Path]) -> str:
     """SHA-256 of the files' SHA-256s."""
     digest = hashlib.sha256()
@@ -66,13 +61,6 @@ def fingerprint(paths: Iterable[Path]) -> str:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
-
-
-def wanted(name: str) -> str:
-    """The files that would do, by name."""
-    if name in CIFAR_LAYOUTS:
-        return CIFAR_LAYOUTS[name][0].archive
-    return ", ".join(f"{stem}.gz" for stem in IDX_FILES.values())
 
 
 def read_file(path: Path) -> bytes:

@@ -51,6 +51,19 @@ def fingerprint(place: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def import_tfds(what: str) -> Any:
+    """TFDS, when it is needed: it is slow to import.
+
+    Raises:
+        UserError: If it is not installed; says what needs it.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise UserError(f"{what} needs TFDS ({error}): pip install tensorflow-datasets importlib_resources") from error
+    return tensorflow_datasets
+
+
 def load(place: Path, size: tuple[int, int, int], num_classes: int) -> Loaded:
     """Reads both splits, in the order in which TFDS stores them (not the official one).
 
@@ -65,12 +78,7 @@ def load(place: Path, size: tuple[int, int, int], num_classes: int) -> Loaded:
     Raises:
         UserError: If TFDS is not installed, or what was prepared is damaged or of another kind.
     """
-    try:
-        import tensorflow_datasets as tfds  # slow, and not wanted unless there is prepared data
-    except ImportError as error:
-        raise UserError(
-            f"{place} needs TFDS to be read ({error}): pip install tensorflow-datasets importlib_resources"
-        ) from error
+    tfds = import_tfds(f"reading {place}")
     try:
         builder = tfds.builder_from_directory(place)
         splits = [_read_split(builder, place, split, size, num_classes) for split in ("train", "test")]

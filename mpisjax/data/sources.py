@@ -14,7 +14,7 @@ from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum, s
 from mpisjax.data.events import saccades
 from mpisjax.data.events.frames import make_binning
 from mpisjax.data.events.recordings import Recordings, load_recordings
-from mpisjax.data.events.sets import CIFAR10_CLASSES, EVENT_SETS
+from mpisjax.data.events.sets import CIFAR10_CLASSES, EVENT_SETS, KnownSet
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder, expand
 
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 DIGITS = tuple("0123456789")
-
-
-class Known(NamedTuple):
-    """What is known of a set beforehand: image size, the sizes of its official splits, classes and their names."""
-
-    size: tuple[int, int, int]
-    num_classes: int
-    num_train: int
-    num_test: int
-    classes: tuple[str, ...] = ()
-
-
 CIFAR100_CLASSES = (
     "apple", "aquarium fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
     "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
@@ -46,18 +34,26 @@ CIFAR100_CLASSES = (
     "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
     "willow tree", "wolf", "woman", "worm",
 )  # fmt: skip
+_IDX = ", ".join(f"{stem}.gz" for stem in images.IDX_FILES.values())
 IMAGE_SETS = {
-    "mnist": Known((28, 28, 1), 10, 60_000, 10_000, DIGITS),
-    "fashion_mnist": Known(
-        (28, 28, 1), 10, 60_000, 10_000,
+    "mnist": KnownSet((28, 28, 1), 10, 60_000, 10_000, _IDX, images.find_idx, DIGITS),
+    "fashion_mnist": KnownSet(
+        (28, 28, 1), 10, 60_000, 10_000, _IDX, images.find_idx,
         ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
     ),
-    "cifar10": Known((32, 32, 3), 10, 50_000, 10_000, CIFAR10_CLASSES),
-    "cifar100": Known((32, 32, 3), 100, 50_000, 10_000, CIFAR100_CLASSES),
+    "cifar10": KnownSet(
+        (32, 32, 3), 10, 50_000, 10_000, "cifar-10-binary.tar.gz", partial(images.find_cifar, "cifar10"),
+        CIFAR10_CLASSES,
+    ),
+    "cifar100": KnownSet(
+        (32, 32, 3), 100, 50_000, 10_000, "cifar-100-binary.tar.gz", partial(images.find_cifar, "cifar100"),
+        CIFAR100_CLASSES,
+    ),
 }  # fmt: skip
+SETS = {**IMAGE_SETS, **EVENT_SETS}
 EMBEDDED = ("digits", "saccade_digits")
 OWN = ("folder", "arrays", "recordings")
-NAMES = (*EMBEDDED, *IMAGE_SETS, *EVENT_SETS, *OWN)
+NAMES = (*EMBEDDED, *SETS, *OWN)
 OWN_SETTINGS = ("test_share", "num_validation", "validation_share", "split_seed", "invalid")
 FRAME_SETTINGS = ("num_frames", "frames", "binning", "crop", "denoise_us")
 
@@ -108,7 +104,8 @@ def _load(config: Any) -> DataSet:
         num_classes, classes = 10, DIGITS
     else:
         known = EVENT_SETS[name]
-        binning = make_binning(known.width, known.height, known.channels, **framing)
+        height, width, channels = known.size
+        binning = make_binning(width, height, channels, **framing)
         found, where = _first(place, {"files": _files, "download": _download})  # TFDS does not have them
         framed = load_recordings(name, found, binning, **choices, cache_dir=place.cache_dir)
         extent = completeness(framed.loaded, known.num_train, known.num_test, " recordings")
@@ -220,8 +217,7 @@ def _first(place: Place, finders: dict[str, Callable[[Place], tuple[Any, str]]])
             return finders[kind](place)
         except Missing as missing:
             reasons.append(str(missing))
-    wanted = EVENT_SETS[place.name].wanted if place.name in EVENT_SETS else images.wanted(place.name)
-    remedy = f"put {wanted} into {_folders(place)[0]}"
+    remedy = f"put {SETS[place.name].wanted} into {_folders(place)[0]}"
     remedy += f", or {_OTHER_NAMES}" if place.dir else ", or set data.dir to their folder"
     raise UserError(f"{place.name} was not found: {'; '.join(reasons)}; {remedy}")
 
@@ -251,15 +247,11 @@ def _prepared(place: Place) -> tuple[images.Found, str]:
     return images.Found(folder, partial(prepared.fingerprint, folder), read), f"prepared by TFDS in {folder}"
 
 
-def _find(name: str, folder: Path) -> images.Found | Recordings | None:
-    return EVENT_SETS[name].find(folder) if name in EVENT_SETS else images.find(name, folder)
-
-
 def _files(place: Place) -> tuple[images.Found | Recordings, str]:
     what, folders = ("recordings" if place.name in EVENT_SETS else "files"), _folders(place)
     # Event sets are unpacked into the folder of downloads itself.
     for folder in folders if place.dir or place.name in IMAGE_SETS else (*folders, downloads_folder(place)):
-        if found := _find(place.name, folder):
+        if found := SETS[place.name].find(folder):
             return found, f"{what} in {found.folder}"
     raise Missing(f"its {what} are not in {' or '.join(map(str, folders))}")
 
@@ -274,7 +266,7 @@ def _download(place: Place) -> tuple[images.Found | Recordings, str]:
             fetch.download(place.name, folder)
     except UserError as error:
         raise Missing(str(error)) from error
-    found = _find(place.name, folder)
+    found = SETS[place.name].find(folder)
     if found is None:
         raise Missing(f"what was downloaded to {folder} is not the set")
     return found, f"downloaded to {found.folder}"

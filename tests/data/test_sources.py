@@ -242,7 +242,7 @@ def test_tfds_records_the_files_that_are_read(monkeypatch):
         assert recorded == {f"{stem}.gz" for stem in images.IDX_FILES.values()}
     for name in ("cifar10", "cifar100"):
         (info,) = fetch.recorded(name).values()
-        assert info.filename == images.wanted(name) and len(info.checksum) == 64
+        assert info.filename == sources.SETS[name].wanted and len(info.checksum) == 64
 
 
 def no_data(config):

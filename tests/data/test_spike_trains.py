@@ -113,4 +113,4 @@ def test_tonic_knows_the_same_files():
         known = getattr(tonic.datasets, name.upper())
         for split in ("train", "test"):
             assert getattr(known, f"{split}_zip") == f"{name}_{split}.h5.zip"
-        assert sets.EVENT_SETS[name].channels == known.sensor_size[0]
+        assert sets.EVENT_SETS[name].size[2] == known.sensor_size[0]

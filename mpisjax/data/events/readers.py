@@ -262,10 +262,9 @@ def open_spike_trains(path: Path) -> Any:
     Raises:
         UserError: If it cannot be read, or h5py is not installed.
     """
-    try:
-        import h5py  # tonic needs it too
-    except ImportError as error:
-        raise UserError(f"{path.name} needs one more package: pip install h5py") from error
+    import_tonic()
+    import h5py  # which tonic needs, too
+
     try:
         file = h5py.File(path, "r")
         sizes = {len(file[key]) for key in ("spikes/times", "spikes/units", "labels")}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,29 +18,26 @@ from mpisjax.errors import UserError
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-class EventSet(NamedTuple):
+class KnownSet(NamedTuple):
     """What is known of a set beforehand.
 
     Attributes:
-        width: Of the sensor.
-        height: Of the sensor.
+        size: Of an image, or of a sensor: (height, width, channels). A pixel has two polarities as channels, or those
+            of a spike train.
         num_classes: The number of classes.
-        num_train: Recordings in the official train split.
+        num_train: Examples in the official train split.
         num_test: And in the test split.
         wanted: What its files are called, for people.
-        find: Looks for them in a folder.
-        channels: Of each pixel: two polarities, or the channels of a spike train.
+        find: Looks for them in a folder; gives what has a `folder`, or None.
         classes: The classes' names, if they have any.
     """
 
-    width: int
-    height: int
+    size: tuple[int, int, int]
     num_classes: int
     num_train: int
     num_test: int
     wanted: str
-    find: Callable[[Path], Recordings | None]
-    channels: int = 2
+    find: Callable[[Path], Any]
     classes: tuple[str, ...] = ()
 
 
@@ -144,22 +141,23 @@ def find_spike_trains(name: str, num_classes: int, folder: Path) -> Recordings |
 
 
 EVENT_SETS = {
-    "nmnist": EventSet(
-        34, 34, 10, 60_000, 10_000, "N-MNIST's Train/<class>/*.bin and Test/<class>/*.bin", find_nmnist,
-        classes=tuple("0123456789"),
+    "nmnist": KnownSet(
+        (34, 34, 2), 10, 60_000, 10_000, "N-MNIST's Train/<class>/*.bin and Test/<class>/*.bin", find_nmnist,
+        tuple("0123456789"),
     ),
-    "dvs_gesture": EventSet(
-        128, 128, 11, 1077, 264, "DVS128 Gesture's ibmGestureTrain/*/*.npy and ibmGestureTest/*/*.npy", find_gesture
+    "dvs_gesture": KnownSet(
+        (128, 128, 2), 11, 1077, 264, "DVS128 Gesture's ibmGestureTrain/*/*.npy and ibmGestureTest/*/*.npy",
+        find_gesture,
     ),
-    "cifar10_dvs": EventSet(
-        128, 128, 10, 9_000, 1_000, "CIFAR10-DVS's <class>/*.aedat4 or <class>/*.aedat", find_cifar10_dvs,
-        classes=CIFAR10_CLASSES,
+    "cifar10_dvs": KnownSet(
+        (128, 128, 2), 10, 9_000, 1_000, "CIFAR10-DVS's <class>/*.aedat4 or <class>/*.aedat", find_cifar10_dvs,
+        CIFAR10_CLASSES,
     ),
-    "shd": EventSet(
-        1, 1, 20, 8_156, 2_264, "SHD's shd_train.h5 and shd_test.h5", partial(find_spike_trains, "shd", 20), 700
+    "shd": KnownSet(
+        (1, 1, 700), 20, 8_156, 2_264, "SHD's shd_train.h5 and shd_test.h5", partial(find_spike_trains, "shd", 20)
     ),
-    "ssc": EventSet(
-        1, 1, 35, 75_466, 20_382, "SSC's ssc_train.h5, ssc_valid.h5 and ssc_test.h5",
-        partial(find_spike_trains, "ssc", 35), 700,
+    "ssc": KnownSet(
+        (1, 1, 700), 35, 75_466, 20_382, "SSC's ssc_train.h5, ssc_valid.h5 and ssc_test.h5",
+        partial(find_spike_trains, "ssc", 35),
     ),
 }  # fmt: skip
