@@ -151,26 +151,19 @@ def _fill(folder: Path, place: Path, key: dict[str, Any], build: Callable[[Alloc
 
 def _rename(filling: Path, place: Path) -> None:
     """Puts a filled entry in its place, unless another run was faster."""
-    for _ in range(2):
-        try:
+    try:
+        filling.rename(place)
+    except OSError:
+        if read(place) is None:  # what lies there is damaged
+            shutil.rmtree(place, ignore_errors=True)
             filling.rename(place)
-            return
-        except OSError:
-            if read(place) is not None:
-                return
-            if not place.exists():
-                raise
-        broken = Path(tempfile.mkdtemp(prefix=".broken-", dir=place.parent))
-        place.rename(broken / place.name)
-        shutil.rmtree(broken, ignore_errors=True)
-    raise OSError("other runs keep changing it")
 
 
 def _remove_stale(folder: Path) -> None:
     """Removes what runs that died while filling have left."""
-    for path in folder.glob(".*-*"):
+    for path in folder.glob(".filling-*"):
         with contextlib.suppress(FileNotFoundError):  # another run may be removing it
-            if path.name.startswith((".filling-", ".broken-")) and time.time() - path.stat().st_mtime > STALE_SECONDS:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
 

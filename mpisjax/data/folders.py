@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,6 +231,13 @@ def _decode_all(files: Files, invalid: str, how: dict[str, Any]) -> tuple[Loaded
         raise UserError(f"data.color is {how['color']!r}: choose auto, grey or rgb")
     unusable: list[str] = []
     splits: dict[str, list[_Decoded]] = {}
+
+    def read(path: Path) -> tuple[np.ndarray, tuple[int, int]] | str:
+        try:
+            return read_image(path, **how)
+        except ValueError as error:
+            return str(error)
+
     total = sum(map(len, files.splits.values()))
     with (
         ThreadPoolExecutor() as pool,
@@ -239,7 +245,6 @@ def _decode_all(files: Files, invalid: str, how: dict[str, Any]) -> tuple[Loaded
     ):
         for split, found in files.splits.items():
             splits[split] = []
-            read = partial(_decode, **how)
             for (path, label), image in zip(found, pool.map(read, [path for path, _ in found]), strict=True):
                 bar.update()
                 if isinstance(image, str):
@@ -274,13 +279,6 @@ def _decode_all(files: Files, invalid: str, how: dict[str, Any]) -> tuple[Loaded
     else:
         kind += f", {shape[2]} x {shape[1]}"
     return Loaded(**arrays), files.classes, [_counts(splits), kind, *files.how, *clauses]
-
-
-def _decode(path: Path, **how: Any) -> tuple[np.ndarray, tuple[int, int]] | str:
-    try:
-        return read_image(path, **how)
-    except ValueError as error:
-        return str(error)
 
 
 def _of_one_kind(

@@ -100,7 +100,7 @@ def _load(config: Any) -> DataSet:
         return _load_images(place, held)
     if name == "saccade_digits":
         binning = make_binning(saccades.SENSOR_SIZE, saccades.SENSOR_SIZE, **framing)
-        framed, sentence, known = saccades.load_saccades(binning, place.cache_dir), saccades.SENTENCE, None
+        framed, sentence = saccades.load_saccades(binning, place.cache_dir), saccades.SENTENCE
         num_classes, classes = 10, DIGITS
     else:
         known = EVENT_SETS[name]
@@ -108,7 +108,7 @@ def _load(config: Any) -> DataSet:
         binning = make_binning(width, height, channels, **framing)
         found, where = _first(place, {"files": _files, "download": _download})  # TFDS does not have them
         framed = load_recordings(name, found, binning, **choices, cache_dir=place.cache_dir)
-        extent = completeness(framed.loaded, known.num_train, known.num_test, " recordings")
+        extent = completeness(framed.loaded, known, " recordings")
         sentence, num_classes, classes = f"{name}, {where}, {extent}", known.num_classes, known.classes
     return assemble(
         name,
@@ -155,7 +155,7 @@ def _load_images(place: Place, validation: HoldOut) -> DataSet:
 
     entry = cache.fetch(place.cache_dir, place.name, {"fingerprint": found.fingerprint()}, build)
     loaded = Loaded(**entry.arrays)
-    sentence = f"{place.name}, {where}, {completeness(loaded, known.num_train, known.num_test)}"
+    sentence = f"{place.name}, {where}, {completeness(loaded, known)}"
     return assemble(
         place.name,
         loaded,
@@ -167,12 +167,12 @@ def _load_images(place: Place, validation: HoldOut) -> DataSet:
     )
 
 
-def completeness(loaded: Loaded, num_train: int, num_test: int, what: str = "") -> str:
+def completeness(loaded: Loaded, known: KnownSet, what: str = "") -> str:
     """Says how many examples there are, and whether these are all."""
     have = f"{len(loaded.train_labels):,} train and {len(loaded.test_labels):,} test{what}"
-    if (len(loaded.train_labels), len(loaded.test_labels)) == (num_train, num_test):
+    if (len(loaded.train_labels), len(loaded.test_labels)) == (known.num_train, known.num_test):
         return f"complete: {have}"
-    return f"a SUBSET: {have} of {num_train:,} and {num_test:,}"
+    return f"a SUBSET: {have} of {known.num_train:,} and {known.num_test:,}"
 
 
 class Place(NamedTuple):

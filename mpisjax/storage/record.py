@@ -223,10 +223,10 @@ def _best_step(directory: Path, latest: Checkpoint) -> int:
     for other in checkpoints.steps(directory):
         with contextlib.suppress(DamagedError):
             sound.append(checkpoints.read(directory, other))
-    return max(sound, key=lambda found: (_accuracy(found), found.step)).step
 
+    def accuracy(found: Checkpoint) -> float:
+        progress = progress_of(found)
+        here = progress.validation is not None and progress.validated_step == found.step
+        return progress.validation["accuracy"] if here and progress.validation else -1.0
 
-def _accuracy(checkpoint: Checkpoint) -> float:
-    progress = progress_of(checkpoint)
-    here = progress.validation is not None and progress.validated_step == checkpoint.step
-    return progress.validation["accuracy"] if here and progress.validation else -1.0
+    return max(sound, key=lambda found: (accuracy(found), found.step)).step

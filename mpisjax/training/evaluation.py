@@ -84,13 +84,7 @@ def make_eval_step(
 ) -> Callable[[dict[str, Any], Batch], tuple[dict[str, Any], tuple[Array, Array]]]:
     """`step(variables, batch)` -> sums over the batch's real rows, to be added up over batches, and each row's answer.
 
-    Args:
-      network: the network.
-      inputs: normalisation and kind of input.
-      neuron: of the populations that bring none.
-      forward: the simulation that is measured, or the solver of the rates.
-      bptt: how a network that was trained through time answers; None: by the equivalent path.
-      mesh: devices that share the batch.
+    `make_examiner` says what the arguments are.
     """
     network = shard_channels(network, mesh)
 

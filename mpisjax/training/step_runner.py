@@ -188,9 +188,8 @@ class Meter:
         """
         if self._loops is None or images_per_second is None:
             return None
-        turns = [means.get(name) for name in self._loops]
-        known = [turn for turn in turns if turn is not None]
-        if len(known) < len(turns):
+        known = [turn for name in self._loops if (turn := means.get(name)) is not None]
+        if len(known) < len(self._loops):
             return None
         try:
             if self._jaxpr is None:

@@ -101,20 +101,6 @@ def check(events: np.ndarray, width: int, height: int, sort: bool = False, chann
     return checked
 
 
-def read_content(path: Path) -> bytes:
-    """A whole file.
-
-    Raises:
-        Invalid: If it cannot be read, or is unreasonably large.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise Invalid(f"it is larger than {MAX_BYTES >> 20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise Invalid(f"it cannot be read: {error.strerror or error}") from error
-
-
 def parse_nmnist(content: bytes) -> np.ndarray:
     """N-MNIST's `.bin`, by tonic: five bytes an event; x, y, then the polarity's bit and 23 bits of microseconds.
 
@@ -305,7 +291,12 @@ def read_spike_train(path: Path, index: int) -> np.ndarray:
 def _whole(path: Path, width: int, height: int, sort: bool, channels: int) -> np.ndarray:
     """All events of a file; the last file is remembered, for those that hold a dozen recordings."""
     suffix = path.suffix.lower()
-    content = b"" if suffix == ".aedat4" else read_content(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise Invalid(f"it is larger than {MAX_BYTES >> 20} MiB")
+        content = b"" if suffix == ".aedat4" else path.read_bytes()
+    except OSError as error:
+        raise Invalid(f"it cannot be read: {error.strerror or error}") from error
     if suffix == ".aedat4":
         events = read_aedat4(path)
     elif suffix == ".bin":
