@@ -78,10 +78,9 @@ def from_arrays(
     if shapes[0] != shapes[1]:
         raise UserError(f"an example of x has the shape {shapes[0]}, one of x_test {shapes[1]}: give both the same")
     kept = in_both_splits(splits[0][1], splits[1][1], tuple(map(str, names)), invalid)
-    loaded = Loaded(
-        *(splits[0][0][kept.train], kept.number[splits[0][1][kept.train]]),
-        *(splits[1][0][kept.test], kept.number[splits[1][1][kept.test]]),
-    )
+    numbered = [(images, kept.number[labels]) for images, labels in splits]
+    train, test = ((images[labels >= 0], labels[labels >= 0]) for images, labels in numbered)
+    loaded = Loaded(*train, *test)
     how = ", split by a fixed seed" if x_test is None else ""
     size_text = " x ".join(map(str, shapes[0]))
     return assemble(
@@ -237,18 +236,14 @@ def split_test(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray
 
 
 class Kept(NamedTuple):
-    """The examples of the classes that are in both splits.
+    """The classes that are in both splits.
 
     Attributes:
-        train: Their indices in the train split.
-        test: And in the test split.
-        number: The new number of each class.
-        classes: The names of those that are left.
+        number: The new number of each class, int32; -1 for one that is left out.
+        classes: The names of those that are kept.
         note: Empty, or a clause on those that are not.
     """
 
-    train: np.ndarray
-    test: np.ndarray
     number: np.ndarray
     classes: tuple[str, ...]
     note: str
@@ -282,9 +277,7 @@ def in_both_splits(train: np.ndarray, test: np.ndarray, classes: Sequence[str], 
         raise UserError(f"there {number} with train and test examples: give at least 2")
     names = ", ".join(classes[number] for number in alone[:LISTED])
     return Kept(
-        np.flatnonzero(both[train]),
-        np.flatnonzero(both[test]),
-        (np.cumsum(both) - 1).astype(np.int32),
+        np.where(both, np.cumsum(both) - 1, -1).astype(np.int32),
         kept,
         f"; {len(alone)} left out, in one split alone: {names}" if len(alone) else "",
     )

@@ -331,13 +331,10 @@ def class_counts(labels: np.ndarray, num_classes: int) -> list[int]:
 
 def summary(dataset: DataSet) -> dict[str, Any]:
     """What a run's log says of its data: source, checksum, and the class counts of the three splits."""
-    counts = {
-        name: class_counts(getattr(dataset, name).labels, dataset.num_classes)
-        for name in ("train", "validation", "test")
-    }
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
     return {
         "name": dataset.name,
         "source": dataset.source,
         "checksum": dataset.checksum,
-        "class_counts": counts,
+        "class_counts": {name: class_counts(split.labels, dataset.num_classes) for name, split in splits.items()},
     }

@@ -106,7 +106,7 @@ def of_common_classes(files: Files, invalid: str) -> Files:
     except UserError as error:
         raise UserError(f"{files.folder}: {error}") from error
     splits = {
-        split: [(path, int(kept.number[label])) for path, label in found if files.classes[label] in kept.classes]
+        split: [(path, int(kept.number[label])) for path, label in found if kept.number[label] >= 0]
         for split, found in files.splits.items()
     }
     return Files(files.folder, kept.classes, splits, [*files.how, *([kept.note[2:]] if kept.note else [])])
