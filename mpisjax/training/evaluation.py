@@ -18,14 +18,7 @@ from mpisjax.nn import model
 from mpisjax.nn.operations import count_operations
 from mpisjax.simulate import SpikeForward
 from mpisjax.solvers import RateForward
-from mpisjax.training.devices import (
-    batch_sharding,
-    data_mesh,
-    replicated,
-    reshard,
-    shard_channels,
-    state_sharding,
-)
+from mpisjax.training.devices import batch_sharding, data_mesh, replicated, reshard, shard_channels, state_sharding
 from mpisjax.training.metrics import plain
 
 Array = jax.Array

@@ -232,12 +232,8 @@ class DivergenceMonitor:
     def end_epoch(self, epoch: int) -> None:
         """Reports an epoch's steps that were skipped."""
         if self._skipped:
-            _log.warning(
-                "epoch %d: %d of %d steps were not finite and were skipped",
-                epoch,
-                self._skipped,
-                self._epoch_steps,
-            )
+            said = "epoch %d: %d of %d steps were not finite and were skipped"
+            _log.warning(said, epoch, self._skipped, self._epoch_steps)
         self._epoch_steps = self._skipped = 0
 
     def end_run(self) -> None:

@@ -274,10 +274,8 @@ def read_spike_train(path: Path, index: int) -> np.ndarray:
     """
     try:
         file = _spike_trains(path)
-        times, units = (
-            file["spikes/times"][index].astype(np.float64),
-            file["spikes/units"][index].astype(np.int64),
-        )
+        times = file["spikes/times"][index].astype(np.float64)
+        units = file["spikes/units"][index].astype(np.int64)
     except Exception as error:
         raise Invalid(f"it cannot be read ({str(error)[:100]})") from error
     if times.shape != units.shape or times.ndim != 1 or not np.isfinite(times).all() or (np.abs(times) > 1e6).any():

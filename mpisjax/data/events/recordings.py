@@ -46,12 +46,8 @@ def fingerprint(recordings: Recordings) -> str:
             if recording.path not in stats:
                 stat = recording.path.stat()
                 stats[recording.path] = [stat.st_size, stat.st_mtime_ns]
-            facts = [
-                recording.named(recordings.folder),
-                recording.label,
-                recording.window,
-                *stats[recording.path],
-            ]
+            name = recording.named(recordings.folder)
+            facts = [name, recording.label, recording.window, *stats[recording.path]]
             digest.update(json.dumps(facts).encode())
         digest.update(b"/")
     return digest.hexdigest()
