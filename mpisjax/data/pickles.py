@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -45,10 +46,28 @@ class _Array:
         self.value = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
+_LOAD = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
+# A bytearray is made as large as the file claims, before it is read. A set hashes whatever it is given.
+_REFUSED = {code[0] for code in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}
+
+
+def _with_text_for_keys(code: bytes, keys: slice) -> dict[int, Callable[[Any], None]]:
+    """An opcode that fills a dict. The keys lie on the stack; the hash of a deep tuple would end the process."""
+
+    def load(unpickler: Any) -> None:
+        if not all(isinstance(key, str | bytes) for key in unpickler.stack[keys]):
+            raise pickle.UnpicklingError("keys other than text")
+        _LOAD[code[0]](unpickler)
+
+    return {code[0]: load}
+
+
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
-    # A bytearray is made as large as the file claims, before it is read.
     dispatch: ClassVar = {
-        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+        **{code: load for code, load in _LOAD.items() if code not in _REFUSED},
+        **_with_text_for_keys(pickle.SETITEM, slice(-2, -1)),
+        **_with_text_for_keys(pickle.SETITEMS, slice(0, None, 2)),
+        **_with_text_for_keys(pickle.DICT, slice(0, None, 2)),
     }
 
     def __init__(self, content: bytes) -> None:

@@ -100,6 +100,25 @@ TEXT = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"q\x00X\x06\x0
 COPIES = TEXT + b"(" + b"c_codecs\nencode\nh\x00h\x01\x86R" * 10_000 + b"l."
 
 
+DEEP = b"N" + b"\x85" * 100_000  # a tuple whose hash would overflow Python's stack
+# The same, each tuple handed to a call first, as arguments are, and taken from the memo for the next.
+THROUGH_THE_MEMO = b"Nq\x00" + b"cnumpy.core.multiarray\n_reconstruct\nh\x00\x85q\x00R" * 100_000
+DEEP_KEYS = {
+    "in a dict": b"}" + DEEP + b"Ns.",
+    "in a dict, of several": b"}(" + DEEP + b"Nu.",
+    "in a dict at once": b"(" + DEEP + b"Nd.",
+    "in a set": b"\x8f(" + DEEP + b"\x90.",
+    "in a frozen set": b"(" + DEEP + b"\x91.",
+    "through the memo": THROUGH_THE_MEMO + b"}h\x00Ns.",
+}
+
+
+@pytest.mark.parametrize("content", DEEP_KEYS.values(), ids=DEEP_KEYS)
+def test_a_key_that_is_nested_deeply_is_not_hashed(content):
+    with pytest.raises(UserError, match="is not a pickle of plain arrays and lists"):
+        unpickle(b"\x80\x02" + content, "batch")
+
+
 def test_a_pickle_that_wants_memory_gets_none():
     claims = [
         b"\x80\x02r\xff\xff\xff\xff.",
