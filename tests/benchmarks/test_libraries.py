@@ -52,9 +52,8 @@ def test_a_process_of_its_own_takes_steps_and_tells_its_peak_of_memory(who, batc
     assert 50 < found["peak_MiB"] < 4000
 
 
-@pytest.mark.parametrize(  # Spyx takes minutes
-    "who", ["rates", pytest.param("bptt", marks=pytest.mark.slow), "snntorch", "spikingjelly"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["rates", "bptt", "snntorch", "spikingjelly"])  # Spyx takes minutes
 def test_a_race_ends_at_its_goal(who, tmp_path):
     if who in libraries.LIBRARIES:
         pytest.importorskip(who, reason="a benchmark-only extra, not installed")

@@ -18,6 +18,8 @@ from mpisjax.data import dataset
 from mpisjax.data.augment import _turned as turned
 from mpisjax.errors import UserError
 
+pytestmark = pytest.mark.unoptimized
+
 
 def test_digits_are_complete_and_split_by_fixed_seeds():
     first, again = data.load(settings()), data.load(settings(num_validation=0, split_seed=9))

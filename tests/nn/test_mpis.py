@@ -241,8 +241,8 @@ def test_without_feedback_one_pass_is_the_equilibrium():
         logits = net.apply(variables, rates, False, method="classify")
         return jnp.sum(logits**2), logits
 
-    (_, (logits, residual)), gradient = jax.value_and_grad(solved, has_aux=True)(variables)
-    (_, direct), plain = jax.value_and_grad(one_pass, has_aux=True)(variables)
+    (_, (logits, residual)), gradient = jax.jit(jax.value_and_grad(solved, has_aux=True))(variables)
+    (_, direct), plain = jax.jit(jax.value_and_grad(one_pass, has_aux=True))(variables)
     np.testing.assert_allclose(logits, direct, rtol=1e-5, atol=1e-6)
     assert all(float(jnp.max(value)) < 1e-6 for value in residual.values())
     np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(plain)[0], rtol=1e-4, atol=1e-5)
