@@ -96,7 +96,7 @@ def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
         tags = [one.tag.rpartition("}")[2] for one in xml.etree.ElementTree.fromstring(svg).iter()]
         assert tags.count("path") + tags.count("image") > 4 and len(svg) < 200_000, name
     assert "a <run> & its name" in page.text and "the first 20 of" in page.text
-    assert "Horowitz" in page.text and "stream1/trans" in page.text
+    assert all(words in page.text for words in ("Horowitz", "million SynOps", "stream1/layer2", "in every step"))
     # Without a log of training the page does without its curves.
     (tmp_path / "metrics.jsonl").unlink()
     write_report(subject, dataset, dataset.test, tmp_path, path, steps=(), examples=8)
@@ -106,7 +106,9 @@ def test_page_is_whole_and_needs_no_other_file(run, tmp_path):
 
 
 class Own(linen.Module):
-    """A network of one's own."""
+    """A network of one's own, with a product inside a loop if asked."""
+
+    looped: bool = False
 
     def setup(self):
         self.inject, self.back, self.head = linen.Dense(12), linen.Dense(12), linen.Dense(10)
@@ -118,24 +120,29 @@ class Own(linen.Module):
         return self.inject(images.reshape(len(images), -1))
 
     def transition(self, rates, x, fire, train):
-        return fire("hidden", x + 0.1 * self.back(rates))
+        current = x + 0.1 * self.back(rates)
+        if self.looped:
+            current = jax.lax.fori_loop(0, 1, lambda i, c: c @ jnp.eye(12), current)
+        return fire("hidden", current)
 
     def classify(self, rates, train):
         return self.head(rates)
 
 
 @pytest.mark.slow
-def test_the_page_of_a_network_of_ones_own_leaves_energy_out(run, tmp_path):
+@pytest.mark.parametrize("looped", [False, True])
+def test_the_page_of_a_network_of_ones_own_has_energy_where_its_products_are_known(run, tmp_path, looped):
     config, _, _, dataset = run
-    net = nn.as_module(Own())
+    net = nn.as_module(Own(looped))
     variables = initial_variables(net, 0, (8, 8, 1), mpisjax.LIF())
     path = tmp_path / "report.html"
     subject = subject_of(config, net, variables, dataset)
     write_report(subject, dataset, dataset.test, tmp_path, path, steps=(2, 4), examples=20)
     page = Page()
     page.feed(path.read_text())
-    assert len(page.images) == 9 and "Own, 1,066 parameters" in page.text
-    assert "SynOps" not in page.text and "Horowitz" not in page.text and "spikes alone" in page.text
+    assert len(page.images) == (9 if looped else 10) and "Own, 1,066 parameters" in page.text
+    assert ("million SynOps" in page.text) == ("Horowitz" in page.text) == (not looped)
+    assert "spikes alone" in page.text
 
 
 def test_raster_holds_the_simulation_s_spikes(run):
