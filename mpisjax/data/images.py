@@ -9,16 +9,16 @@ of red, green and blue planes, rows first. Python: pickled dictionaries of the s
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
-import io
 import math
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from mpisjax.data import pickles
 from mpisjax.data.dataset import Loaded
 from mpisjax.errors import UserError
 
+PADDING = 1 << 20  # more than a tar archive has at its end
 MAX_BYTES = 512 << 20  # of a file, unzipped; the CIFAR archives have 185 MB, so more is no such set
 IDX_SIZE = 28
 IDX_CLASSES = 10
@@ -63,31 +64,46 @@ def fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_file(path: Path) -> bytes:
-    """A whole file, unzipped where it is gzipped (told by its first bytes, not by its name).
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read, unzipped where it is gzipped (told by its first bytes, not by its name).
 
     Raises:
-        UserError: It cannot be read, is damaged, or is larger than `MAX_BYTES`.
+        UserError: It cannot be read, or is damaged.
     """
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            content = (gzip.GzipFile(fileobj=raw) if zipped else raw).read(MAX_BYTES + 1)
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is truncated or damaged ({error}): fetch the file again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_file(path: Path) -> bytes:
+    """A whole file, unzipped.
+
+    Raises:
+        UserError: It cannot be read, is damaged, or is larger than `MAX_BYTES`.
+    """
+    with opened(path) as stream:
+        content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path} has more than {MAX_BYTES >> 20} MiB, which is no such data set")
+        raise _too_large(path)
     return content
 
 
-def parse_idx(content: bytes, ndim: int, name: str) -> np.ndarray:
-    """Reads an IDX array of bytes.
+def _too_large(path: Path) -> UserError:
+    return UserError(f"{path} has more than {MAX_BYTES >> 20} MiB, which is no such data set")
+
+
+def parse_idx(stream: BinaryIO, ndim: int, name: str) -> np.ndarray:
+    """Reads an IDX array of bytes, and no more than it declares.
 
     Args:
-        content: The file.
+        stream: The file.
         ndim: The number of dimensions the array must have.
         name: What to call the file in an error.
 
@@ -95,20 +111,23 @@ def parse_idx(content: bytes, ndim: int, name: str) -> np.ndarray:
         uint8 array of `ndim` dimensions, none of them empty.
 
     Raises:
-        UserError: If it is not such an array, or is too short or too long.
+        UserError: If it is not such an array, is too short or too long, or declares more than `MAX_BYTES`.
     """
-    body = content[4 + 4 * ndim :]
-    if len(content) < 4 + 4 * ndim:
+    header = stream.read(4 + 4 * ndim)
+    if len(header) < 4 + 4 * ndim:
         raise UserError(f"{name} is truncated within its header: fetch the file again")
-    if content[:4] != bytes([0, 0, 8, ndim]):
-        raise UserError(f"{name} is no IDX file of bytes in {ndim} dimensions: it begins with {content[:4].hex()}")
-    shape = tuple(np.frombuffer(content, ">u4", ndim, 4).tolist())
+    if header[:4] != bytes([0, 0, 8, ndim]):
+        raise UserError(f"{name} is no IDX file of bytes in {ndim} dimensions: it begins with {header[:4].hex()}")
+    shape = tuple(np.frombuffer(header, ">u4", ndim, 4).tolist())
     size = math.prod(shape)
     if not size:
         raise UserError(f"{name} holds nothing, it declares {shape} elements: fetch the file again")
+    if size > MAX_BYTES:
+        raise UserError(f"{name} declares {shape} elements, more than the {MAX_BYTES} that are accepted")
+    body = stream.read(size)
     if len(body) < size:
         raise UserError(f"{name} is truncated: {len(body)} of {size} elements are there; fetch the file again")
-    if len(body) > size:
+    if stream.read(1):
         raise UserError(f"{name} goes on after the {size} elements that it declares: fetch the file again")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
@@ -141,7 +160,10 @@ def load_idx(paths: dict[str, Path]) -> Loaded:
     arrays = {}
     for split in ("train", "test"):
         where, labelled = paths[f"{split}_images"], paths[f"{split}_labels"]
-        images, labels = parse_idx(read_file(where), 3, str(where)), parse_idx(read_file(labelled), 1, str(labelled))
+        with opened(where) as stream:
+            images = parse_idx(stream, 3, str(where))
+        with opened(labelled) as stream:
+            labels = parse_idx(stream, 1, str(labelled))
         if images.shape[1:] != (IDX_SIZE, IDX_SIZE):
             raise UserError(f"{where} holds images of {images.shape[1:]}, but {IDX_SIZE} x {IDX_SIZE} is wanted")
         if len(images) != len(labels):
@@ -243,16 +265,23 @@ def read_members(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
         The contents by name; a wanted member that is not there is left out.
 
     Raises:
-        UserError: If the archive is truncated, damaged or too large.
+        UserError: If the archive is truncated, damaged or too large, or a wanted member is no regular file.
     """
-    content, found = read_file(path), {}
+    found: dict[str, bytes] = {}
     try:
         # Read as a stream: nothing can make it seek backwards, so no header can make it go in circles.
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r|") as archive:
-            for member in archive:
-                if member.name in wanted and member.isreg() and (stream := archive.extractfile(member)):
-                    found[member.name] = stream.read()
-    except (EOFError, tarfile.TarError, ValueError) as error:
+        with opened(path) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    if member.offset_data + member.size > MAX_BYTES:
+                        raise _too_large(path)
+                    if member.name in wanted:
+                        if not member.isreg():
+                            raise UserError(f"{path}: {member.name} is no regular file: fetch the archive again")
+                        found[member.name] = cast(IO[bytes], archive.extractfile(member)).read()
+            if len(stream.read(PADDING)) == PADDING:  # gzip checks its sum at the end
+                raise UserError(f"{path} goes on after its last member: fetch the archive again")
+    except (tarfile.TarError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}): fetch the archive again") from error
     return found
 

@@ -52,7 +52,7 @@ class Target(NamedTuple):
 
 
 def read_idx(content: bytes) -> None:
-    array = images.parse_idx(content, 3, "file")
+    array = images.parse_idx(io.BytesIO(content), 3, "file")
     assert array.dtype == np.uint8 and array.ndim == 3 and 0 < array.size < len(content)
 
 
