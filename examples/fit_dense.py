@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import mpisjax
-from mpisjax import configuration, data
+from mpisjax import data
 
 HIDDEN = 400
 
@@ -53,9 +53,7 @@ class Dense:
 
 def main(workdir="runs/fit_dense", epochs=40, name="digits"):
     """Trains by solved rates, measures by 30 steps of spikes; returns the test accuracies."""
-    settings = configuration.base().data
-    settings.name, settings.num_validation = name, 180
-    dataset = data.load(settings)
+    dataset = data.load(name, num_validation=180)
     _, result = mpisjax.fit(
         Dense(dataset.num_classes),
         dataset,

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import mpisjax
-from mpisjax import configuration, data
+from mpisjax import data
 
 WIDTH, CLASSES, CHANNELS = 128, 20, 700  # of the layer; of SHD
 
@@ -59,15 +59,14 @@ class Recurrent(nn.Module):
 
 def main(workdir="runs/fit_shd", epochs=10, folder=None):
     """Trains by the spikes of the frames; returns the test accuracies."""
-    settings = configuration.base().data
-    settings.name, settings.num_frames, settings.validation_share = "shd", 20, 0.2
-    settings.dir, settings.cache_dir = folder or f"{workdir}_words", f"{workdir}_words"
+    words = f"{workdir}_words"
     if folder is None:
-        Path(settings.dir).mkdir(parents=True, exist_ok=True)
+        Path(words).mkdir(parents=True, exist_ok=True)
         for seed, (split, number) in enumerate({"train": 800, "test": 200}.items()):
-            write_words(Path(settings.dir, f"shd_{split}.h5"), number, np.random.default_rng(1 + seed))
+            write_words(Path(words, f"shd_{split}.h5"), number, np.random.default_rng(1 + seed))
+    dataset = data.load("shd", dir=folder or words, cache_dir=words, num_frames=20, validation_share=0.2)
     how = {"workdir": workdir, "epochs": epochs, "batch_size": 32, "optimizer": optax.adamw(2e-3, weight_decay=0.1)}
-    _, result = mpisjax.fit(Recurrent(), data.load(settings), forward=mpisjax.SpikeForward(None), **how)
+    _, result = mpisjax.fit(Recurrent(), dataset, forward=mpisjax.SpikeForward(None), **how)
     print(f"test accuracy: {result.test['accuracy']:.1%}, by spikes {result.test['accuracy_spikes']:.1%}")
     return {name: result.test[name] for name in ("accuracy", "accuracy_spikes")}
 

@@ -116,9 +116,9 @@ class Study:
     def dataset(self, config: ml_collections.ConfigDict) -> DataSet:
         """The data of a config, from where the command line says."""
         from benchmarks.loader import find_data
-        from mpisjax import data
+        from mpisjax.configuration import makers
 
-        return data.load(find_data(config.copy_and_resolve_references(), self._data_dir).data)
+        return makers.make_dataset(find_data(config.copy_and_resolve_references(), self._data_dir))
 
     def settings(self, net: Net, seed: int = 0, **more: Any) -> dict[str, Any]:
         """Everything that a row of a network depends on."""

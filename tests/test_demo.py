@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import mpisjax
-from mpisjax import data, nn
+from mpisjax import nn
 from mpisjax.cli import demo
 from mpisjax.configuration import makers
 from mpisjax.cpu import cores
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def digits():
     trained = mpisjax.load_pretrained("digits")
-    return trained, data.load(trained.config.data).test
+    return trained, makers.make_dataset(trained.config).test
 
 
 def run(monkeypatch, capsys, *arguments: object) -> str:

@@ -72,6 +72,17 @@ def make_bptt(config: ml_collections.ConfigDict) -> Any:
     return BPTT(**config.bptt) if config.train.method == "bptt" else None
 
 
+def make_dataset(config: ml_collections.ConfigDict) -> DataSet:
+    """The data set of a run, as `mpisjax.data.load` gives it."""
+    from mpisjax.data import arrays, folders, load
+
+    options = config.data.to_dict()
+    del options["augment"]
+    options["value_range"] = arrays.parse_range(options["value_range"])
+    options["sensor_size"] = folders.parse_sensor(options["sensor_size"])
+    return load(**options)
+
+
 def make_network(config: ml_collections.ConfigDict, dataset: DataSet) -> Any:
     """The network for a data set.
 

@@ -1,25 +1,23 @@
-"""From the settings of `data` to a data set: by its name, from TFDS's prepared data, files or a download."""
+"""A data set by its name, from TFDS's prepared data, files or a download."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mpisjax.data import arrays, cache, digits, fetch, folders, images, prepared
 from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum, store
 from mpisjax.data.events import saccades
 from mpisjax.data.events.frames import make_binning
-from mpisjax.data.events.recordings import Recordings, load_recordings
+from mpisjax.data.events.recordings import Framed, Recordings, load_recordings
 from mpisjax.data.events.sets import CIFAR10_CLASSES, EVENT_SETS, KnownSet
 from mpisjax.errors import UserError
 from mpisjax.paths import cache_folder, expand
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 DIGITS = tuple("0123456789")
 CIFAR100_CLASSES = (
@@ -54,15 +52,56 @@ SETS = {**IMAGE_SETS, **EVENT_SETS}
 EMBEDDED = ("digits", "saccade_digits")
 OWN = ("folder", "arrays", "recordings")
 NAMES = (*EMBEDDED, *SETS, *OWN)
-OWN_SETTINGS = ("test_share", "num_validation", "validation_share", "split_seed", "invalid")
-FRAME_SETTINGS = ("num_frames", "frames", "binning", "crop", "denoise_us")
 
 
-def load(config: ConfigDict) -> DataSet:
-    """Loads a data set.
+def load(
+    name: str,
+    *,
+    dir: str | os.PathLike[str] = "",
+    cache_dir: str | os.PathLike[str] = "",
+    source: str = "auto",
+    num_validation: int = 0,
+    validation_share: float = 0.0,
+    split_seed: int = 0,
+    test_share: float = 0.2,
+    invalid: str = "refuse",
+    image_size: int = 32,
+    fit: str = "letterbox",
+    color: str = "auto",
+    value_range: tuple[float, float] | None = None,
+    sensor_size: tuple[int, int] | None = None,
+    crop: int = 0,
+    num_frames: int = 30,
+    steps_per_frame: int = 1,
+    frames: str = "count",
+    binning: str = "time",
+    denoise_us: float = 0.0,
+    unsorted_events: str = "refuse",
+) -> DataSet:
+    """Loads a data set by its name. The arguments are the settings of `data`.
 
     Args:
-        config: The `data` part of a configuration.
+        name: One of `NAMES`.
+        dir: The folder with the set's files, or one's own data; empty: TFDS's prepared data or a download.
+        cache_dir: The folder for decoded arrays; empty: the user's cache folder.
+        source: "auto", "tfds", "files" or "download".
+        num_validation: Examples of the train split that are held out.
+        validation_share: Or their share, where `num_validation` is 0.
+        split_seed: Chooses them.
+        test_share: One's own data without a test split: the share that becomes it.
+        invalid: What happens to files and recordings that cannot be used, "refuse" or "skip".
+        image_size: "folder": the side in pixels that images are brought to; 0: as they are.
+        fit: "folder": "letterbox" or "crop".
+        color: "folder": "auto", "grey" or "rgb".
+        value_range: "arrays" and 16-bit images: the lowest and the highest number; None: bytes.
+        sensor_size: "recordings": width and height in pixels; None: found from the events.
+        crop: Events: the side of the centre crop in pixels; 0: none.
+        num_frames: Events: frames a recording.
+        steps_per_frame: Events: steps of the simulation that each frame drives.
+        frames: Events: "count" or "binary".
+        binning: Events: frames of equal "time", or of equal event "count".
+        denoise_us: Events: drops events without a neighbour for so many microseconds; 0: none.
+        unsorted_events: Events: what happens to a recording whose time goes back, "refuse", "sort" or "skip".
 
     Returns:
         The data set.
@@ -70,55 +109,43 @@ def load(config: ConfigDict) -> DataSet:
     Raises:
         UserError: If a setting is wrong, or the data is missing or damaged.
     """
-    return replace(_load(config), steps_per_frame=config.steps_per_frame)
-
-
-def _load(config: Any) -> DataSet:
-    name = config.name
+    dir, cache_dir = os.fspath(dir), os.fspath(cache_dir)
+    place, held = Place(name, dir, cache_dir, source), HoldOut(num_validation, validation_share, split_seed)
     if name not in NAMES:
         raise UserError(f"data.name is {name!r}, but must be one of {', '.join(NAMES)}")
-    if name not in ("saccade_digits", *EVENT_SETS, "recordings") and (config.crop or config.denoise_us):
+    if name not in ("saccade_digits", *EVENT_SETS, "recordings") and (crop or denoise_us):
         raise UserError(f"data.crop and data.denoise_us are for event sets: set both to 0 for {name}")
-    if name in EMBEDDED and config.dir:
+    if name in EMBEDDED and dir:
         raise UserError(
-            f"data.dir is {config.dir!r}, but data.name is {name!r}, which comes with scikit-learn and reads no files: "
+            f"data.dir is {dir!r}, but data.name is {name!r}, which comes with scikit-learn and reads no files: "
             + _OTHER_NAMES
         )
-    if name in OWN and not config.dir:
+    if name in OWN and not dir:
         raise UserError(f"data.name is {name!r}, but data.dir is empty: set it to your {_OWN_FILES[name]}")
-    if name in OWN:
-        return _load_own(config)
-    held = HoldOut(config.num_validation, config.validation_share, config.split_seed)
-    framing = {key: config[key] for key in FRAME_SETTINGS}
-    choices = {"unsorted": config.unsorted_events, "invalid": config.invalid}
-    if name == "digits":
-        loaded, sentence = digits.load(), digits.SENTENCE
-        whole = checksum(loaded)
-        return assemble(name, loaded, 10, source=sentence, digest=whole, validation=held, classes=DIGITS)
-    place = Place(name, config.dir, config.cache_dir, config.source)
-    if name in IMAGE_SETS:
-        return _load_images(place, held)
-    if name == "saccade_digits":
-        binning = make_binning(saccades.SENSOR_SIZE, saccades.SENSOR_SIZE, **framing)
-        framed, sentence = saccades.load_saccades(binning, place.cache_dir), saccades.SENTENCE
-        num_classes, classes = 10, DIGITS
+    framing: dict[str, Any] = {"num_frames": num_frames, "frames": frames, "binning": binning}
+    framing |= {"crop": crop, "denoise_us": denoise_us}
+    own: dict[str, Any] = {"num_validation": num_validation, "validation_share": validation_share}
+    own |= {"split_seed": split_seed, "test_share": test_share, "invalid": invalid}
+    if name == "recordings":
+        own |= {"sensor_size": sensor_size, "unsorted": unsorted_events, "cache_dir": cache_dir}
+        dataset = folders.from_recordings(dir, **own, **framing)
+    elif name == "arrays":
+        dataset = arrays.from_file(dir, value_range=value_range, **own)
+    elif name == "folder":
+        own |= {"image_size": image_size, "fit": fit, "color": color, "cache_dir": cache_dir}
+        dataset = folders.from_folder(dir, value_range=value_range, **own)
+    elif name == "digits":
+        loaded, said = digits.load(), digits.SENTENCE
+        digest = checksum(loaded)
+        dataset = assemble(name, loaded, 10, source=said, digest=digest, validation=held, classes=DIGITS)
+    elif name == "saccade_digits":
+        binned = make_binning(saccades.SENSOR_SIZE, saccades.SENSOR_SIZE, **framing)
+        dataset = _of_frames(name, saccades.load_saccades(binned, cache_dir), 10, DIGITS, saccades.SENTENCE, held)
+    elif name in IMAGE_SETS:
+        dataset = _load_images(place, held)
     else:
-        known = EVENT_SETS[name]
-        height, width, channels = known.size
-        binning = make_binning(width, height, channels, **framing)
-        found, where = _first(place, {"files": _files, "download": _download})  # TFDS does not have them
-        framed = load_recordings(name, found, binning, **choices, cache_dir=place.cache_dir)
-        extent = completeness(framed.loaded, known, " recordings")
-        sentence, num_classes, classes = f"{name}, {where}, {extent}", known.num_classes, known.classes
-    return assemble(
-        name,
-        framed.loaded,
-        num_classes,
-        source=f"{sentence}; {framed.note}" if framed.note else sentence,
-        digest=framed.facts["checksum"],
-        validation=held,
-        classes=classes,
-    )
+        dataset = _load_events(place, held, framing, {"unsorted": unsorted_events, "invalid": invalid})
+    return replace(dataset, steps_per_frame=steps_per_frame)
 
 
 _OTHER_NAMES = (
@@ -132,21 +159,7 @@ _OWN_FILES = {
 }
 
 
-def _load_own(config: Any) -> DataSet:
-    shared = {key: config[key] for key in OWN_SETTINGS}
-    if config.name == "recordings":
-        framing = {key: config[key] for key in FRAME_SETTINGS}
-        sensor = folders.parse_sensor(config.sensor_size)
-        framing |= {"sensor_size": sensor, "unsorted": config.unsorted_events, "cache_dir": config.cache_dir}
-        return folders.from_recordings(config.dir, **shared, **framing)
-    value_range = arrays.parse_range(config.value_range)
-    if config.name == "arrays":
-        return arrays.from_file(config.dir, value_range=value_range, **shared)
-    sizing = {key: config[key] for key in ("image_size", "fit", "color", "cache_dir")}
-    return folders.from_folder(config.dir, value_range=value_range, **sizing, **shared)
-
-
-def _load_images(place: Place, validation: HoldOut) -> DataSet:
+def _load_images(place: Place, held: HoldOut) -> DataSet:
     found, where = _first(place, {"tfds": _prepared, "files": _files, "download": _download})
     known = IMAGE_SETS[place.name]
 
@@ -155,16 +168,27 @@ def _load_images(place: Place, validation: HoldOut) -> DataSet:
 
     entry = cache.fetch(place.cache_dir, place.name, {"fingerprint": found.fingerprint()}, build)
     loaded = Loaded(**entry.arrays)
-    sentence = f"{place.name}, {where}, {completeness(loaded, known)}"
-    return assemble(
-        place.name,
-        loaded,
-        known.num_classes,
-        source=f"{sentence}; {entry.note}" if entry.note else sentence,
-        digest=entry.facts["checksum"],
-        validation=validation,
-        classes=known.classes,
-    )
+    sentence = f"{place.name}, {where}, {completeness(loaded, known)}{entry.note and f'; {entry.note}'}"
+    count, digest = known.num_classes, entry.facts["checksum"]
+    return assemble(place.name, loaded, count, source=sentence, digest=digest, validation=held, classes=known.classes)
+
+
+def _load_events(place: Place, held: HoldOut, framing: dict[str, Any], choices: dict[str, str]) -> DataSet:
+    known = EVENT_SETS[place.name]
+    height, width, channels = known.size
+    found, where = _first(place, {"files": _files, "download": _download})  # TFDS does not have them
+    binned = make_binning(width, height, channels, **framing)
+    framed = load_recordings(place.name, found, binned, **choices, cache_dir=place.cache_dir)
+    sentence = f"{place.name}, {where}, {completeness(framed.loaded, known, ' recordings')}"
+    return _of_frames(place.name, framed, known.num_classes, known.classes, sentence, held)
+
+
+def _of_frames(
+    name: str, framed: Framed, num_classes: int, classes: tuple[str, ...], sentence: str, held: HoldOut
+) -> DataSet:
+    sentence += framed.note and f"; {framed.note}"
+    digest = framed.facts["checksum"]
+    return assemble(name, framed.loaded, num_classes, source=sentence, digest=digest, validation=held, classes=classes)
 
 
 def completeness(loaded: Loaded, known: KnownSet, what: str = "") -> str:

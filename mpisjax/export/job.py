@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpisjax.configuration import makers
-from mpisjax.data import load
 from mpisjax.errors import UserError
 from mpisjax.export import check, cost, finetune, folded, nir_graph, nir_host, nir_nodes, quantise
 from mpisjax.export.check import Exported
@@ -70,7 +69,7 @@ def prepare(trained: Trained, options: Options, dtype: Any = np.float32, folder:
         if form.stem_spikes:
             network, offset = quantise.pixel_network(form, network, inputs.mean, inputs.std)
             pixels = {"offset": offset}
-        exported, dataset = Exported(form, network, pixels), load(trained.config.data)
+        exported, dataset = Exported(form, network, pixels), makers.make_dataset(trained.config)
         x = exported.encode(exported.read(dataset.train.images[:CALIBRATION]))
         bits = quantise.BITS[options.weights]
 
@@ -132,7 +131,7 @@ def export_nir(trained: Trained, options: Options, out: Path) -> str:
         draft.unlink(missing_ok=True)
     lines = [f"{out}: {out.stat().st_size:,} bytes, {len(graph.nodes)} nodes, {len(graph.edges)} edges"]
     if options.check or options.cost:
-        test = load(trained.config.data).test
+        test = makers.make_dataset(trained.config).test
         count = min(options.check or 64, len(test.labels))
         images, labels = np.asarray(test.images[:count]), np.asarray(test.labels[:count])
         found, report = _checked(trained, exported, options, out, images, labels)

@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     named.add_stored_arguments(parser)
     given = parser.parse_args(argv)
     with cli.report_user_errors():
-        from mpisjax.data import load
+        from mpisjax.configuration import makers
         from mpisjax.pretrained import save
 
         trained = save.from_run(given.workdir, given.data_dir, trusted=given.trust)
-        dataset = load(trained.config.data)
+        dataset = makers.make_dataset(trained.config)
         if given.weights == "float16":
             trained = in_half_precision(trained, dataset)
         written = save.save(

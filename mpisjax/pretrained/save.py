@@ -12,7 +12,7 @@ import ml_collections
 
 from mpisjax import configuration, weights
 from mpisjax.configuration import makers
-from mpisjax.data import DataSet, load
+from mpisjax.data import DataSet
 from mpisjax.errors import UserError
 from mpisjax.nn import as_module
 from mpisjax.paths import expand
@@ -148,7 +148,7 @@ def _known(path: Path, checksum: str) -> dict[str, Any] | None:
 
 
 def _data(path: Path, config: ml_collections.ConfigDict, checksum: str) -> DataSet:
-    dataset = load(config.data)
+    dataset = makers.make_dataset(config)
     if dataset.checksum != checksum:
         raise UserError(f"{path} was trained on other data than {config.data.name} here; set config.data.dir")
     return dataset

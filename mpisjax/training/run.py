@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from mpisjax import configuration
 from mpisjax.configuration import makers, rules
 from mpisjax.cpu import library
-from mpisjax.data import Batch, DataSet, Feed, load, prepare_images, summary
+from mpisjax.data import Batch, DataSet, Feed, prepare_images, summary
 from mpisjax.errors import UserError
 from mpisjax.firing import RateReading
 from mpisjax.jacobian import spectral_radius
@@ -78,7 +78,7 @@ def assemble(config: ml_collections.ConfigDict) -> Parts:
             f"JAX finds no device for JAX_PLATFORMS={asked!r}; install its plugin (for a GPU: pip install "
             "'jax[cuda12]') or unset JAX_PLATFORMS"
         ) from error
-    dataset = load(config.data)
+    dataset = makers.make_dataset(config)
     net = makers.make_network(config, dataset)
     mesh = makers.make_mesh(config, config.train.batch_size // config.train.accumulate)
     feed = Feed(dataset.train, config.train.batch_size, config.seed, devices.batch_sharding(mesh))

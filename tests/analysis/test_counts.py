@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mpisjax
-from mpisjax import configuration, data, nn
+from mpisjax import configuration, nn
 from mpisjax.analysis.audit import audit_solves, gradient_audit
 from mpisjax.analysis.measure import first_examples, measure
 from mpisjax.configuration import makers
@@ -178,7 +178,7 @@ def digits():
     config.forward.num_steps = 5
     config.eval.batch_size = 32
     config.devices.all_cores = False
-    dataset = data.load(config.data)
+    dataset = makers.make_dataset(config)
     net = makers.make_network(config, dataset)
     images = jnp.zeros((2, 8, 8, 1))
     init = jax.jit(lambda key: nn.init_variables(net, key, images, mpisjax.IF()))

@@ -138,7 +138,7 @@ def test_penalty_in_training_makes_the_jacobian_smaller():
         config.forward.update({"mode": "rates", "max_steps": 4})
         config.adjoint.max_steps = 3
         rules.check(config)
-        dataset = data.load(config.data)
+        dataset = makers.make_dataset(config)
         net = makers.make_network(config, dataset)
         batch = data.Feed(dataset.train, 30, seed=0).batch(0)
         images = data.prepare_images(batch.images, dataset)

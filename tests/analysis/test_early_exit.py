@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import mpisjax
-from mpisjax import data, nn
+from mpisjax import nn
 from mpisjax.analysis import anytime
+from mpisjax.configuration import makers
 from mpisjax.data import prepare_images
 from mpisjax.nn import operations
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.unoptimized
 @pytest.fixture(scope="module")
 def digits():
     trained = mpisjax.load_pretrained("digits")
-    return trained, data.load(trained.config.data)
+    return trained, makers.make_dataset(trained.config)
 
 
 def test_answers_over_time_are_those_of_separate_simulations(digits):

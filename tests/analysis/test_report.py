@@ -12,7 +12,7 @@ import pytest
 from flax import linen
 
 import mpisjax
-from mpisjax import configuration, data, nn
+from mpisjax import configuration, nn
 from mpisjax.analysis import figures
 from mpisjax.analysis.dynamics import raster
 from mpisjax.analysis.report import Subject, write_report
@@ -29,7 +29,7 @@ def run():
     config.model.update({"stem": (3,), "layers": (4, 5), "num_streams": 1, "fusion_layer": 1, "head": "smallest"})
     config.forward.num_steps = 6
     config.eval.batch_size = 16
-    dataset = data.load(config.data)
+    dataset = makers.make_dataset(config)
     net = makers.make_network(config, dataset)
     init = jax.jit(lambda key: nn.init_variables(net, key, jnp.zeros((2, 8, 8, 1)), mpisjax.IF()))
     return config, net, init(jax.random.key(0)), dataset

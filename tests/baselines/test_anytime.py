@@ -116,7 +116,7 @@ def small_run(**bptt):
     config.forward.num_steps = 4
     config.bptt.update(bptt)
     rules.check(config)
-    dataset = data.load(config.data)
+    dataset = makers.make_dataset(config)
     net = makers.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = data.prepare_images(batch.images, dataset)

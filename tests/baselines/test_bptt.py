@@ -201,7 +201,7 @@ def test_training_step_takes_the_switch():
     config.train.update({"method": "bptt", "batch_size": 30, "warmup_epochs": 0.0})
     config.forward.num_steps = 6
     rules.check(config)
-    dataset = data.load(config.data)
+    dataset = makers.make_dataset(config)
     net = makers.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = data.prepare_images(batch.images, dataset)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mpisjax
 from mpisjax import data
 from mpisjax.cli import predict
 
@@ -21,7 +20,7 @@ def folder(tmp_path_factory):
     """Ten digits in two folders, a blank, what is no image, and hidden files."""
     place = tmp_path_factory.mktemp("photos")
     (place / "more").mkdir()
-    test = data.load(mpisjax.load_pretrained("digits").config.data).test
+    test = data.load("digits").test
     for number in range(10):
         where = place / "more" if number % 2 else place
         Image.fromarray(test.images[number][:, :, 0]).save(where / f"{number}.PNG")

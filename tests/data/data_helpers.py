@@ -1,4 +1,4 @@
-"""Small files in the formats of the data sets, and the `data` part of a configuration."""
+"""Small files in the formats of the data sets, and arguments of `mpisjax.data.load`."""
 
 import gzip
 import io
@@ -7,39 +7,14 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from mpisjax.data import images
 from mpisjax.data.events import readers
 
 
-def settings(**changes) -> ConfigDict:
-    """The `data` part of a configuration."""
-    config = {
-        "name": "digits",
-        "dir": "",
-        "cache_dir": "",
-        "source": "auto",
-        "num_validation": 100,
-        "split_seed": 0,
-        "crop": 0,
-        "num_frames": 10,
-        "steps_per_frame": 1,
-        "frames": "count",
-        "binning": "time",
-        "denoise_us": 0.0,
-        "unsorted_events": "refuse",
-        "validation_share": 0.0,
-        "test_share": 0.2,
-        "invalid": "refuse",
-        "image_size": 32,
-        "fit": "letterbox",
-        "color": "auto",
-        "value_range": "",
-        "sensor_size": "",
-        "augment": {"flip": False, "rotate": 0.0, "zoom": 0.0, "shift": 0, "cutout": 0, "mixup": 0.0},
-    }
-    return ConfigDict(config | changes)
+def settings(**changes) -> dict:
+    """Arguments of `mpisjax.data.load`: the digits, unless changed."""
+    return {"name": "digits", "num_validation": 100, "num_frames": 10} | changes
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

@@ -119,7 +119,7 @@ def test_an_unwritable_folder_means_memory_and_a_note(tmp_path):
     assert np.array_equal(entry.arrays["numbers"], WANTED) and str(tmp_path / "file") in entry.note
     write_idx(tmp_path / "mnist", np.random.default_rng(0), 30, 20)
     config = settings(name="mnist", dir=str(tmp_path), cache_dir=str(tmp_path / "file"), num_validation=0)
-    assert "nothing was cached" in data.load(config).source
+    assert "nothing was cached" in data.load(**config).source
 
 
 def _fill_slowly(folder, start, results):
@@ -162,4 +162,4 @@ def test_a_source_that_changes_is_read_again(tmp_path):
     config = settings(name="mnist", dir=str(tmp_path), num_validation=0)
     for _ in range(2):
         arrays = write_idx(tmp_path / "mnist", rng, 30, 20)
-        assert np.array_equal(data.load(config).train.images[..., 0], arrays["train"][0])
+        assert np.array_equal(data.load(**config).train.images[..., 0], arrays["train"][0])

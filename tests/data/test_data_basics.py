@@ -1,6 +1,7 @@
 """Splits, order, feeding and augmentation."""
 
 import gzip
+import inspect
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.unoptimized
 
 
 def test_digits_are_complete_and_split_by_fixed_seeds():
-    first, again = data.load(settings()), data.load(settings(num_validation=0, split_seed=9))
+    first, again = data.load(**settings()), data.load(**settings(num_validation=0, split_seed=9))
     assert first.checksum == again.checksum == "3b7e6e8944138439e793b89a10ebfc921cc85f480adf4956d95a1b8e8190ed5b"
     assert first.train.images.shape == (1337, 8, 8, 1) and first.train.images.dtype == np.uint8
     assert first.validation.images.shape == (100, 8, 8, 1) and first.test.images.shape == (360, 8, 8, 1)
@@ -69,7 +70,7 @@ EXPECTED_ORDER = [998, 162, 670, 664, 185]
 
 @pytest.mark.parametrize("on_device", [False, True])
 def test_feed_gives_what_train_indices_say(on_device):
-    split = data.load(settings()).train
+    split = data.load(**settings()).train
     feed = data.Feed(split, 64, seed=2, on_device=on_device)
     assert feed.steps_per_epoch == 1337 // 64 and feed.on_device == on_device
     for step in (0, 21, 3):
@@ -81,7 +82,7 @@ def test_feed_gives_what_train_indices_say(on_device):
 
 @pytest.mark.parametrize("on_device", [False, True])
 def test_batches_do_not_depend_on_sharding_and_travel_explicitly(on_device):
-    split = data.load(settings()).train
+    split = data.load(**settings()).train
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     plain, sharded = data.Feed(split, 64, 0), data.Feed(split, 64, 0, sharding, on_device=on_device)
@@ -100,10 +101,10 @@ from mpisjax.errors import UserError
 assert len(jax.devices()) == 2
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-config = settings(augment={"flip": True, "rotate": 9.0, "zoom": 0.1, "shift": 2, "cutout": 3, "mixup": 0.5})
-split = data.load(config).train
+changes = data.Augmentation(flip=True, rotate=9.0, zoom=0.1, shift=2, cutout=3)
+split = data.load(**settings()).train
 def inputs(key, batch):
-    images = data.augment(key, batch.images, config.augment)
+    images = data.augment(key, batch.images, changes)
     one_hot = jax.nn.one_hot(batch.labels, 10)
     return images, *data.mixup(key, data.normalize(images, (0.5,), (0.3,)), one_hot, 0.5)
 inputs = jax.jit(inputs)
@@ -139,7 +140,7 @@ def test_order_and_augmentation_do_not_depend_on_the_number_of_devices():
 
 
 def test_eval_batches_cover_everything_once():
-    split = data.load(settings()).test
+    split = data.load(**settings()).test
     batches = list(data.eval_batches(split, 100))
     assert [int(b.mask.sum()) for b in batches] == [100, 100, 100, 60]
     assert np.array_equal(np.concatenate([b.images for b in batches])[:360], split.images)
@@ -158,9 +159,7 @@ def test_normalize():
 
 
 def one(**kinds):
-    config = settings().augment
-    config.update(dict.fromkeys(config, 0) | {"flip": False} | kinds)
-    return config
+    return data.Augmentation(**kinds)
 
 
 def test_flip_and_shift_move_pixels_and_nothing_else():
@@ -250,13 +249,13 @@ def test_idx_files_plain_or_gzipped(tmp_path):
     rng = np.random.default_rng(0)
     arrays = write_idx(tmp_path / "fashion_mnist", rng, 30, 20)
     config = settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0)
-    dataset = data.load(config)
+    dataset = data.load(**config)
     assert np.array_equal(dataset.train.images[..., 0], arrays["train"][0])
     assert np.array_equal(dataset.test.labels, arrays["test"][1])
     for path in (tmp_path / "fashion_mnist").iterdir():
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
-    assert data.load(config).checksum == dataset.checksum
+    assert data.load(**config).checksum == dataset.checksum
     assert str(tmp_path) in dataset.source
 
 
@@ -293,3 +292,13 @@ def test_what_a_data_set_holds_is_checked():
         with pytest.raises(UserError, match=says) as caught:
             hand_made(**changes)
         assert "\n" not in str(caught.value)
+
+
+def test_load_has_the_defaults_of_the_settings():
+    from mpisjax import configuration
+
+    asked = configuration.base().data.to_dict()
+    asked.pop("augment")
+    taken = {name: p.default for name, p in inspect.signature(data.load).parameters.items()}
+    assert taken.pop("name") is inspect.Parameter.empty
+    assert taken | {"name": "digits", "value_range": "", "sensor_size": ""} == asked

@@ -208,7 +208,7 @@ def test_frames_unpack_what_was_packed(rng, binary):
 def test_nmnist_from_a_folder(tmp_path, rng, frames):
     made = write_nmnist(tmp_path, rng, 30, 10)
     config = settings(name="nmnist", dir=str(tmp_path), num_validation=10, crop=32, num_frames=6, frames=frames)
-    dataset = data.load(config)
+    dataset = data.load(**config)
     assert "SUBSET: 30 train and 10 test recordings of 60,000 and 10,000" in dataset.source
     assert dataset.temporal and dataset.num_classes == 10 and dataset.train.images.shape == (20, 6, 32, 32, 2)
     wanted = np.stack(
@@ -231,7 +231,7 @@ def test_nmnist_from_a_folder(tmp_path, rng, frames):
     np.testing.assert_allclose(scaled, batch.images, rtol=1e-6)
     masks = [int(batch.mask.sum()) for batch in data.eval_batches(dataset.test, 4)]
     assert masks == [4, 4, 2]
-    assert data.load(config).checksum == dataset.checksum
+    assert data.load(**config).checksum == dataset.checksum
     stored = list((tmp_path / "cache").rglob("train_images.npy"))
     assert stored[0].stat().st_size == 128 + 30 * 6 * 32 * 32 * 2 // (8 if frames == "binary" else 1)
 
@@ -239,7 +239,7 @@ def test_nmnist_from_a_folder(tmp_path, rng, frames):
 def test_settings_and_files_decide_the_cache_entry(tmp_path, rng):
     write_nmnist(tmp_path, rng, 10, 10)
     base = {"name": "nmnist", "dir": str(tmp_path), "num_validation": 0, "num_frames": 4}
-    seen = {data.load(settings(**base)).checksum}
+    seen = {data.load(**settings(**base)).checksum}
     for change in (
         {"num_frames": 5},
         {"crop": 32},
@@ -247,9 +247,9 @@ def test_settings_and_files_decide_the_cache_entry(tmp_path, rng):
         {"binning": "count"},
         {"denoise_us": 9000.0},
     ):
-        seen.add(data.load(settings(**(base | change))).checksum)
+        seen.add(data.load(**settings(**(base | change))).checksum)
     (tmp_path / "NMNIST/Train/3/00004.bin").write_bytes(nmnist_bytes(random_events(rng, 300, 34, 34)))
-    seen.add(data.load(settings(**base)).checksum)
+    seen.add(data.load(**settings(**base)).checksum)
     assert len(seen) == 7
 
 
@@ -261,7 +261,7 @@ def test_invalid_recordings_are_named_and_nothing_is_used(tmp_path, rng):
     (folder / "Train/5/00006.bin").write_bytes(nmnist_bytes(recorded)[:-2])
     (folder / "Test/7/00008.bin").write_bytes(nmnist_bytes(changed(recorded, x=40)))
     with pytest.raises(UserError, match="3 of the 40 recordings") as caught:
-        data.load(settings(name="nmnist", dir=str(tmp_path), num_validation=0))
+        data.load(**settings(name="nmnist", dir=str(tmp_path), num_validation=0))
     said = str(caught.value)
     for words in (
         "Train/3/00004.bin: time goes back",
@@ -279,7 +279,7 @@ def test_dvs_gesture_as_tonic_has_it(tmp_path, rng):
             folder.mkdir(parents=True)
             for label in range(11):
                 (folder / f"{label}.npy").write_bytes(gesture_bytes(random_events(rng, 200, 128, 128, 6_000_000)))
-    dataset = data.load(settings(name="dvs_gesture", dir=str(tmp_path), num_validation=11, num_frames=4))
+    dataset = data.load(**settings(name="dvs_gesture", dir=str(tmp_path), num_validation=11, num_frames=4))
     assert dataset.train.images.shape == (22, 4, 128, 128, 2) and len(dataset.test.labels) == 22
     assert "33 train and 22 test recordings of 1,077 and 264" in dataset.source
     assert np.array_equal(np.bincount(dataset.test.labels), [2] * 11)
@@ -298,7 +298,7 @@ def write_gesture(folder, rng):
 
 def test_dvs_gesture_as_its_authors_have_it(tmp_path, rng):
     whole = write_gesture(tmp_path / "DvsGesture", rng)
-    dataset = data.load(settings(name="dvs_gesture", dir=str(tmp_path), num_validation=0, num_frames=3))
+    dataset = data.load(**settings(name="dvs_gesture", dir=str(tmp_path), num_validation=0, num_frames=3))
     assert "11 train and 11 test" in dataset.source and np.array_equal(dataset.test.labels, np.arange(11))
     part = whole[(whole["t"] >= 450_000) & (whole["t"] < 600_000)]
     wanted = count_frames(part, binning(num_frames=3, width=128, height=128))[0]
@@ -318,7 +318,7 @@ def test_wrong_gesture_labels_are_refused(tmp_path, rng, text, says):
     write_gesture(tmp_path / "DvsGesture", rng)
     (tmp_path / "DvsGesture/user01_led_labels.csv").write_text(text)
     with pytest.raises(UserError, match=says):
-        data.load(settings(name="dvs_gesture", dir=str(tmp_path), num_validation=0, num_frames=2))
+        data.load(**settings(name="dvs_gesture", dir=str(tmp_path), num_validation=0, num_frames=2))
 
 
 def test_cifar10_dvs_as_its_authors_have_it(tmp_path, rng):
@@ -327,7 +327,7 @@ def test_cifar10_dvs_as_its_authors_have_it(tmp_path, rng):
         for number in range(12):
             recorded = random_events(rng, 100 + number, 128, 128, 1_300_000)
             (tmp_path / name / f"cifar10_{name}_{number}.aedat").write_bytes(aedat2_bytes(recorded))
-    dataset = data.load(settings(name="cifar10_dvs", dir=str(tmp_path), num_validation=0, num_frames=2, crop=64))
+    dataset = data.load(**settings(name="cifar10_dvs", dir=str(tmp_path), num_validation=0, num_frames=2, crop=64))
     assert len(dataset.train.labels) == 110 and dataset.test.images.shape == (10, 2, 64, 64, 2)
     found = sets.find_cifar10_dvs(tmp_path)
     assert [recording.path.stem[-3:] for recording in found.test] == ["_11"] * 10, "by number, not by letter"
@@ -373,10 +373,10 @@ def test_a_still_picture_gives_noise_alone(monkeypatch):
 @pytest.mark.slow
 def test_saccade_digits_are_a_data_set():
     config = settings(name="saccade_digits", num_validation=100, crop=32, num_frames=5, frames="binary")
-    dataset = data.load(config)
+    dataset = data.load(**config)
     assert dataset.train.images.shape == (1337, 5, 32, 32, 2) and len(dataset.test.labels) == 360
-    assert data.load(config).checksum == dataset.checksum
-    pictures = data.load(settings())
+    assert data.load(**config).checksum == dataset.checksum
+    pictures = data.load(**settings())
     assert np.array_equal(dataset.test.labels, pictures.test.labels)
 
 
@@ -393,7 +393,7 @@ def test_event_settings_are_checked(tmp_path, rng):
         ({"denoise_us": 0.5}, "nothing of it is left"),
     ):
         with pytest.raises(UserError, match=says):
-            data.load(settings(name="nmnist", dir=str(tmp_path), num_validation=0, **change))
+            data.load(**settings(name="nmnist", dir=str(tmp_path), num_validation=0, **change))
 
 
 def test_no_recordings_and_no_network_is_one_sentence(tmp_path):
@@ -404,7 +404,7 @@ def test_no_recordings_and_no_network_is_one_sentence(tmp_path):
     ):
         for folder, says in (("", "cannot be reached"), (str(tmp_path), "data.name to folder")):
             with pytest.raises(UserError, match=says) as caught:
-                data.load(settings(name=name, dir=folder))
+                data.load(**settings(name=name, dir=folder))
             said = str(caught.value)
             assert word in said and str(tmp_path) in said and "\n" not in said
 
@@ -436,11 +436,11 @@ def test_nmnist_is_downloaded_and_unpacked(tmp_path, server, rng, monkeypatch):
         digest = hashlib.md5(archive.read_bytes()).hexdigest()
         monkeypatch.setattr(tonic.datasets.NMNIST, f"{split.lower()}_md5", digest)
     config = settings(name="nmnist", num_validation=0, num_frames=3)
-    dataset = data.load(config)
+    dataset = data.load(**config)
     assert "downloaded to" in dataset.source and "20 train and 10 test" in dataset.source
     for path in server.iterdir():
         path.unlink()
-    assert data.load(config).checksum == dataset.checksum, "not downloaded twice"
+    assert data.load(**config).checksum == dataset.checksum, "not downloaded twice"
 
 
 def test_a_wrong_event_archive_is_refused_and_never_taken_for_a_subset(tmp_path, server, rng):
@@ -451,7 +451,7 @@ def test_a_wrong_event_archive_is_refused_and_never_taken_for_a_subset(tmp_path,
             zipped.writestr("Test/0/00001.bin", nmnist_bytes(random_events(rng, 50, 34, 34)))
     for _ in range(2):
         with pytest.raises(UserError, match="corrupted"):
-            data.load(settings(name="nmnist", num_validation=0, num_frames=3))
+            data.load(**settings(name="nmnist", num_validation=0, num_frames=3))
 
 
 def test_tonic_has_what_is_downloaded():
@@ -474,12 +474,12 @@ def test_recordings_out_of_order_are_refused_sorted_or_skipped(tmp_path, rng, ca
     config = settings(name="nmnist", dir=str(tmp_path), num_validation=0, num_frames=3, unsorted_events=choice)
     if choice == "refuse":
         with pytest.raises(UserError, match="00004.bin: time goes back"):
-            data.load(config)
+            data.load(**config)
         return
     for _ in range(2):  # read, and from the cache
         caplog.clear()
         with caplog.at_level("WARNING"):
-            dataset = data.load(config)
+            dataset = data.load(**config)
         (line,) = [text for text in caplog.messages if "out of order" in text]
         assert "1 recordings" in line and "Train/3/00004.bin" in line
         assert ("were sorted" if choice == "sort" else "were skipped") in line
@@ -493,11 +493,11 @@ def test_events_in_no_frame_are_counted_in_the_log(tmp_path, rng, caplog):
     write_nmnist(tmp_path, rng, 10, 10, size=400)
     config = settings(name="nmnist", dir=str(tmp_path), num_validation=0, num_frames=300, binning="count")
     with caplog.at_level("WARNING"):
-        data.load(config)
+        data.load(**config)
     (line,) = [text for text in caplog.messages if "in no frame" in text]
     assert "2,000 of 8,000 events (25%)" in line
     caplog.clear()
-    config.num_frames = 200
+    config["num_frames"] = 200
     with caplog.at_level("WARNING"):
-        data.load(config)
+        data.load(**config)
     assert not [text for text in caplog.messages if "in no frame" in text]

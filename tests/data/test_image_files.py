@@ -38,7 +38,7 @@ def test_cifar_in_every_form(tmp_path, rng, name, version, packed):
         (tmp_path / layout.folder).mkdir()
         for path, content in members:
             (tmp_path / (path if packed == "folder" else path.rpartition("/")[2])).write_bytes(content)
-    dataset = data.load(settings(name=name, dir=str(tmp_path), num_validation=0))
+    dataset = data.load(**settings(name=name, dir=str(tmp_path), num_validation=0))
     assert np.array_equal(dataset.train.images, images_of(arrays["train"][0]))
     assert np.array_equal(dataset.train.labels, arrays["train"][1])
     assert np.array_equal(dataset.test.images, images_of(arrays["test"][0]))
@@ -51,7 +51,7 @@ def test_some_batches_are_a_subset(tmp_path, rng):
     members, _ = cifar_members("cifar10", rng, 20)
     for path, content in (members[0], members[3], members[5]):
         (tmp_path / path.rpartition("/")[2]).write_bytes(content)
-    dataset = data.load(settings(name="cifar10", dir=str(tmp_path), num_validation=0))
+    dataset = data.load("cifar10", dir=tmp_path)
     assert len(dataset.train.labels) == 40 and "SUBSET: 40 train and 20 test" in dataset.source
 
 
@@ -144,13 +144,13 @@ def test_broken_archives_are_refused(tmp_path, rng):
     whole = tar_bytes(members)
     for cut in (0, 1, 10, 300, len(whole) // 2, len(whole) - 4):
         with pytest.raises(UserError, match="truncated|damaged|holds no"):
-            data.load(write_archive(tmp_path, whole[:cut]))
+            data.load(**write_archive(tmp_path, whole[:cut]))
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     with pytest.raises(UserError, match="truncated or damaged"):
-        data.load(write_archive(tmp_path, bytes(flipped)))
+        data.load(**write_archive(tmp_path, bytes(flipped)))
     assert not list((tmp_path / "cache").rglob("*.npy"))
-    data.load(write_archive(tmp_path, whole))
+    data.load(**write_archive(tmp_path, whole))
 
 
 def test_links_and_bombs_are_refused(tmp_path, monkeypatch):
@@ -160,18 +160,18 @@ def test_links_and_bombs_are_refused(tmp_path, monkeypatch):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     with pytest.raises(UserError, match="test_batch.bin is no regular file"):
-        data.load(write_archive(tmp_path, buffer.getvalue()))
+        data.load(**write_archive(tmp_path, buffer.getvalue()))
     monkeypatch.setattr(images, "MAX_BYTES", 1 << 20)
     bomb = tar_bytes([("zeros", bytes(8 << 20))])
     assert len(bomb) < 1 << 16
     with pytest.raises(UserError, match="more than 1 MiB"):
-        data.load(write_archive(tmp_path, bomb))
+        data.load(**write_archive(tmp_path, bomb))
 
 
 def test_members_that_climb_out_are_read_and_written_nowhere(tmp_path, rng):
     members, _ = cifar_members("cifar10", rng, 2)
     others = [("../evil.bin", b"x"), (str(tmp_path / "evil"), b"x"), ("cifar-10-batches-bin/../../evil", b"x")]
-    data.load(write_archive(tmp_path, tar_bytes([*others, *members])))
+    data.load(**write_archive(tmp_path, tar_bytes([*others, *members])))
     assert not list(tmp_path.parent.glob("**/evil*"))
 
 
@@ -188,7 +188,7 @@ def test_wrong_records_are_refused(tmp_path, content, says):
     (tmp_path / "test_batch.bin").write_bytes(bytes(3073))
     (tmp_path / "data_batch_1.bin").write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        data.load(settings(name="cifar10", dir=str(tmp_path), num_validation=0))
+        data.load(**settings(name="cifar10", dir=str(tmp_path), num_validation=0))
     assert "data_batch_1.bin" in str(caught.value)
 
 
@@ -240,7 +240,7 @@ def test_wrong_idx_files_are_refused_by_name(tmp_path, rng, file, content, says)
     write_idx(tmp_path, rng, 30, 20)
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        data.load(settings(name="mnist", dir=str(tmp_path), num_validation=0, source="files"))
+        data.load(**settings(name="mnist", dir=str(tmp_path), num_validation=0, source="files"))
     assert file in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -9,6 +9,8 @@ from data_helpers import aedat2_bytes, nmnist_bytes, random_events, settings
 from PIL import Image
 
 from mpisjax import data
+from mpisjax.data import folders
+from mpisjax.data.arrays import parse_range
 from mpisjax.data.events import readers
 from mpisjax.errors import UserError
 
@@ -56,9 +58,9 @@ def test_images_of_the_wanted_size_are_read_as_they_are(folder, rng):
     assert not dataset.temporal and dataset.num_classes == 2 and len(dataset.validation.labels) == 0
     again = data.from_folder(folder, image_size=16)
     assert again.checksum == dataset.checksum and again.source == dataset.source
-    by_name = data.load(settings(name="folder", dir=str(folder), image_size=16, num_validation=4))
+    by_name = data.load(**settings(name="folder", dir=str(folder), image_size=16, num_validation=4))
     assert by_name.checksum == dataset.checksum and len(by_name.validation.labels) == 4
-    share = data.load(settings(name="folder", dir=str(folder), num_validation=0, validation_share=0.3))
+    share = data.load(**settings(name="folder", dir=str(folder), num_validation=0, validation_share=0.3))
     assert len(share.validation.labels) == 6 and np.bincount(share.validation.labels).tolist() == [3, 3]
 
 
@@ -264,19 +266,19 @@ def test_folders_that_cannot_be_meant_are_refused(folder, rng):
     for changes, says in (
         ({"fit": "stretch"}, "data.fit"),
         ({"color": "blue"}, "data.color"),
-        ({"value_range": "1,0"}, "data.value_range"),
         ({"crop": 3}, "event sets"),
         ({"num_validation": 99}, "num_validation"),
         ({"dir": ""}, "data.dir is empty"),
     ):
         config = settings(**({"name": "folder", "dir": str(folder / "two"), "num_validation": 0} | changes))
-        refused(says, data.load, config)
+        refused(says, data.load, **config)
+    refused("data.value_range", parse_range, "1,0")
 
 
 @pytest.mark.parametrize("name", ["digits", "saccade_digits", "fashion_mnist", "cifar10", "nmnist"])
 def test_a_folder_that_the_data_set_does_not_use_is_refused(folder, rng, name):
     write_images(folder, rng)
-    said = refused("data.name to folder", data.load, settings(name=name, dir=str(folder)))
+    said = refused("data.name to folder", data.load, **settings(name=name, dir=str(folder)))
     assert str(folder) in said and name in said
 
 
@@ -285,8 +287,8 @@ def test_prepared_data_elsewhere_does_not_stand_in_for_a_folder(tmp_path, folder
     place = tmp_path / "home/tensorflow_datasets/fashion_mnist/3.0.1"
     place.mkdir(parents=True)
     (place / "dataset_info.json").write_text("{}")
-    refused("data.name to folder", data.load, settings(name="fashion_mnist", dir=str(folder)))
-    refused("data.source is 'download'", data.load, settings(name="mnist", dir=str(folder), source="download"))
+    refused("data.name to folder", data.load, **settings(name="fashion_mnist", dir=str(folder)))
+    refused("data.source is 'download'", data.load, **settings(name="mnist", dir=str(folder), source="download"))
 
 
 def test_arrays_in_memory(rng):
@@ -364,22 +366,22 @@ def test_an_npz_file(folder, rng):
     x, y = rng.uniform(0, 1, (30, 8, 8, 3)), np.array(["a", "b"])[np.arange(30) % 2]
     path = folder / "mine.npz"
     np.savez(path, x_train=x[:20], y_train=y[:20], x_test=x[20:], y_test=y[20:])
-    config = settings(name="arrays", dir=str(path), num_validation=4, value_range="0,1")
-    dataset = data.load(config)
+    config = settings(name="arrays", dir=str(path), num_validation=4, value_range=(0, 1))
+    dataset = data.load(**config)
     assert dataset.classes == ("a", "b") and str(path) in dataset.source and len(dataset.test.labels) == 10
     assert np.array_equal(dataset.test.images, np.rint(x[20:] * 255))
     np.savez(path, x_train=x, y_train=y)
-    assert "x_test, y_test" in refused("has no x_test", data.load, config)
+    assert "x_test, y_test" in refused("has no x_test", data.load, **config)
     np.savez(path, x_train=x, y_train=np.array(["a", 1], object), x_test=x, y_test=y)
-    refused(r"astype\(str\)", data.load, config)
+    refused(r"astype\(str\)", data.load, **config)
     whole = path.read_bytes()
     for content in (b"", b"nonsense", whole[:100], whole[:-30]):
         path.write_bytes(content)
-        assert str(path) in refused("cannot be read", data.load, config)
+        assert str(path) in refused("cannot be read", data.load, **config)
     np.save(folder / "one.npy", x)
-    refused("x_train", data.load, settings(name="arrays", dir=str(folder / "one.npy")))
-    refused("which is a folder", data.load, settings(name="arrays", dir=str(folder)))
-    refused("not there", data.load, settings(name="arrays", dir=str(folder / "absent.npz")))
+    refused("x_train", data.load, **settings(name="arrays", dir=str(folder / "one.npy")))
+    refused("which is a folder", data.load, **settings(name="arrays", dir=str(folder)))
+    refused("not there", data.load, **settings(name="arrays", dir=str(folder / "absent.npz")))
 
 
 def structured(recorded):
@@ -419,15 +421,14 @@ def test_recordings_of_every_format(folder, rng, ending):
     wanted = np.zeros((20, 30, 2))
     np.add.at(wanted, (made[3]["y"], made[3]["x"], made[3]["p"]), 1)
     assert 0 <= (wanted - total).sum() <= 8 and (total <= wanted).all()  # a few after the last frame's end
-    config = settings(name="recordings", dir=str(folder), num_frames=4, num_validation=2, sensor_size="34x34")
-    given = data.load(config)
+    config = settings(name="recordings", dir=str(folder), num_frames=4, num_validation=2, sensor_size=(34, 34))
+    given = data.load(**config)
     assert given.train.images.shape == (8, 4, 34, 34, 2) and "found" not in given.source
-    config.sensor_size = "29x34"
-    refused("outside of the 29 x 34 sensor", data.load, config)
-    config.sensor_size = "29"
-    refused("data.sensor_size", data.load, config)
-    config.sensor_size, config.crop = "", 25
-    refused("data.crop", data.load, config)
+    config["sensor_size"] = (29, 34)
+    refused("outside of the 29 x 34 sensor", data.load, **config)
+    refused("data.sensor_size", folders.parse_sensor, "29")
+    config |= {"sensor_size": None, "crop": 25}
+    refused("data.crop", data.load, **config)
 
 
 def test_invalid_recordings_are_named_or_left_out(folder, rng, caplog):
@@ -435,10 +436,10 @@ def test_invalid_recordings_are_named_or_left_out(folder, rng, caplog):
     write_recordings(folder, rng, ".npy", count=10)
     (folder / "left/2.npy").write_bytes(b"nonsense")
     config = settings(name="recordings", dir=str(folder), num_frames=4, num_validation=0)
-    assert "data.invalid to skip" in refused("left/2.npy: it is no array", data.load, config)
-    config.invalid = "skip"
+    assert "data.invalid to skip" in refused("left/2.npy: it is no array", data.load, **config)
+    config["invalid"] = "skip"
     with caplog.at_level("WARNING"):
-        dataset = data.load(config)
+        dataset = data.load(**config)
     assert len(dataset.train.labels) + len(dataset.test.labels) == 19 and "1 recordings left out" in dataset.source
     assert any("left/2.npy" in text and "skipped" in text for text in caplog.messages)
 

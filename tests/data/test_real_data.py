@@ -49,7 +49,7 @@ def sha(array):
 def load(name, **changes):
     if not (Path(FOLDER) / name).is_dir():
         pytest.skip(f"{FOLDER} has no {name}, so it was not compared")
-    return data.load(settings(name=name, dir=FOLDER, num_validation=0, **changes))
+    return data.load(**settings(name=name, dir=FOLDER, num_validation=0, **changes))
 
 
 def test_fashion_mnist():

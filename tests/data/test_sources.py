@@ -70,12 +70,12 @@ def tfrecord(record):
 def test_prepared_data_comes_first_and_needs_no_tensorflow(tmp_path, file_format):
     arrays = write_prepared(tmp_path, file_format)
     write_idx(tmp_path / "fashion_mnist", np.random.default_rng(9), 30, 20)
-    dataset = data.load(settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0))
+    dataset = data.load(**settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0))
     assert "prepared by TFDS" in dataset.source and "SUBSET: 12 train and 7 test" in dataset.source
     assert np.array_equal(dataset.train.images[..., 0], arrays["train"][0])
     assert np.array_equal(dataset.test.labels, arrays["test"][1])
     assert "tensorflow" not in sys.modules
-    files = data.load(settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0, source="files"))
+    files = data.load(**settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0, source="files"))
     assert len(files.train.labels) == 30 and "files in" in files.source
 
 
@@ -96,13 +96,13 @@ def test_damaged_prepared_data_is_refused(tmp_path):
     for broken in (content[:-1], content[:8], content[:100] + b"\0" + content[101:], b""):
         path.write_bytes(broken)
         with pytest.raises(UserError, match="prepare it again"):
-            data.load(config)
+            data.load(**config)
     write_prepared(tmp_path / "b", "array_record", label=10)
     with pytest.raises(UserError, match="label outside"):
-        data.load(settings(name="fashion_mnist", dir=str(tmp_path / "b"), num_validation=0))
+        data.load(**settings(name="fashion_mnist", dir=str(tmp_path / "b"), num_validation=0))
     (tmp_path / "b/fashion_mnist/3.0.1/features.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read by TFDS"):
-        data.load(settings(name="fashion_mnist", dir=str(tmp_path / "b"), num_validation=0))
+        data.load(**settings(name="fashion_mnist", dir=str(tmp_path / "b"), num_validation=0))
 
 
 def test_crc32c_against_published_values():
@@ -173,10 +173,10 @@ def test_a_download_is_checked_kept_and_read_as_files(tmp_path, server, monkeypa
     for name, files in (("fashion_mnist", 4), ("cifar10", 1)):
         gets.clear()
         config = settings(name=name, num_validation=0)
-        first = data.load(config)
+        first = data.load(**config)
         assert "downloaded to" in first.source and "SUBSET" in first.source and len(gets) == files
-        assert data.load(config).checksum == first.checksum and len(gets) == files, "not downloaded twice"
-    fashion = data.load(settings(name="fashion_mnist", num_validation=0))
+        assert data.load(**config).checksum == first.checksum and len(gets) == files, "not downloaded twice"
+    fashion = data.load(**settings(name="fashion_mnist", num_validation=0))
     assert np.array_equal(fashion.train.images[..., 0], arrays["train"][0])
 
 
@@ -185,13 +185,13 @@ def test_wrong_checksums_are_refused_and_nothing_is_kept(tmp_path, server):
     folder, _ = server
     write_idx(folder, np.random.default_rng(0), 30, 20)
     with pytest.raises(UserError, match="wrong checksum"):
-        data.load(settings(name="fashion_mnist"))
+        data.load(**settings(name="fashion_mnist"))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_a_missing_file_on_the_server_is_an_error(server):
     with pytest.raises(UserError, match="404") as caught:
-        data.load(settings(name="cifar100", source="download"))
+        data.load(**settings(name="cifar100", source="download"))
     assert "\n" not in str(caught.value)
 
 
@@ -221,7 +221,7 @@ def test_a_server_that_falls_silent_or_hangs_up_is_given_up_on(tmp_path, monkeyp
     monkeypatch.setattr(fetch, "STALL_SECONDS", 0.3)
     for name in ("cifar100", "cifar10"):
         with pytest.raises(UserError, match="download of cifar10+ failed|wrong checksum"):
-            data.load(settings(name=name, source="download"))
+            data.load(**settings(name=name, source="download"))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     silent.set()
     httpd.shutdown()
@@ -232,7 +232,7 @@ def test_prepared_data_without_tfds_is_passed_over(tmp_path, monkeypatch):
     write_prepared(tmp_path, "tfrecord")
     write_idx(tmp_path / "fashion_mnist", np.random.default_rng(9), 30, 20)
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda _: None)
-    assert "files in" in data.load(settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0)).source
+    assert "files in" in data.load(**settings(name="fashion_mnist", dir=str(tmp_path), num_validation=0)).source
 
 
 def test_tfds_records_the_files_that_are_read(monkeypatch):
@@ -248,7 +248,7 @@ def test_tfds_records_the_files_that_are_read(monkeypatch):
 def no_data(config):
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
-        data.load(config)
+        data.load(**config)
     assert time.monotonic() - began < 10, "a bound of the specification, far above what is usual"
     return str(caught.value)
 
@@ -284,4 +284,4 @@ def test_settings_are_checked(tmp_path):
         ({"split_seed": -1}, "seed"),
     ):
         with pytest.raises(UserError, match=says):
-            data.load(settings(**changes))
+            data.load(**settings(**changes))

@@ -35,7 +35,7 @@ def write_shd(folder, rng):
 def test_shd_is_read_as_tonic_reads_it(folder, rng, place):
     write_shd(folder / place, rng)
     config = settings(name="shd", dir=str(folder), num_frames=10, num_validation=4)
-    dataset = data.load(config)
+    dataset = data.load(**config)
     assert dataset.train.images.shape == (36, 10, 1, 1, 700) and dataset.temporal and dataset.num_classes == 20
     assert "40 train and 20 test recordings of 8,156 and 2,264" in dataset.source
     assert np.array_equal(dataset.test.labels, np.arange(20))
@@ -59,12 +59,12 @@ def test_shd_is_read_as_tonic_reads_it(folder, rng, place):
 def test_ssc_comes_with_a_validation_split(folder, rng):
     for split, labels in (("train", [0, 34, 5, 5]), ("valid", [34, 5]), ("test", [0, 5, 34])):
         write_spike_trains(folder / f"ssc_{split}.h5", rng, labels)
-    dataset = data.load(settings(name="ssc", dir=str(folder), num_frames=3, num_validation=0))
+    dataset = data.load(**settings(name="ssc", dir=str(folder), num_frames=3, num_validation=0))
     assert [len(s.labels) for s in (dataset.train, dataset.validation, dataset.test)] == [4, 2, 3]
     assert dataset.validation.labels.tolist() == [34, 5] and dataset.num_classes == 35
     assert len(np.asarray(dataset.validation.images[:])) == 2
     with pytest.raises(UserError, match="validation split of its own"):
-        data.load(settings(name="ssc", dir=str(folder), num_frames=3, num_validation=1))
+        data.load(**settings(name="ssc", dir=str(folder), num_frames=3, num_validation=1))
 
 
 def test_damaged_files_are_refused(folder, rng):
@@ -76,7 +76,7 @@ def test_damaged_files_are_refused(folder, rng):
     def refused(says):
         readers.forget()
         with pytest.raises(UserError, match=says) as caught:
-            data.load(config)
+            data.load(**config)
         assert "\n" not in str(caught.value) and "shd_train.h5" in str(caught.value)
 
     for content in (b"", b"nonsense", whole[:500], whole[: len(whole) // 2]):
@@ -105,7 +105,7 @@ def test_cameras_settings_are_refused(folder, rng):
     write_shd(folder, rng)
     for change in ({"crop": 1}, {"denoise_us": 5.0}):
         with pytest.raises(UserError, match="spike trains"):
-            data.load(settings(name="shd", dir=str(folder), **change))
+            data.load(**settings(name="shd", dir=str(folder), **change))
 
 
 def test_tonic_knows_the_same_files():

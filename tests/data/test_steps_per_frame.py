@@ -79,13 +79,13 @@ def test_the_whole_model_takes_that_many_steps(dataset):
 def test_the_setting_reaches_the_data_set(tmp_path):
     write_nmnist(tmp_path, np.random.default_rng(0), 20, 10)
     config = settings(name="nmnist", dir=str(tmp_path), num_validation=0, num_frames=4, steps_per_frame=5)
-    dataset = data.load(config)
+    dataset = data.load(**config)
     assert dataset.steps_per_frame == 5 and dataset.train.images.shape[1] == 4
     with pytest.raises(UserError, match="data.steps_per_frame is 2, but for digits must be 1"):
-        data.load(settings(steps_per_frame=2))
-    config.steps_per_frame = 0
+        data.load(**settings(steps_per_frame=2))
+    config["steps_per_frame"] = 0
     with pytest.raises(UserError, match="at least 1"):
-        data.load(config)
+        data.load(**config)
 
 
 def test_nir_which_cannot_say_it_refuses_it(dataset):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mpisjax.configuration import makers
-from mpisjax.data import Batch, load, prepare_images
+from mpisjax.data import Batch, prepare_images
 from mpisjax.nn import model
 from mpisjax.simulate import simulate
 from mpisjax.solvers import Adjoint, RateForward, solve_adjoint, solve_rates
@@ -26,7 +26,7 @@ ROWS = 24
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load(settings().data)
+    return makers.make_dataset(settings())
 
 
 def state_of(config, net, dataset):

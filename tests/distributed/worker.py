@@ -105,8 +105,8 @@ def main() -> None:
 
     import jax
 
+    from mpisjax.configuration import makers
     from mpisjax.cpu import cores
-    from mpisjax.data import load
     from mpisjax.storage import checkpoints, processes, saving
 
     jax.config.update("jax_disable_most_optimizations", True)
@@ -114,7 +114,7 @@ def main() -> None:
     processes.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
     config = settings()
     config.devices.model_parallel = arguments.model_parallel
-    dataset = load(config.data)
+    dataset = makers.make_dataset(config)
     trainer = None
     for case in sorted(arguments.case, reverse=True):  # float32, whose trainer is used again, comes last
         with jax.enable_x64(case == "float64"):

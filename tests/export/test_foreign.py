@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mpisjax
-from mpisjax.data import load
+from mpisjax.configuration import makers
 from mpisjax.export import job, nir_host
 
 nir = pytest.importorskip("nir", reason="the nir package is not installed: pip install nir")
@@ -35,7 +35,7 @@ def test_digits_from_image_to_class(tmp_path, tool, options, share, images):
     trained = mpisjax.load_pretrained("digits")
     chosen = job.Options(neurons="lif", num_steps=16, **options)
     nir.write(tmp_path / "digits.nir", job.graph_of(job.prepare(trained, chosen), chosen))
-    pixels = np.asarray(load(trained.config.data).test.images[:images])
+    pixels = np.asarray(makers.make_dataset(trained.config).test.images[:images])
     ours = nir_host.run(nir.read(tmp_path / "digits.nir"), pixels, 16)
     graph = nir.read(tmp_path / "digits.nir")
     scores, spikes = tool.run(graph, nir_host.encode(graph, pixels), 16)

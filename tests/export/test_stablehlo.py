@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mpisjax
-from mpisjax import data, nn
+from mpisjax import nn
 from mpisjax.configuration import makers
 from mpisjax.data import prepare_images
 from mpisjax.export.__main__ import main
@@ -44,7 +44,7 @@ PROGRAM = """
 )
 def test_it_runs_without_this_package(python, capsys, tmp_path, name, num_steps):
     trained = mpisjax.load_pretrained(name)
-    images = np.asarray(data.load(trained.config.data).validation.images[:20])
+    images = np.asarray(makers.make_dataset(trained.config).validation.images[:20])
     steps = [] if num_steps is None else ["--num_steps", str(num_steps)]
     out = str(tmp_path / "net.stablehlo")
     main(["--pretrained", name, "--format", "stablehlo", "--out", out, *steps])

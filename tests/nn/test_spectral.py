@@ -110,7 +110,7 @@ def test_a_config_switch_trains_it_and_the_direction_follows_the_weights():
     config.forward.update(mode="rates", max_steps=5)
     config.train.update(batch_size=30, warmup_epochs=0.0)
     rules.check(config)
-    dataset = data.load(config.data)
+    dataset = makers.make_dataset(config)
     net = makers.make_network(config, dataset)
     batch = data.Feed(dataset.train, 30, seed=0).batch(0)
     images = data.prepare_images(batch.images, dataset)

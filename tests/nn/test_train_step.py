@@ -117,7 +117,7 @@ def test_two_devices_take_the_steps_that_one_takes():
         config.forward.update(mode="rates", max_steps=5, tol=0.0)  # spikes would turn rounding into flips
         config.adjoint.update(max_steps=5, tol=0.0)
         config.train.update(batch_size=16, warmup_epochs=0.0, learning_rate=0.05)
-        dataset = data.load(config.data)
+        dataset = makers.make_dataset(config)
         net = makers.make_network(config, dataset)
 
         def run(count):

@@ -13,8 +13,8 @@ from PIL import Image
 
 import mpisjax
 import mpisjax.pretrained.trace
-from mpisjax import configuration, data, pretrained
-from mpisjax.configuration import config_files
+from mpisjax import configuration, pretrained
+from mpisjax.configuration import config_files, makers
 from mpisjax.errors import UserError
 from mpisjax.training.run import run
 
@@ -52,7 +52,7 @@ def one_layer(dataset, config):
 @pytest.fixture(scope="module")
 def digits():
     trained = mpisjax.load_pretrained("digits")
-    return trained, data.load(trained.config.data).test
+    return trained, makers.make_dataset(trained.config).test
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def small_run(tmp_path_factory):
     config.model.update(stem=(4,), layers=(4,), num_streams=1, fusion_layer=1, stride_layer=0)
     config.forward.num_steps, config.train.epochs, config.devices.all_cores = 2, 1, False
     result = run(config, folder)
-    return folder, result, data.load(config.data)
+    return folder, result, makers.make_dataset(config)
 
 
 def test_a_prediction_is_the_answer_that_apply_gives(digits):
@@ -125,7 +125,7 @@ def test_answers_that_are_sure_come_early(digits):
 
 def test_frames_are_predicted_and_early_too():
     trained = mpisjax.load_pretrained("saccade_digits")
-    test = data.load(trained.config.data).test
+    test = makers.make_dataset(trained.config).test
     images = np.asarray(test.images[:8])
     found = trained.predict(images)
     assert np.mean(found.labels == test.labels[:8]) >= 0.75 and (found.steps == 10).all()
@@ -175,7 +175,7 @@ def test_a_run_is_loaded_saved_and_loaded_again(small_run, tmp_path, monkeypatch
     def gone(config):
         raise UserError("no data here")
 
-    monkeypatch.setattr("mpisjax.pretrained.save.load", gone)
+    monkeypatch.setattr("mpisjax.configuration.makers.make_dataset", gone)
     assert mpisjax.load(folder).predict(dataset.test.images).classes == found.classes
     kept = folder / "inputs.json"
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "data_checksum": "of other data"}))
@@ -189,7 +189,7 @@ def test_a_run_with_a_network_of_ones_own_is_used_like_any(tmp_path):
     config.model.name, config.forward.mode, config.train.warmup_epochs = f"{__name__}:one_layer", "rates", 0.0
     config.train.epochs, config.forward.num_steps, config.devices.all_cores = 2, 8, False
     result = run(config, tmp_path / "run")
-    trained, test = mpisjax.load(tmp_path / "run", trust=True), data.load(config.data).test
+    trained, test = mpisjax.load(tmp_path / "run", trust=True), makers.make_dataset(config).test
     found = trained.predict(test.images)
     assert np.mean(found.labels == test.labels) == pytest.approx(result.test["accuracy"], abs=1.5 / 360)
     assert (found.novelty < 1).mean() > 0.9 and (found.steps == 8).all()

@@ -52,7 +52,7 @@ def accuracy(found, images, labels, **how):
 
 
 def test_apply_classifies_bytes_and_any_stated_range(digits):
-    test = data.load(digits.config.data).test
+    test = data.load("digits").test
     images, labels = np.asarray(test.images[:50]), test.labels[:50]
     assert accuracy(digits, images, labels) >= 0.94
     for given, value_range in (
@@ -89,7 +89,7 @@ X64 = """
 import jax, mpisjax, numpy as np
 from mpisjax import data
 found = mpisjax.load_pretrained("digits")
-test = data.load(found.config.data).test
+test = data.load("digits").test
 logits = jax.jit(found.apply)(found.variables, test.images[:100]).logits
 assert jax.config.jax_enable_x64
 assert {leaf.dtype.name for leaf in jax.tree.leaves(found.variables)} == {"float32"}

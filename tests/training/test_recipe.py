@@ -79,7 +79,7 @@ def test_the_test_split_is_left_alone_until_it_is_asked_for(first):
 
 
 def test_decay_reaches_kernels_and_where_asked_the_feedbacks_gains():
-    dataset = data.load(tiny().data)
+    dataset = makers.make_dataset(tiny())
     net = makers.make_network(tiny(), dataset)
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: makers.initial_variables(tiny(), net, dataset))["params"]
