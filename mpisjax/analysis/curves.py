@@ -13,7 +13,6 @@ from mpisjax.analysis.figures import TEST, TRAIN, VALIDATION, as_png, new_figure
 from mpisjax.storage.run_folder import write_atomically
 from mpisjax.training.metrics import FILE_NAME, read_rows
 
-CURVES_NAME = "curves.png"
 NAMES = ("loss", "accuracy", "learning_rate", "residuals", "solver_steps", "gradient_norm")
 # Batches are augmented and their labels may be smoothed: their loss may lie above that of validation.
 KINDS = {"train": "training batches, as trained on", "validation": "validation", "test": "test, of the best state"}
@@ -21,25 +20,20 @@ Rows = list[dict[str, Any]]
 
 
 def draw_curves(workdir: Path, title: str) -> None:
-    """Draws the `metrics.jsonl` of the run in `workdir` into `curves.png` there (`on_end` of `fit`)."""
-    write_atomically(workdir / CURVES_NAME, as_png(training_curves(read_rows(workdir / FILE_NAME), title)))
-
-
-def training_curves(rows: Rows, title: str) -> Figure:
-    """Draws loss, accuracy, residuals, solver steps and learning rate against epochs, six panels in one figure.
+    """Draws the `metrics.jsonl` of a run against epochs, six panels in `curves.png` beside it (`on_end` of `fit`).
 
     Args:
-        rows: Rows of `metrics.jsonl`.
+        workdir: The run's folder.
         title: What stands above the panels.
     """
     figure = new_figure(12.0, 7.0)
     figure.suptitle(title)
-    _draw_all(rows, dict(zip(NAMES, figure.subplots(2, 3).ravel(), strict=True)))
-    return figure
+    _draw_all(read_rows(workdir / FILE_NAME), dict(zip(NAMES, figure.subplots(2, 3).ravel(), strict=True)))
+    write_atomically(workdir / "curves.png", as_png(figure))
 
 
 def training_figures(rows: Rows) -> dict[str, Figure]:
-    """The panels of `training_curves` as a figure each, by name."""
+    """The panels of `draw_curves` as a figure each, by name; those without a curve are left out."""
     drawn = {name: panel("", "", "") for name in NAMES}
     _draw_all(rows, {name: axis for name, (_, axis) in drawn.items()})
     return {name: figure for name, (figure, axis) in drawn.items() if axis.lines}
@@ -55,10 +49,7 @@ def _draw_all(rows: Rows, axes: Mapping[str, Axes]) -> None:
         axis = axes[name]
         for (kind, key), color in curves.items():
             points = [
-                (
-                    (row.get("checkpoint_step") or row["step"]) / steps_per_epoch,
-                    row[key] * scale,
-                )
+                ((row.get("checkpoint_step") or row["step"]) / steps_per_epoch, row[key] * scale)
                 for row in rows
                 if row["kind"] == kind and row.get(key) is not None and (not log or row[key] > 0)
             ]

@@ -99,19 +99,6 @@ def convergence(
     )[1]
 
 
-class Dynamics(NamedTuple):
-    """What `dynamics` found.
-
-    Attributes:
-        curves: How the rates of a simulation approach the equilibrium; leaves [num_steps, batch].
-        radius: by example, the spectral radius of the equivalent map's Jacobian at the equilibrium. Below 1
-            the equilibrium is stable.
-    """
-
-    curves: Curves
-    radius: SpectralRadius
-
-
 def dynamics(
     net: MPIS,
     variables: dict[str, Any],
@@ -120,7 +107,7 @@ def dynamics(
     neuron: LIF,
     solver: RateForward,
     num_steps: int,
-) -> Dynamics:
+) -> tuple[Curves, SpectralRadius]:
     """Simulates a network, solves for its equilibrium, and takes the Jacobian's spectral radius there.
 
     Args:
@@ -130,6 +117,10 @@ def dynamics(
         neuron: Its neurons.
         solver: Finds the equilibrium.
         num_steps: Time steps to follow; temporal input has as many as frames.
+
+    Returns:
+        How the rates of the simulation approach the equilibrium, leaves [num_steps, batch]; and by example the spectral
+        radius of the equivalent map's Jacobian there. Below 1 the equilibrium is stable.
     """
     transition = model.transition_of(net)
 
@@ -154,7 +145,7 @@ def dynamics(
         )
         return curves, radius
 
-    return Dynamics(*jax.device_get(measure(variables, images)))
+    return jax.device_get(measure(variables, images))
 
 
 def raster(

@@ -104,7 +104,7 @@ def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 4) -> Fi
     """
     rows = -(-len(images) // columns)
     figure = new_figure(WIDTH, 1.5 * rows)
-    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
     for axis, image, title in zip(axes, images, titles, strict=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import platform
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from mpisjax.nn.mpis import MPIS
 from mpisjax.nn.operations import CONSTANTS, Cost, dense_cost
 from mpisjax.solvers import RateForward
 from mpisjax.storage.run_folder import write_atomically
-from mpisjax.training.evaluation import Evaluation, Examination
+from mpisjax.training.evaluation import Evaluation
 from mpisjax.training.metrics import FILE_NAME, read_rows
 
 STEPS = (1, 2, 5, 10, 20, 30)
@@ -94,15 +95,13 @@ def write_report(
     """
     net, variables, neuron = subject.net, subject.variables, subject.neuron
     part = first_examples(split, examples)
-
-    def measured(num_steps: int) -> tuple[Examination, Cost | None]:
-        how: Any = {"neuron": neuron, "through_time": subject.through_time}
-        return measure(net, variables, dataset, part, num_steps=num_steps, **how)
-
-    examined, cost = measured(subject.num_steps)
+    measured = functools.partial(
+        measure, net, variables, dataset, part, neuron=neuron, through_time=subject.through_time
+    )
+    examined, cost = measured(num_steps=subject.num_steps)
     usual, num_steps = examined.evaluation, round(examined.evaluation.num_steps)
     classes = by_class(part.labels, examined.answers, examined.confidence, subject.classes)
-    compared = [] if dataset.temporal else [measured(t) for t in steps]
+    compared = [] if dataset.temporal else [measured(num_steps=t) for t in steps]
     scores, costs = [found.evaluation for found, _ in compared], [cost for _, cost in compared if cost is not None]
 
     few = first_examples(split, FOLLOWED)

@@ -60,38 +60,6 @@ def prepare(given: argparse.Namespace, config: ml_collections.ConfigDict) -> Non
     devices.compilation_cache()
 
 
-def parse(
-    parser: argparse.ArgumentParser,
-    make_config: Callable[[argparse.Namespace, str | None], ml_collections.ConfigDict],
-    arguments: Sequence[str] | None = None,
-) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
-    """Parses the command line of a program with a config.
-
-    Args:
-        parser: Of the program's own flags.
-        make_config: Takes them and what `--config` names (None without it), and gives the config without overrides.
-        arguments: The command line without the program's name; this process's own by default.
-
-    Returns:
-        The flags and the config.
-
-    Raises:
-        SystemExit: The command line is mistaken (code 2), or the config cannot be read (code 1).
-    """
-    try:
-        found = sort_arguments(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        parser.error(str(error))
-    given = parser.parse_args(found.others)
-    given.overrides = found.overrides
-    with report_user_errors():
-        config = make_config(given, found.config_file)
-    try:
-        return given, apply_overrides(config, found.overrides)
-    except UserError as error:
-        parser.error(str(error))
-
-
 def run(
     main: Callable[[argparse.Namespace, ml_collections.ConfigDict], int | None],
     parser: argparse.ArgumentParser,
@@ -102,12 +70,23 @@ def run(
 
     Args:
         main: Takes the flags and the config.
-        parser: See `parse`.
-        make_config: See `parse`.
-        arguments: See `parse`.
+        parser: Of the program's own flags.
+        make_config: Takes them and what `--config` names (None without it), and gives the config without overrides.
+        arguments: The command line without the program's name; this process's own by default.
     """
     faulthandler.enable()
-    given, config = parse(parser, make_config, arguments)
+    try:
+        found = sort_arguments(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        parser.error(str(error))
+    given = parser.parse_args(found.others)
+    given.overrides = found.overrides
+    with report_user_errors():
+        config = make_config(given, found.config_file)
+    try:
+        config = apply_overrides(config, found.overrides)
+    except UserError as error:
+        parser.error(str(error))
     set_up_log()
     with report_user_errors():
         check_jax(importlib.metadata.version("jax"))

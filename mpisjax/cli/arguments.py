@@ -29,13 +29,7 @@ class Parser(argparse.ArgumentParser):
         with_config: Whether the program takes `--config` and `--config.KEY=VALUE`; --help then lists the settings.
     """
 
-    def __init__(
-        self,
-        program: str | None = None,
-        description: str | None = None,
-        *,
-        with_config: bool = False,
-    ) -> None:
+    def __init__(self, program: str | None = None, description: str | None = None, with_config: bool = False) -> None:
         super().__init__(
             prog=program, description=description, usage=_USAGE if with_config else None, formatter_class=_Help,
             allow_abbrev=False,

@@ -12,6 +12,7 @@ examples. The config is the run's own; --config.data.dir=DIR and the like overri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpisjax import cli
@@ -38,8 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _main(given: Any, config: Any) -> None:
-    from pathlib import Path
-
     from mpisjax.analysis.report import STEPS, write_report
     from mpisjax.configuration.makers import prepare_cores
     from mpisjax.training import devices

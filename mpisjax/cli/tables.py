@@ -24,7 +24,7 @@ def _print(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]
     console.print(table)
 
 
-def show(console: Console, title: str, result: Mapping[str, Any], readout: str = "equivalent path") -> None:
+def show(console: Console, title: str, result: Mapping[str, Any], readout: str) -> None:
     """Prints one evaluation: accuracy and loss, the residual of each stream, the firing rate of each layer.
 
     Args:
@@ -46,7 +46,7 @@ def show(console: Console, title: str, result: Mapping[str, Any], readout: str =
     _print(console, ("layer", "mean firing rate (spikes per neuron and time step)"), rates)
 
 
-def show_steps(console: Console, results: Sequence[Mapping[str, Any]], readout: str = "equivalent path") -> None:
+def show_steps(console: Console, results: Sequence[Mapping[str, Any]], readout: str) -> None:
     """Prints accuracy, residual, firing rate and synaptic operations against the number of time steps T.
 
     Args:
@@ -81,12 +81,7 @@ def number(value: float | None) -> str:
 
 
 def show_classes(console: Console, found: ByClass) -> None:
-    """Prints a row a class; nothing where there are many.
-
-    Args:
-        console: Where to.
-        found: What is known of the classes.
-    """
+    """Prints a row a class; nothing where there are many."""
     if len(found.figures) > MOST_CLASSES:
         return
     share = lambda value: "-" if value is None else percent(value)  # noqa: E731
@@ -99,7 +94,7 @@ def show_early_exit(console: Console, found: EarlyExit, held_out: int) -> None:
 
     Args:
         console: Where to.
-        found: Of the split.
+        found: What the threshold gives on the split that is measured.
         held_out: How many examples the threshold was chosen on.
     """
     if found.threshold > 1:

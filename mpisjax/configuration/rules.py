@@ -11,8 +11,12 @@ import ml_collections
 from mpisjax.configuration.settings import SETTINGS, Setting
 from mpisjax.errors import UserError
 
-# What these settings can name beside `package.module:function`.
-NETWORKS, OPTIMIZERS, SCHEDULES = ("mpis",), ("sgd", "adamw", "lion"), ("cosine", "step")
+# The settings, as group and name, that can hold a `package.module:function`, and what else they can name.
+_NAMES = {
+    ("model", "name"): ("mpis",),
+    ("train", "optimizer"): ("sgd", "adamw", "lion"),
+    ("train", "schedule"): ("cosine", "step"),
+}
 # Tuples of something else than whole numbers.
 _TUPLES: dict[str, tuple[tuple[type, ...], str]] = {
     "train.milestones": ((int, float), "numbers above 0, as (0.5, 0.75)"),
@@ -34,13 +38,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_numbers(key, value)
         _check_value(key, value, setting)
     train, forward = config.train, config.forward
-    for key, value, known in (
-        ("model.name", config.model.name, NETWORKS),
-        ("train.optimizer", train.optimizer, OPTIMIZERS),
-        ("train.schedule", train.schedule, SCHEDULES),
-    ):
+    for (group, name), known in _NAMES.items():
+        value = config[group][name]
         if value not in known and not _FUNCTION.fullmatch(value):
-            raise UserError(f"{key} is {value!r}: choose {', '.join(known)} or package.module:function.")
+            raise UserError(f"{group}.{name} is {value!r}: choose {', '.join(known)} or package.module:function.")
     if train.batch_size % train.accumulate:
         raise UserError(
             f"train.accumulate is {train.accumulate}: choose a divisor of train.batch_size, which is "
@@ -69,15 +70,12 @@ def check_trusted(config: ml_collections.ConfigDict, origin: str, trusted: bool 
     Raises:
         UserError: They name a function that the user has not named.
     """
-    for key, value in (
-        ("model.name", config.model.name),
-        ("train.optimizer", config.train.optimizer),
-        ("train.schedule", config.train.schedule),
-    ):
+    for group, name in _NAMES:
+        value = config[group][name]
         if trusted is not True and ":" in value and (not trusted or value not in trusted):
             raise UserError(
-                f"{origin} names {value!r} as its {key}, and the code of that module would run: if you trust it, add "
-                "--trust (in Python trust=True)"
+                f"{origin} names {value!r} as its {group}.{name}, and the code of that module would run: if you trust "
+                "it, add --trust (in Python trust=True)"
             )
 
 

@@ -161,9 +161,9 @@ def values(setting: Setting) -> str:
     return " and ".join(f"{word} {bound:g}" for bound, word in bounds if bound)
 
 
-def help_text(width: int = 120) -> str:
+def help_text() -> str:
     """All settings with defaults and meanings, for a program's --help."""
-    lines, column = [], 43
+    lines, width, column = [], 120, 43
     for name, setting in SETTINGS.items():
         default = str(setting.default).replace(" ", "")
         rules = f" ({phrase})" if (phrase := values(setting)) else ""

@@ -131,21 +131,14 @@ def by_steps(
 ) -> np.ndarray:
     """The accuracy after 1, 2, ..., `num_steps` steps of one simulation, [num_steps].
 
+    Integers are simulated in float64, which holds every sum exactly.
+
     Args:
         exported: What `mpisjax.export.job.prepare` gave, for input that is constant in time.
         images: uint8 [count, height, width, channels].
         labels: Their classes.
         num_steps: Time steps.
         batch_size: Images side by side.
-    """
-    answers = classes_by_steps(exported, images, num_steps, batch_size)
-    return (answers == labels).mean(1)
-
-
-def classes_by_steps(exported: Exported, images: np.ndarray, num_steps: int, batch_size: int = 100) -> np.ndarray:
-    """The classes after 1, 2, ..., `num_steps` steps, [num_steps, count]; arguments as of `by_steps`.
-
-    Integers are simulated in float64, which holds every sum exactly.
     """
     form, leak = exported.form, exported.form.neuron.leak
     with jax.enable_x64(exported.network.layers.trans[0].kernel.dtype != np.float32):
@@ -165,4 +158,4 @@ def classes_by_steps(exported: Exported, images: np.ndarray, num_steps: int, bat
         network = jax.tree.map(lambda a: jnp.asarray(a, float), exported.network)
         starts = range(0, len(images), batch_size)
         found = [np.asarray(answers(network, exported.read(images[i : i + batch_size]))) for i in starts]
-        return np.concatenate(found, 1)
+        return (np.concatenate(found, 1) == labels).mean(1)

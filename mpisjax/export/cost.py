@@ -13,10 +13,10 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mpisjax.export import quantise
 from mpisjax.export.folded import Form, Network
 from mpisjax.export.polyphase import Folded
 
-BITS = {"float32": 32, "int8": 8, "int4": 4}
 CORES = 128
 NEURONS_PER_CORE = 8192
 BYTES_PER_CORE = 192 * 1024
@@ -98,7 +98,7 @@ def estimate(form: Form, network: Network, weights: str, spikes: dict[str, float
         classes = network.layers.classifier.kernel.size
         synapses, weight_count = synapses + classes, weight_count + classes
         synops += spikes.get("head", 0.0) * net.num_classes
-    weight_bytes, potential_bytes = weight_count * BITS[weights] // 8, neurons * POTENTIAL_BYTES
+    weight_bytes, potential_bytes = weight_count * quantise.BITS[weights] // 8, neurons * POTENTIAL_BYTES
     by_memory = -(-(weight_bytes + potential_bytes) // BYTES_PER_CORE)
     cores = max(by_memory, -(-neurons // NEURONS_PER_CORE))
     return Cost(neurons, synapses, weight_bytes, potential_bytes, synops, cores)

@@ -112,13 +112,13 @@ def tuned(network: Rounded, dataset: Any, epochs: int, num_steps: int, folder: P
     from mpisjax.training.fit import fit
     from mpisjax.training.state import adamw, cosine
 
-    rate = how.pop("learning_rate", LEARNING_RATE)
     unread = dataclasses.replace(dataset, test=Split(dataset.test.images[:0], dataset.test.labels[:0]))
     with jax.enable_x64(False):
         variables, _ = fit(
             network, unread, workdir=folder, epochs=epochs, neuron=network.form.neuron,
             variables=network.init(jax.random.key(0), jnp.zeros(())),
             eval_forward=SpikeForward(None if network.temporal else num_steps),
-            optimizer=lambda steps: adamw(cosine(rate, steps, warmup_steps=steps // 20), weight_decay=0.0), **how,
+            optimizer=lambda steps: adamw(cosine(LEARNING_RATE, steps, warmup_steps=steps // 20), weight_decay=0.0),
+            **how,
         )  # fmt: skip
     return network.trained(variables["params"])

@@ -7,6 +7,7 @@ Scale), or IF and LIF nodes whose metadata say `reset: subtract`.
 
 from __future__ import annotations
 
+import copy
 import graphlib
 import math
 from collections.abc import Callable
@@ -114,8 +115,6 @@ def _imported(graph: Any, reset: str) -> Imported:
 
 def with_params(imported: Imported, params: dict[str, dict[str, Any]]) -> Any:
     """The graph with other weights, to be written with `nir.write`."""
-    import copy
-
     graph = copy.deepcopy(imported.graph)
     for name, values in params.items():
         for key, value in values.items():

@@ -152,21 +152,7 @@ def upsampling_kernel(channels: int, factor: int, in_phases: int) -> Array:
     return _place_taps(taps, taps, np.eye(channels)[None, None], (out_phases, in_phases))
 
 
-class InputKernel(NamedTuple):
-    """A convolution from an ordinary image to the grid, in NIR's terms.
-
-    Attributes:
-        kernel: [k', k', in, out_phases^2 * out].
-        stride: Its stride.
-        padding: Zeros on every side.
-    """
-
-    kernel: Array
-    stride: int
-    padding: int
-
-
-def input_kernel(kernel: Array, stride: int, size: int, grid: int, out_phases: int) -> InputKernel:
+def input_kernel(kernel: Array, stride: int, size: int, grid: int, out_phases: int) -> tuple[Array, int, int]:
     """A convolution with "same" padding from a square image to the grid.
 
     NIR pads both sides alike. Where that is more than "same" padding puts in front, the kernel has zeros
@@ -178,6 +164,9 @@ def input_kernel(kernel: Array, stride: int, size: int, grid: int, out_phases: i
         size: The image's side.
         grid: The grid's side.
         out_phases: P of the output.
+
+    Returns:
+        In NIR's terms the kernel, [k', k', in, out_phases^2 * out], its stride, and the zeros on every side.
     """
     k, low = kernel.shape[0], zeros_before(size, kernel.shape[0], stride)
     step, needed = stride * out_phases, stride * (out_phases - 1) + k
@@ -191,7 +180,7 @@ def input_kernel(kernel: Array, stride: int, size: int, grid: int, out_phases: i
         for b in range(out_phases):
             y, x = stride * a + front, stride * b + front
             found[y : y + k, x : x + k, :, a, b] = kernel
-    return InputKernel(found.reshape(*found.shape[:3], -1), step, padding)
+    return found.reshape(*found.shape[:3], -1), step, padding
 
 
 def space_to_depth(image: Array, phases: int, grid: Size) -> Array:

@@ -26,7 +26,7 @@ from mpisjax.export.polyphase import Folded
 from mpisjax.simulate import SpikeForward, simulate
 
 Array = jax.Array
-BITS = {"int8": 8, "int4": 4}
+BITS = {"float32": 32, "int8": 8, "int4": 4}  # of a weight
 UNITS = 2**12  # of current in a threshold
 RELAY = 2**8  # how much finer the units are where currents are convolved
 SHRINK = np.linspace(1.0, 0.4, 25)  # of the largest weight: the candidates for the largest that is kept
@@ -71,18 +71,15 @@ def each(fn: Callable[..., Any], layers: Layers, *others: Layers) -> Layers:
 
 def pixel_network(form: Form, network: Network, mean: Any, std: Any) -> tuple[Network, np.ndarray]:
     """The network that reads `pixels - offset` in place of `(pixels / 255 - mean) / std`; and the offset."""
-    if not form.stem_spikes:
-        return network, np.zeros(0)
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     offset = np.rint(255 * mean)
-    layers = network.layers
     rest = (offset - 255 * mean) / (255 * std)
 
     def read_pixels(first: Folded) -> Folded:
         bias = first.bias + np.einsum("hwio,i->o", first.kernel, rest)
         return Folded(first.kernel / (255 * std)[:, None], bias)
 
-    return network._replace(layers=of_first(form, layers, read_pixels)), offset.astype(np.int64)
+    return network._replace(layers=of_first(form, network.layers, read_pixels)), offset.astype(np.int64)
 
 
 def of_first(form: Form, layers: Layers, fn: Callable[[Folded], Folded]) -> Layers:

@@ -44,13 +44,10 @@ class Familiar(NamedTuple):
 
     def novelty(self, rates: np.ndarray) -> np.ndarray:
         """How unlike the training data inputs are: [n, d] -> [n]; 1 is the limit of what is usual."""
-        return self._distance(rates) / self.limit
-
-    def _distance(self, rates: np.ndarray) -> np.ndarray:
         off = rates - self.mean
         along = off @ self.axes.T
         outside = np.maximum((off**2).sum(1) - (along**2).sum(1), 0)
-        return np.sqrt(((along / self.scales) ** 2).sum(1) + outside / self.rest**2)
+        return np.sqrt(((along / self.scales) ** 2).sum(1) + outside / self.rest**2) / self.limit
 
     def to_card(self) -> dict[str, Any]:
         """As JSON: the arrays are little-endian float16, in base64."""
@@ -120,4 +117,4 @@ def measure(
     rest = float(np.sqrt((scales[number:] ** 2).sum() / max(len(mean) - number, 1)))
     region = Familiar(mean, axes[:number], scales[:number], max(rest, 1e-3), 1.0)
     region = Familiar.from_card(region.to_card())  # rounded as it is kept
-    return region._replace(limit=float(np.quantile(region._distance(others), USUAL)))
+    return region._replace(limit=float(np.quantile(region.novelty(others), USUAL)))

@@ -170,9 +170,10 @@ def _fitted(image: Image.Image, look: Look, path: str | Path) -> tuple[Image.Ima
     found = find_ink(np.asarray(image), look.lines)
     if found is None:
         raise _blank(path)
-    done = ["inverted, since its background is light"] if found.light_page else []
+    strength, light_page = found
+    done = ["inverted, since its background is light"] if light_page else []
     done += ["freed of uneven light", "stretched to full contrast"]
-    content = _cropped(found.strength)
+    content = _cropped(strength)
     if look.line_width:
         thicker = thicken(content, look.line_width)
         if thicker.shape != content.shape:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -15,19 +13,7 @@ WIDEST_LINE = 1 / 3
 WORKING_SIZE = 96  # the background is smooth, and found on a smaller picture
 
 
-class Ink(NamedTuple):
-    """What `find_ink` found.
-
-    Attributes:
-        strength: float32 [H, W]: 0 is background, and the strongest 1.
-        light_page: Whether it is darker than its background.
-    """
-
-    strength: np.ndarray
-    light_page: bool
-
-
-def find_ink(picture: np.ndarray, lines: bool) -> Ink | None:
+def find_ink(picture: np.ndarray, lines: bool) -> tuple[np.ndarray, bool] | None:
     """How much each pixel stands out from the background, whatever the light.
 
     Dark things on a light page are measured by the share of the page's light that they take away, light things on a
@@ -39,7 +25,8 @@ def find_ink(picture: np.ndarray, lines: bool) -> Ink | None:
             hard edges included. Things that fill the picture have a background that is smooth, and reaches the border.
 
     Returns:
-        The `Ink`, None where nothing stands out.
+        Its strength, float32 [H, W], where 0 is background and the strongest 1, and whether it is darker than its
+        background; None where nothing stands out.
     """
     pixels = np.asarray(picture, np.float32) / 255
     small = _shrunk(pixels)
@@ -58,7 +45,7 @@ def find_ink(picture: np.ndarray, lines: bool) -> Ink | None:
     if contrast < LEAST_CONTRAST:
         return None
     found = _standing_out(pixels, _resized(ground, pixels.shape), light)
-    return Ink(np.clip((found - 3 * noise) / contrast, 0, 1), light)
+    return np.clip((found - 3 * noise) / contrast, 0, 1), light
 
 
 def _standing_out(pixels: np.ndarray, ground: np.ndarray, light: bool) -> np.ndarray:

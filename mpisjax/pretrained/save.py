@@ -140,9 +140,8 @@ def _known(path: Path, checksum: str) -> dict[str, Any] | None:
     """What an earlier `from_run` kept in a run's folder, if it is of these data."""
     try:
         known = json.loads((path / INPUTS_NAME).read_text())
-        return (
-            known if known["data_checksum"] == checksum and {"inputs", "num_train", "source"} <= known.keys() else None
-        )
+        fits = known["data_checksum"] == checksum and {"inputs", "num_train", "source"} <= known.keys()
+        return known if fits else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

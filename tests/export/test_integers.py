@@ -64,8 +64,7 @@ def test_integers_are_the_same_in_numpy(x64, tmp_path, bits, stem, head, setting
     exported = check.Exported(form, whole, about)
     found = check.spike_for_spike(exported, read, pixels, STEPS)
     assert len(found.classes) == len(pixels) and sum(found.spikes.values()) > 500
-    answers = check.classes_by_steps(exported, pixels, STEPS)
-    np.testing.assert_array_equal(answers[-1], found.classes)
+    assert check.by_steps(exported, pixels, found.classes, STEPS)[-1] == 1
 
 
 def test_a_changed_spike_is_found(x64):

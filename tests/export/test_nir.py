@@ -83,10 +83,10 @@ def test_an_image_enters_the_grid(x64, size, stride, phases):
     image, w = random(2, size, size, 3), random(3, 3, 3, 4)
     out = -(-size // stride)
     grid = -(-out // phases)
-    found = polyphase.input_kernel(w, stride, size, grid, phases)
+    kernel, stride_on_grid, padding = polyphase.input_kernel(w, stride, size, grid, phases)
     node = nir.Conv2d(
-        input_shape=(size, size), weight=found.kernel.transpose(3, 2, 0, 1), stride=found.stride,
-        padding=found.padding, dilation=1, groups=1, bias=np.zeros(found.kernel.shape[3]),
+        input_shape=(size, size), weight=kernel.transpose(3, 2, 0, 1), stride=stride_on_grid, padding=padding,
+        dilation=1, groups=1, bias=np.zeros(kernel.shape[3]),
     )  # fmt: skip
     assert list(node.output_type["output"]) == [4 * phases**2, grid, grid]
     gridded = np.moveaxis(convolve(np.moveaxis(image, -1, 1), node), 1, -1)
