@@ -88,14 +88,8 @@ class Problem:
         """The implicit gradient, and the equilibrium that it was taken at."""
 
         def loss(params: Any) -> tuple[Array, Equilibrium]:
-            out = model.apply(
-                self._net,
-                self.whole(params),
-                self._images,
-                neuron=self._neuron,
-                forward=forward,
-                adjoint=adjoint,
-            )
+            variables = self.whole(params)
+            out = model.apply(self._net, variables, self._images, neuron=self._neuron, forward=forward, adjoint=adjoint)
             return self.cross_entropy(out.logits), out.equilibrium
 
         return jax.jit(jax.grad(loss, has_aux=True))(self.params)
@@ -243,14 +237,10 @@ def audit_solves(
 ) -> dict[str, Solve]:
     """How close the gradient of each pair of forward and backward solve comes to the exact one.
 
-    It answers how many steps and which damping training needs; `gradient_audit` compares methods.
+    It answers how many steps and which damping training needs; `gradient_audit` compares methods, and says what the
+    other arguments are.
 
     Args:
-        net: The network.
-        variables: `{"params": ..., "batch_stats": ...}`.
-        images: Network input: [batch, h, w, c], temporal [time, batch, h, w, c].
-        labels: int32 [batch].
-        neuron: Neuron constants.
         solves: Pairs of forward and backward solve, by any name.
 
     Returns:

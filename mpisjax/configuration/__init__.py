@@ -38,10 +38,9 @@ def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     return settings
 
 
-def to_plain(config: Any) -> dict[str, Any]:
+def to_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """A config as JSON gives it back: plain dicts, and lists for tuples."""
-    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    return json.loads(json.dumps(tree))
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def from_plain(tree: dict[str, Any]) -> ml_collections.ConfigDict:

@@ -13,7 +13,7 @@ from mpisjax.export import folded, nir_host
 from mpisjax.export.folded import Form, Network
 from mpisjax.simulate import accumulate, firing_rate, over_time
 
-BATCH = 32
+BATCH = 32  # images side by side
 
 
 class Exported(NamedTuple):
@@ -126,9 +126,7 @@ def activity_by_step(form: Form, network: Network, x: Any, num_steps: int | None
     return {name: np.asarray(spikes) for name, spikes in jax.jit(run)(network, x).items()}
 
 
-def by_steps(
-    exported: Exported, images: np.ndarray, labels: np.ndarray, num_steps: int, batch_size: int = 100
-) -> np.ndarray:
+def by_steps(exported: Exported, images: np.ndarray, labels: np.ndarray, num_steps: int) -> np.ndarray:
     """The accuracy after 1, 2, ..., `num_steps` steps of one simulation, [num_steps].
 
     Integers are simulated in float64, which holds every sum exactly.
@@ -138,7 +136,6 @@ def by_steps(
         images: uint8 [count, height, width, channels].
         labels: Their classes.
         num_steps: Time steps.
-        batch_size: Images side by side.
     """
     form, leak = exported.form, exported.form.neuron.leak
     with jax.enable_x64(exported.network.layers.trans[0].kernel.dtype != np.float32):
@@ -156,6 +153,6 @@ def by_steps(
             )[1]  # fmt: skip
 
         network = jax.tree.map(lambda a: jnp.asarray(a, float), exported.network)
-        starts = range(0, len(images), batch_size)
-        found = [np.asarray(answers(network, exported.read(images[i : i + batch_size]))) for i in starts]
+        starts = range(0, len(images), BATCH)
+        found = [np.asarray(answers(network, exported.read(images[i : i + BATCH]))) for i in starts]
         return (np.concatenate(found, 1) == labels).mean(1)

@@ -80,7 +80,8 @@ def estimate(form: Form, network: Network, weights: str, spikes: dict[str, float
     neurons, synapses, weight_count, synops = sum(count.values()), 0, 0, 0.0
     for source, target, layer, share in projections(form, network):
         connections = int(math.prod(sizes[target][:2]) * layer.kernel.size * share)
-        synapses, weight_count = synapses + connections, weight_count + layer.kernel.size
+        synapses += connections
+        weight_count += layer.kernel.size
         synops += spikes.get(source.replace("/", "_"), 0.0) * connections / count[source]
     if net.num_streams > 1:
         for i, chains in enumerate(network.layers.down):
@@ -88,15 +89,14 @@ def estimate(form: Form, network: Network, weights: str, spikes: dict[str, float
             # D of the larger streams, and U of the smaller ones, of which each copies.
             relayed = sum(height * width * chain[-1].kernel.size for chain in chains)
             relayed += (net.num_streams - 1 - i) * height * width * channels
-            neurons, synapses, synops = (
-                neurons + height * width * channels,
-                synapses + relayed,
-                synops + relayed * num_steps,
-            )
+            neurons += height * width * channels
+            synapses += relayed
+            synops += relayed * num_steps
             weight_count += sum(layer.kernel.size for chain in chains for layer in chain)
     if form.head_spikes:
         classes = network.layers.classifier.kernel.size
-        synapses, weight_count = synapses + classes, weight_count + classes
+        synapses += classes
+        weight_count += classes
         synops += spikes.get("head", 0.0) * net.num_classes
     weight_bytes, potential_bytes = weight_count * quantise.BITS[weights] // 8, neurons * POTENTIAL_BYTES
     by_memory = -(-(weight_bytes + potential_bytes) // BYTES_PER_CORE)

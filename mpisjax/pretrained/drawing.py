@@ -34,14 +34,11 @@ class Drawing:
         trace: What happened.
         inputs: The classes' names.
         title: Above it all.
-        answered: The time step whose answer counts; None: the last.
+        answered: The time step whose answer counts.
     """
 
-    def __init__(
-        self, image: np.ndarray, trace: Trace, inputs: Inputs, title: str, answered: int | None = None
-    ) -> None:
-        self.trace, self.inputs, self.steps = trace, inputs, len(trace.scores)
-        self.answered = answered or self.steps
+    def __init__(self, image: np.ndarray, trace: Trace, inputs: Inputs, title: str, answered: int) -> None:
+        self.trace, self.inputs, self.steps, self.answered = trace, inputs, len(trace.scores), answered
         self.figure: Figure = new_figure(WIDTH, 2.3 * WIDTH)  # one plot below the other, as wide as a phone can show
         self.figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
         self.figure.suptitle(title, fontsize=11)

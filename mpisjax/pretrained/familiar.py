@@ -21,7 +21,7 @@ from mpisjax.data import Split, eval_batches, prepare_images
 from mpisjax.nn import model
 
 AXES = 8
-MOST_TRAIN, MOST_HELD_OUT = 2000, 1000  # examples that are looked at
+MOST_TRAIN, MOST_HELD_OUT, BATCH = 2000, 1000, 128  # examples that are looked at, and at once
 USUAL = 0.99  # of held-out examples have a novelty of at most 1
 
 
@@ -83,9 +83,7 @@ def channel_rates(variables: Any, pixels: Any, *, net: Any, inputs: Any, neuron:
     return jnp.concatenate([jnp.mean(r, axis=tuple(range(1, r.ndim - 1))) for r in rates.values()], -1)
 
 
-def measure(
-    net: Any, variables: Any, inputs: Any, neuron: Any, train: Split, held_out: Split, batch_size: int = 128
-) -> Familiar:
+def measure(net: Any, variables: Any, inputs: Any, neuron: Any, train: Split, held_out: Split) -> Familiar:
     """Looks at training data and at held-out ones.
 
     Args:
@@ -95,14 +93,13 @@ def measure(
         neuron: Its neurons.
         train: What it was trained on.
         held_out: What it was not trained on; where that is empty, every fourth of the training examples instead.
-        batch_size: Examples at once.
     """
 
     def rates_of(split: Split, most: int) -> np.ndarray:
         chosen = np.unique(np.linspace(0, len(split.labels) - 1, min(most, len(split.labels))).astype(int))
         part = Split(np.asarray(split.images[chosen]), split.labels[chosen])
         about = {"net": net, "inputs": inputs, "neuron": neuron}
-        found = [channel_rates(variables, batch.images, **about) for batch in eval_batches(part, batch_size)]
+        found = [channel_rates(variables, batch.images, **about) for batch in eval_batches(part, BATCH)]
         return np.concatenate([np.asarray(one, np.float64) for one in found])[: len(chosen)]
 
     rates = rates_of(train, MOST_TRAIN)
