@@ -21,13 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpisjax.nn.convolution import same_padding
+
 Array = np.ndarray
 Size = tuple[int, int]
-
-
-def zeros_before(size: int, kernel: int, stride: int) -> int:
-    """The zeros that "same" padding puts before the first pixel; the rest of them follow the last one."""
-    return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
 
 
 class Folded(NamedTuple):
@@ -83,7 +80,7 @@ def fold(
 
 def _pixels_of_tap(fine: int, kernel: int, stride: int, tap: int) -> tuple[int, int]:
     """A fine and a coarse pixel that a tap connects, far from the border; (-1, -1) if there are none."""
-    low, coarse = zeros_before(fine, kernel, stride), -(-fine // stride)
+    low, coarse = same_padding(fine, kernel, stride)[0], -(-fine // stride)
     pixels = [(stride * q + tap - low, q) for q in range(coarse) if 0 <= stride * q + tap - low < fine]
     return min(pixels, key=lambda pair: abs(pair[1] - coarse // 2), default=(-1, -1))
 
@@ -119,7 +116,7 @@ def conv_kernel(kernel: Array, stride: int, size: Size, out_phases: int) -> Arra
     k, in_phases = kernel.shape[0], stride * out_phases
 
     def taps(n: int) -> list[Tap]:
-        low = zeros_before(n, k, stride)
+        low, _ = same_padding(n, k, stride)
         found = []
         for a in range(out_phases):
             for tap in range(k):
@@ -168,7 +165,8 @@ def input_kernel(kernel: Array, stride: int, size: int, grid: int, out_phases: i
     Returns:
         In NIR's terms the kernel, [k', k', in, out_phases^2 * out], its stride, and the zeros on every side.
     """
-    k, low = kernel.shape[0], zeros_before(size, kernel.shape[0], stride)
+    k = kernel.shape[0]
+    low, _ = same_padding(size, k, stride)
     step, needed = stride * out_phases, stride * (out_phases - 1) + k
     padding = max(low, (grid - 1) * step + needed - low - size)
     front = padding - low

@@ -139,19 +139,20 @@ def _each(fn: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
 # What the primitives compute: by XLA's plain operations, and on a CPU.
 
 
-def _same_padding(size: int, kernel: int, stride: int) -> Pair:
+def same_padding(size: int, kernel: int, stride: int) -> Pair:
+    """The zeros that "same" padding puts before the first pixel and after the last one."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 def _before(size: Sequence[int], kernel: Sequence[int], stride: int) -> Pair:
     """Rows and columns of padding before an image of spatial `size`."""
-    return _same_padding(size[0], kernel[0], stride)[0], _same_padding(size[1], kernel[1], stride)[0]
+    return same_padding(size[0], kernel[0], stride)[0], same_padding(size[1], kernel[1], stride)[0]
 
 
 def _conv_plain(x: Array, w: Array, *prepared: Array, stride: int) -> Array:
     del prepared
-    padding = [_same_padding(n, k, stride) for n, k in zip(x.shape[1:3], w.shape[:2], strict=True)]
+    padding = [same_padding(n, k, stride) for n, k in zip(x.shape[1:3], w.shape[:2], strict=True)]
     return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
@@ -163,7 +164,7 @@ def _input_plain(g: Array, w: Array, flipped: Array, *prepared: Array, stride: i
     del w, prepared
     padding = []
     for n, m, k in zip(size, g.shape[1:3], flipped.shape[:2], strict=True):
-        low = k - 1 - _same_padding(n, k, stride)[0]
+        low = k - 1 - same_padding(n, k, stride)[0]
         padding.append((low, n + k - 1 - ((m - 1) * stride + 1) - low))
     return lax.conv_general_dilated(
         g, flipped, (1, 1), padding, lhs_dilation=(stride, stride), dimension_numbers=_LAYOUT

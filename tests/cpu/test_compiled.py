@@ -35,7 +35,7 @@ def thinned(a, density, seed):
 
 def taps(x, kernel, stride):
     """A view of the padded float64 x and, for every place of the kernel, of what it meets there: no shape compiles."""
-    low, high = zip(*(convolution._same_padding(n, kernel, stride) for n in x.shape[1:3]), strict=True)
+    low, high = zip(*(convolution.same_padding(n, kernel, stride) for n in x.shape[1:3]), strict=True)
     padded = np.pad(x, ((0, 0), *zip(low, high, strict=True), (0, 0)))
     rows, columns = (stride * -(-n // stride) for n in x.shape[1:3])
     places = np.ndindex(kernel, kernel)
@@ -94,7 +94,7 @@ def test_convolution_and_its_gradients_are_those_of_float64(batch, density, size
     small = tuple(-(-n // stride) for n in size)
     x = thinned(drawn(seed, batch, *size, ins), density, seed)
     g = thinned(drawn(seed + 2, batch, *small, outs), density, seed)
-    low = tuple(convolution._same_padding(n, kernel, stride)[0] for n in size)
+    low = tuple(convolution.same_padding(n, kernel, stride)[0] for n in size)
     x32, w32, g32 = (jnp.asarray(a, jnp.float32) for a in (x, w, g))
     assert cpu.enabled() and compiled.serves(x32.dtype, [outs])
 
