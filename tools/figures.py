@@ -92,10 +92,10 @@ def memory() -> Figure:
     figure, axis = _axes("time steps T", "memory of a training step, MiB")
     rows = json.loads((ROOT / "docs" / "results" / "small" / "table1.json").read_text())["rows"]
     for color, kind, label in (
-        (COLORS[1], "bptt", "through time (BPTT)"),
-        (COLORS[0], "mpis", "by the equilibrium"),
+        (COLORS[1], "bptt30", "through time (BPTT)"),
+        (COLORS[0], "two30", "by the equilibrium"),
     ):
-        found = [row["result"] for name, row in rows.items() if name.startswith(f"fashion_mnist_{kind} memory")]
+        found = [row["result"] for name, row in rows.items() if name.startswith(f"fashion_mnist_fair_{kind} memory")]
         points = sorted((r["steps"], r["temporary"] / 2**20) for r in found)
         axis.plot(*zip(*points, strict=True), "o-", color=color, label=label)
     axis.set_ylim(0)
@@ -138,7 +138,7 @@ def residual() -> Figure:
     from sklearn.datasets import load_digits
 
     images = np.uint8(load_digits().images[-360:, :, :, None] * 255 / 16)
-    from mpisjax.training.step import prepare_images
+    from mpisjax.data import prepare_images
 
     x = prepare_images(jnp.asarray(images), trained.inputs)
     steps = [1, 2, 4, 8, 16, 32, 64, 128, 256]
