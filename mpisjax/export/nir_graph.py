@@ -92,6 +92,7 @@ class _Writer(Nodes):
 
     def __init__(self, form: Form, network: Network, neurons: str) -> None:
         self.form, self.net, self.network, self.layers = form, form.net, network, network.layers
+        self.stem = [*zip((*self.layers.stem, self.layers.inject), (*self.net.stem_strides, 1), strict=True)]
         self.halvings = self.net.num_streams - 1 + (1 if self.net.stride_layer else 0)
         dtype = self.layers.trans[0].kernel.dtype
         super().__init__(form.neuron, neurons, form.at(self.halvings)[0], np.int32 if dtype.kind == "i" else dtype)
@@ -139,8 +140,8 @@ class _Writer(Nodes):
         """Weights of what the host computes."""
         found: dict[str, Any] = {}
         if not self.form.stem_spikes:
-            stem = zip((*self.layers.stem, self.layers.inject), (*self.net.stem_strides, 1), strict=True)
-            found["stem"] = {f"layer{k}": {**layer._asdict(), "stride": s} for k, (layer, s) in enumerate(stem, 1)}
+            layers = enumerate(self.stem, 1)
+            found["stem"] = {f"layer{k}": {**layer._asdict(), "stride": s} for k, (layer, s) in layers}
         if not self.form.head_spikes and self.layers.head:
             head = {
                 f"stream{i}_conv{h}": layer._asdict()
@@ -153,16 +154,14 @@ class _Writer(Nodes):
     def injection(self) -> str:
         """The input up to the current into stream 1."""
         form, side = self.form, self.form.size[0] if self.form.stem_spikes else self.form.base[0]
-        first = (*self.layers.stem, self.layers.inject)[0]
-        channels = first.kernel.shape[2] if form.stem_spikes else self.net.layers[0]
+        channels = self.stem[0][0].kernel.shape[2] if form.stem_spikes else self.net.layers[0]
         source = self.add("input", self.nir.Input(input_type=np.array([channels, side, side])))
         if not form.stem_spikes:
             eye = np.eye(channels, dtype=self.dtype)[None, None]
             layer = Folded(eye, np.zeros(channels, self.dtype))
             return self.from_image("inject", layer, 1, side, self.phases(0), source)
         phases, on_grid = self.phases(0) * int(np.prod(self.net.stem_strides, dtype=int)), False
-        layers = zip((*self.layers.stem, self.layers.inject), (*self.net.stem_strides, 1), strict=True)
-        for k, (layer, stride) in enumerate(layers, 1):
+        for k, (layer, stride) in enumerate(self.stem, 1):
             last = k > len(self.net.stem)
             name = "inject" if last else f"stem_conv{k}"
             if on_grid:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 Array = jax.Array
 MAX_NEURONS = 2**26
-LINEAR = ("Conv2d", "Affine", "Linear", "Scale", "Flatten")
+# What can be trained of a node, by its kind.
+WEIGHTS = {"Conv2d": ("weight", "bias"), "Affine": ("weight", "bias"), "Linear": ("weight",), "Scale": ("scale",)}
 
 
 class Imported(NamedTuple):
@@ -88,10 +89,12 @@ def _imported(graph: Any, reset: str) -> Imported:
     delays = [name for name in kept if _kind(graph, name) == "Delay"]
     order = _order({n: [s for s in sources[n] if s not in delays] for n in kept if n not in delays})
     outputs = [name for name in kept if _kind(graph, name) == "Output"]
+    dtype = jnp.result_type(float)
     params = {
-        name: _params(graph.nodes[name]) for name in kept if _kind(graph, name) in LINEAR and name not in populations
+        name: {key: jnp.asarray(getattr(graph.nodes[name], key)).astype(dtype) for key in WEIGHTS[_kind(graph, name)]}
+        for name in kept
+        if _kind(graph, name) in WEIGHTS
     }
-    params = {name: found for name, found in params.items() if found}
 
     def transition(params: Any, rates: Any, x: Any, fire: Any) -> dict[str, Array]:
         values: dict[str, Any] = {name: rates[name] for name in delays}
@@ -103,7 +106,6 @@ def _imported(graph: Any, reset: str) -> Imported:
         return fed_back | {name: values[name] for name in outputs}
 
     shapes = {name: _shape(graph, name) for name in (*delays, *outputs)}
-    dtype = jnp.result_type(float)
 
     def initial_rates(batch: int) -> dict[str, Array]:
         return {name: jnp.zeros((batch, *shape), dtype) for name, shape in shapes.items()}
@@ -163,7 +165,7 @@ def _shape(graph: Any, name: str) -> tuple[int, ...]:
 
 
 def _check_nodes(graph: Any) -> None:
-    known = {"Input", "Output", "Delay", *LINEAR, "I", "LI", "IF", "LIF", "Threshold"}
+    known = {"Input", "Output", "Delay", "Flatten", *WEIGHTS, "I", "LI", "IF", "LIF", "Threshold"}
     for name in graph.nodes:
         if _kind(graph, name) not in known:
             raise UserError(
@@ -180,8 +182,8 @@ def _check_nodes(graph: Any) -> None:
                 raise UserError(f"{key} of the node {name!r} holds {value.dtype}, which are no real numbers.")
         if _kind(graph, name) == "Delay" and not np.all(node.delay == 1):
             raise UserError(f"the Delay {name!r} is not of 1 step: other delays are not read.")
-        size = _shape(graph, name) if _kind(graph, name) in ("Input", "Output", "Delay") else ()
-        _check_size(name, size)
+        if _kind(graph, name) in ("Input", "Output", "Delay"):
+            _check_size(name, _shape(graph, name))
     if total > 4 * MAX_WEIGHTS:
         raise UserError(f"the graph holds {total:,} numbers, more than the {4 * MAX_WEIGHTS:,} that are read.")
     for edge in graph.edges:
@@ -212,12 +214,6 @@ def _order(sources: dict[str, list[str]]) -> list[str]:
         raise UserError(f"the graph has a cycle without a Delay of 1: {circle}.") from error
 
 
-def _params(node: Any) -> dict[str, Array]:
-    names = {"Scale": ("scale",), "Linear": ("weight",), "Flatten": ()}.get(type(node).__name__, ("weight", "bias"))
-    dtype = jnp.result_type(float)
-    return {name: jnp.asarray(getattr(node, name)).astype(dtype) for name in names}
-
-
 def _sum(name: str, values: list[Any]) -> Any:
     shapes = {v.shape for v in values}
     if len(shapes) > 1:
@@ -228,8 +224,8 @@ def _sum(name: str, values: list[Any]) -> Any:
 
 def _compute(name: str, node: Any, params: Any, population: Population | None, given: Any, fire: Any) -> Any:
     if population is not None:
-        return fire(population.name, given * population.gain if np.any(population.gain != 1) else given,
-                    population.neuron)  # fmt: skip
+        current = given * population.gain if np.any(population.gain != 1) else given
+        return fire(population.name, current, population.neuron)
     kind = type(node).__name__
     if kind in ("Input", "Output"):
         return given

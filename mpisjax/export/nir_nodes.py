@@ -225,8 +225,8 @@ def _of_four(graph: Any, name: str, node: Any, into: dict[str, list[str]], out: 
         raise UserError(
             f"the potential {name!r} is not that of a neuron: a Threshold, a Delay of 1 and a Scale must reset it."
         )
-    (reset, before), leak_gain = resets[0], _leak_and_gain(name, node)
-    leak, gain = leak_gain
+    reset, before = resets[0]
+    leak, gain = _leak_and_gain(name, node)
     scale = np.asarray(graph.nodes[reset].scale)
     limit = np.asarray(graph.nodes[spikes[0]].threshold)
     threshold = -scale.astype(float) * np.asarray(gain, float) / leak

@@ -46,16 +46,8 @@ def from_json(fields: dict[str, Any]) -> Inputs:
 def without_examples(inputs: Inputs) -> DataSet:
     """A data set like the one that a network was trained on, but for the examples."""
     empty = Split(np.zeros((0, *inputs.shape), np.uint8), np.zeros(0, np.int32))
-    about = (inputs.mean, inputs.std, inputs.temporal)
-    return DataSet(
-        inputs.name,
-        inputs.num_classes,
-        *(empty, empty, empty),
-        *about,
-        source="",
-        checksum="",
-        steps_per_frame=inputs.steps_per_frame,
-    )
+    about = {key: value for key, value in inputs._asdict().items() if key not in ("shape", "classes")}
+    return DataSet(train=empty, validation=empty, test=empty, source="", checksum="", **about)
 
 
 def as_pixels(images: ArrayLike, inputs: Inputs, value_range: tuple[float, float] | None = None) -> jax.Array:
