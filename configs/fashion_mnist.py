@@ -5,12 +5,12 @@
 DIR holds the four IDX files; without it, prepared data or a download serve (docs/data.md).
 
 variant   parameters   the paper's     trained with                test accuracy
--         128,346      133K            rates, 6 + 2 solver steps   93.34% after 12 + 24 epochs (spikes: 93.15%)
+-         128,346      133K            rates, 6 + 2 solver steps   93.35 ± 0.25% at T = 30 (spikes: 93.37 ± 0.22%)
 t30       128,346      133K, 93.14%    spikes, T = 30              not run here
 t100      128,346      133K, 93.23%    spikes, T = 100             not run here
 large_t1  2,629,514    ?, 93.83%       spikes, T = 1               not run here
 ide_t30   127,823      ?               spikes, T = 30              not run here
-low       128,346      133K            spikes, T = 1, 2, 4         docs/results/lowlat.md
+low       128,346      133K            spikes, T = 1, 2, 4, 8      91.99, 92.79, 93.23, 93.29% (spikes)
 
 Two streams, stem 1-16, layers 32-48. The paper's 133K are met when one counts an injection into the second stream,
 which is not there, as that stream starts from zero. The size of the paper's large network is not known to us. `ide_t30`
@@ -22,20 +22,11 @@ its rates.
     python train.py --config configs/fashion_mnist.py --then low --config.data.dir=DIR
 
 It goes on from trained rates (or from --config.train.init_from=fashion_mnist, or a run's folder) with the spikes' own
-answers after 1, 2 and 4 steps, differentiated through time.
+answers after 1, 2, 4 and 8 steps, differentiated through time.
 
-Measured on a 2-core AMD EPYC that other work kept busy, 2026-11-26, seed 0, commits af4f708 and de2bfe6, in two
-cycles, with
-    python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --workdir=runs/fashion_first
-        --config.train.epochs=55
-    python train.py --config configs/fashion_mnist.py --config.data.dir=DIR --config.train.init_from=runs/fashion_first
-        --config.train.epochs=24 --config.train.learning_rate=0.06 --config.train.warmup_epochs=0.2
-of which the first was interrupted in its thirteenth epoch (validation 92.98%): validation 94.14%, test 93.34%. The
-paper's 93.14% at T = 30 is reached by this one seed. Three seeds of the default, 30 epochs in one piece (2026-11-26,
-commit 8578c00): test 93.17 ± 0.10%, spikes alone 93.08 ± 0.28% (docs/pretrained.md). An epoch takes some 80 s. All
-these figures but those of `low` were measured with neurons that start from rest (--config.neuron.initial_potential=0);
-half the threshold is the default now. The solvers stop short of their tolerances: at the end the residual was 0.05
-forward and 0.34 backward.
+Means of three seeds, 2-core AMD EPYC, 2026-11-28 and 2026-11-29; docs/results/lowlat.md has each, and
+docs/pretrained.md those of neurons that start from rest.
+The solvers stop short of their tolerances: at the end the residual was 0.05 forward and 0.34 backward.
 """
 
 import ml_collections
@@ -65,7 +56,7 @@ VARIANTS = {
         "forward.mode": "spikes",
         "forward.num_steps": 4,
         "train.method": "bptt",
-        "bptt.times": (1, 2, 4),
+        "bptt.times": (1, 2, 4, 8),
         "train.epochs": 3,
         "train.learning_rate": 0.02,
         "train.warmup_epochs": 0.05,
