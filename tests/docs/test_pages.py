@@ -20,7 +20,7 @@ import pytest
 
 import mpisjax
 from mpisjax.configuration.settings import SETTINGS
-from tools import pages, streams
+from tools import figures, pages, streams
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -120,6 +120,11 @@ def test_the_blocks_of_a_page_run(page, slow, checkout):
 @pytest.mark.unoptimized
 def test_the_picture_of_the_streams_is_the_one_that_the_network_gives():
     assert streams.PICTURE.read_text() == streams.picture(), "run python -m tools.streams"
+
+
+def test_plots_of_numbers_on_the_pages_have_points():
+    for draw in (figures.accuracy, figures.latency, figures.work, figures.memory):
+        assert [len(line.get_xdata()) >= 3 for line in draw().axes[0].lines] in ([True] * 2, [True] * 3), draw
 
 
 def test_what_is_not_run_has_a_reason():
