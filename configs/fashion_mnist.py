@@ -8,7 +8,7 @@ variant   parameters   the paper's     trained with                test accuracy
 -         128,346      133K            rates, 6 + 2 solver steps   93.35 ± 0.25% at T = 30 (spikes: 93.37 ± 0.22%)
 t30       128,346      133K, 93.14%    spikes, T = 30              not run here
 t100      128,346      133K, 93.23%    spikes, T = 100             not run here
-large_t1  2,629,514    ?, 93.83%       spikes, T = 1               not run here
+large_t1  2,629,514    ?, 93.83%       spikes, T = 1               88.24% after one epoch (spikes: 60.64%)
 ide_t30   127,823      ?               spikes, T = 30              not run here
 low       128,346      133K            spikes, T = 1, 2, 4, 8      91.99, 92.79, 93.23, 93.29% (spikes)
 
