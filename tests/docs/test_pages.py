@@ -124,7 +124,8 @@ def test_the_picture_of_the_streams_is_the_one_that_the_network_gives():
 
 def test_plots_of_numbers_on_the_pages_have_points():
     for draw in (figures.accuracy, figures.latency, figures.work, figures.memory):
-        assert [len(line.get_xdata()) >= 3 for line in draw().axes[0].lines] in ([True] * 2, [True] * 3), draw
+        points = [len(line.get_xdata()) for line in draw().axes[0].lines]
+        assert len(points) > 1 and min(points) >= 3, draw
 
 
 def test_what_is_not_run_has_a_reason():
