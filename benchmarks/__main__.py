@@ -28,6 +28,7 @@ from typing import Any
 
 import mpisjax_launch
 from benchmarks import libraries
+from mpisjax.cli import report_user_errors
 from mpisjax.cli.arguments import Parser, local_path, names, path, whole_number
 
 SECTIONS = (
@@ -169,4 +170,5 @@ def _measure_gpu(flags: argparse.Namespace, results: dict[str, Any], keep: Calla
 
 if __name__ == "__main__":
     mpisjax_launch.with_large_pages()
-    main()
+    with report_user_errors():
+        main()

@@ -45,7 +45,9 @@ def measure(data_dir: str = "", *, quick: bool = False) -> Iterator[list[dict[st
         data_dir: As of the loader section; without it only the sets that come with their libraries.
         quick: The first config alone.
     """
-    names = EMBEDDED[:1] if quick else (*EMBEDDED, *(FROM_FILES if data_dir else ()))
+    from benchmarks.loader import those_at_hand
+
+    names = EMBEDDED[:1] if quick else (*EMBEDDED, *(those_at_hand(FROM_FILES, data_dir) if data_dir else ()))
     for name in names:
         yield [run(name, what, data_dir) for what in ("train", "evaluate")]
 

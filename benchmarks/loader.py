@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import ml_collections
 
 from mpisjax import data
 from mpisjax.configuration import config_files, makers
+from mpisjax.errors import UserError
 from mpisjax.training.run import Parts, assemble
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +48,23 @@ def config_of(name: str, data_dir: str = "") -> ml_collections.ConfigDict:
     return find_data(config, data_dir)
 
 
+def those_at_hand(names: Iterable[str], data_dir: str) -> Iterator[str]:
+    """The configs whose data are found; says which are left out, and why, so that no run ends for one of them."""
+    refused: dict[str, str] = {}
+    for name in names:
+        config = config_of(name, data_dir)
+        if config.data.name not in refused:
+            try:
+                makers.make_dataset(config)
+                refused[config.data.name] = ""
+            except UserError as error:
+                refused[config.data.name] = str(error)
+        if refused[config.data.name]:
+            print(f"{name} is left out: {refused[config.data.name]}", file=sys.stderr)
+        else:
+            yield name
+
+
 def training_rate(config: ml_collections.ConfigDict, parts: Parts, repeats: int) -> float:
     """Images per second of the training step alone, on a batch that is loaded already."""
     step = makers.make_train_step(config, parts.net, parts.dataset, parts.feed.steps_per_epoch, parts.mesh)
@@ -65,12 +84,12 @@ def measure(data_dir: str = "", *, quick: bool = False) -> list[dict[str, Any]]:
 
     Args:
         data_dir: The data sets' files, or folders named after the sets; without it only the sets that come
-            with their libraries.
+            with their libraries. A set that is not there is left out.
         quick: Fewer batches and steps.
     """
     rows = []
     names = EMBEDDED[:1] if quick else EMBEDDED
-    for name in (*names, *(FROM_FILES if data_dir else ())):
+    for name in (*names, *(those_at_hand(FROM_FILES, data_dir) if data_dir else ())):
         config = config_of(name, data_dir)
         parts = assemble(config)
         batch_size = config.train.batch_size

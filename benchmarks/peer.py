@@ -48,7 +48,7 @@ def agreement(num_steps: Iterable[int], samples: int = 8) -> list[dict[str, Any]
     found = []
     with jax.enable_x64(True):
         x: Any = np.asarray(prepare_images(jnp.asarray(images), subject.case.dataset), np.float64)
-        peer = peer_torch.F64C5(variables, neuron.leak, torch.float64)
+        peer = peer_torch.F64C5(variables, neuron.leak, neuron.initial_potential, torch.float64)
         theirs_x = torch.tensor(x).permute(0, 3, 1, 2)
         modes: list[int | str] = [*num_steps, "rates"]
         for steps in modes:
@@ -109,7 +109,7 @@ def compare(num_steps: Iterable[int], repeats: int, others: int) -> list[dict[st
         last: list[Any] = []
 
         def fresh() -> tuple[Any, Any]:
-            net = peer_torch.F64C5(variables, neuron.leak).to(device)
+            net = peer_torch.F64C5(variables, neuron.leak, neuron.initial_potential).to(device)
             t = config.train
             return net, peer_torch.optimizer(net, t.learning_rate, t.momentum, t.weight_decay)
 

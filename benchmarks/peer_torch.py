@@ -60,13 +60,16 @@ class F64C5(nn.Module):
     Args:
         variables: `{"params": ..., "batch_stats": ...}` of the MPIS network, as NumPy arrays.
         leak: Of the neurons.
+        initial_potential: Of the neurons, before the first step.
         dtype: Of everything.
     """
 
     mean: Tensor
     var: Tensor
 
-    def __init__(self, variables: dict[str, Any], leak: float, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, variables: dict[str, Any], leak: float, initial_potential: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         params, stats = variables["params"], variables["batch_stats"]["inject"]
 
@@ -83,7 +86,7 @@ class F64C5(nn.Module):
         self.dense_bias = parameter(dense["bias"])
         self.register_buffer("mean", torch.tensor(np.asarray(stats["mean"]), dtype=dtype))
         self.register_buffer("var", torch.tensor(np.asarray(stats["var"]), dtype=dtype))
-        self.leak = leak
+        self.leak, self.initial_potential = leak, initial_potential
 
     @staticmethod
     def _normalised(kernel: Tensor, gain: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ class F64C5(nn.Module):
         """Leak-weighted firing rates of LIF neurons after `num_steps`; no gradient."""
         with torch.no_grad():
             current, kernel = self.injected(x, False), self.feedback()
-            u = current.clone()
+            u = current + self.initial_potential
             spikes = torch.empty_like(u)
             total, weight = torch.zeros_like(u), 0.0
             for t in range(num_steps):

@@ -9,7 +9,7 @@ from jax import lax
 
 import mpisjax
 from benchmarks import __main__ as command
-from benchmarks import nets, report, sections, user
+from benchmarks import loader, nets, report, sections, user
 from benchmarks.machine import machine
 from mpisjax.cpu import winograd
 from mpisjax.data.augment import normalize
@@ -129,6 +129,13 @@ def test_quick_leaves_out_what_takes_minutes_unless_it_is_named():
     assert not {"scaling", "profile", "startup", "inference"} & set(command.arguments(["--quick"]).sections)
     assert command.arguments(["--quick", "--only", "scaling"]).sections == ("scaling",)
     assert command.arguments([]).sections == command.SECTIONS
+
+
+def test_a_data_set_that_is_not_there_is_left_out_and_said_so(tmp_path, capsys):
+    names = ("digits", "nmnist:subset", "nmnist:subset_low", "saccade_digits")
+    assert list(loader.those_at_hand(names, str(tmp_path))) == ["digits", "saccade_digits"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is left out: nmnist was not found")[0] for line in said] == list(names[1:3])
 
 
 def test_an_unknown_section_is_refused(capsys):

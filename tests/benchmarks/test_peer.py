@@ -28,7 +28,7 @@ def both():
         stats = variables["batch_stats"]["inject"]
         stats["mean"] = stats["mean"] + 0.1
         stats["var"] = stats["var"] * 1.3
-        peer = peer_torch.F64C5(variables, NEURON.leak, torch.float64)
+        peer = peer_torch.F64C5(variables, NEURON.leak, NEURON.initial_potential, torch.float64)
         yield case.net, variables, x, peer, torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
 
 
