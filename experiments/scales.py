@@ -186,7 +186,7 @@ def _fair(
     }
     smallest = {**by_rates, "model.head": "smallest", "model.layers": widths.two_smallest}
     kinds["two_smallest"] = "MPIS, two streams, the smaller one classified as it is", smallest
-    plain = {**by_rates, **one, "model.head": "smallest", "model.layers": widths.one}
+    plain = {**by_rates, **one, "model.head": "smallest", "model.layers": widths.ide}
     kinds["one_smallest"] = "one stream, classified as it is", plain
     if widths.two_early:
         early = {**by_rates, "model.fusion_layer": 1, "model.layers": widths.two_early}
