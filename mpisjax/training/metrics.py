@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ class MetricsLog:
             line = json.dumps({"kind": kind, "step": step, **plain(row)}, allow_nan=False) + "\n"
             self._file.write(line.encode())
             self._file.flush()
-            self._events.write_event(_event(kind, step, row))
+            self._events.write(_event(kind, step, row))
             self._events.flush()
 
         self._on_primary(append)
@@ -153,22 +154,23 @@ def plain(value: Any) -> Any:
 
 
 def _open_events(folder: Path, step: int) -> Any:
-    # Imported here, since tensorboardX imports torch where there is one, which takes longer than all else.
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto import event_pb2
+    # Imported here, since it takes a quarter of a second. The writer is synchronous, so a full disk raises at the row
+    # that it has no room for.
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    # tensorboardX's SummaryWriter writes from a thread fed by a bounded queue: on a full disk the thread
-    # dies, and the next caller waits for ever. Its synchronous writer raises here, where it can be answered.
     folder.mkdir(exist_ok=True)
-    events = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}.{step}")
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{step}"
+    events = RecordWriter(open(folder / name, "ab"))  # noqa: SIM115 (held open for the length of the run)
     restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    events.write_event(event_pb2.Event(step=step + 1, session_log=restart))
+    for event in (event_pb2.Event(file_version="brain.Event:2"), event_pb2.Event(step=step + 1, session_log=restart)):
+        events.write(event.SerializeToString())
     events.flush()
     return events
 
 
-def _event(kind: str, step: int, row: dict[str, Any]) -> Any:
-    from tensorboardX.proto import event_pb2, summary_pb2
+def _event(kind: str, step: int, row: dict[str, Any]) -> bytes:
+    from tensorboard.compat.proto import event_pb2, summary_pb2
 
     values = []
     for key, value in row.items():
@@ -176,7 +178,8 @@ def _event(kind: str, step: int, row: dict[str, Any]) -> Any:
             if isinstance(number, int | float):
                 tag = "/".join(part for part in (kind, key, name) if part)
                 values.append(summary_pb2.Summary.Value(tag=tag, simple_value=number))
-    return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+    event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+    return event.SerializeToString()
 
 
 class DivergenceError(UserError):

@@ -6,13 +6,15 @@ import io
 import json
 import logging
 import math
-import struct
+import os
+import textwrap
 from pathlib import Path
 
 import ml_collections
 import pytest
 import tiny
-from tensorboardX.proto import event_pb2
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto import event_pb2
 
 from mpisjax import cli, configuration
 from mpisjax.analysis.curves import draw_curves
@@ -59,29 +61,33 @@ def test_a_lost_metrics_file_is_told(tmp_path, log):
     assert "rows before step 7 are missing" in log.text
 
 
-def events(folder: Path) -> list[event_pb2.Event]:
-    found = []
-    for path in sorted(folder.iterdir(), key=lambda path: path.name.rsplit(".", 1)):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-    return found
-
-
 def test_tensorboard_events(tmp_path):
     log = MetricsLog(tmp_path, step=4)
     log.write("validation", 6, {"accuracy": 0.5, "loss": None, "residual": {"stream1": 0.25}})
     log.close()
-    version, restart, row = events(tmp_path / "tensorboard")
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    version, restart, row = EventFileLoader(str(path)).Load()  # checks each record's two sums
     assert version.file_version == "brain.Event:2"
     assert restart.step == 5 and restart.session_log.status == event_pb2.SessionLog.START
     assert row.step == 6
-    assert {value.tag: value.simple_value for value in row.summary.value} == {
-        "validation/accuracy": 0.5,
-        "validation/residual/stream1": 0.25,
-    }
+    tensors = {value.tag: value.tensor.float_val[0] for value in row.summary.value}
+    assert tensors == {"validation/accuracy": 0.5, "validation/residual/stream1": 0.25}
+
+
+def test_other_frameworks_are_left_alone(tmp_path, python):
+    for name in ("torch", "tensorflow"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} is imported')\n")
+    (tmp_path / "run").mkdir()
+    program = """
+        import pathlib
+        from mpisjax.training.metrics import MetricsLog
+        log = MetricsLog(pathlib.Path("run"))
+        log.write("train", 1, {"loss": 1.0})
+        log.close()
+    """
+    path = os.pathsep.join((str(Path(__file__).parents[2]), str(tmp_path)))
+    ended = python("-c", textwrap.dedent(program), cwd=tmp_path, PYTHONPATH=path)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
