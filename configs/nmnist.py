@@ -37,8 +37,11 @@ SUBSET = {
     "train.log_every": 18,
     "train.warmup_epochs": 2.0,
 }
-LOW = {"train.method": "bptt", "train.epochs": 10, "train.learning_rate": 0.02, "train.warmup_epochs": 0.5}
-VARIANTS = {"low": LOW, "subset": SUBSET, "subset_low": {**SUBSET, **LOW}}
+VARIANTS = {
+    "low": configuration.LOW_FRAMES,
+    "subset": SUBSET,
+    "subset_low": {**SUBSET, **configuration.LOW_FRAMES},
+}
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

@@ -18,14 +18,7 @@ import ml_collections
 
 from mpisjax import configuration
 
-VARIANTS = {
-    "low": {
-        "train.method": "bptt",
-        "train.epochs": 10,
-        "train.learning_rate": 0.02,
-        "train.warmup_epochs": 0.5,
-    },
-}
+VARIANTS = {"low": configuration.LOW_FRAMES}
 
 
 def get_config(variant: str | None = None) -> ml_collections.ConfigDict:

@@ -15,6 +15,23 @@ import ml_collections
 from mpisjax.configuration.settings import SETTINGS
 from mpisjax.errors import UserError
 
+# A second stage, which goes on from trained weights: through time, on the spikes' own answers. Frames are their own
+# steps; a constant image is answered after 1, 2 and 4. Without a limit on its gradient a stage on few images has ended
+# at chance.
+LOW_FRAMES = {
+    "train.method": "bptt",
+    "train.epochs": 10,
+    "train.learning_rate": 0.02,
+    "train.warmup_epochs": 0.5,
+}
+LOW_IMAGES = {
+    **LOW_FRAMES,
+    "forward.mode": "spikes",
+    "forward.num_steps": 4,
+    "bptt.times": (1, 2, 4),
+    "train.gradient_clip": 1.0,
+}
+
 
 def base() -> ml_collections.ConfigDict:
     """The settings that every config file starts from, locked: a misspelt one cannot be added."""

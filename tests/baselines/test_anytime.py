@@ -12,7 +12,7 @@ from mpisjax import configuration, data, nn
 from mpisjax.baselines import anytime
 from mpisjax.baselines.anytime import rates_after
 from mpisjax.baselines.bptt import BPTT, unroll
-from mpisjax.configuration import makers, rules
+from mpisjax.configuration import config_files, makers, rules
 from mpisjax.errors import UserError
 from mpisjax.neurons import dbrelu
 from mpisjax.storage.preemption import Stopper
@@ -191,3 +191,19 @@ def test_second_stage_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, *plain)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), part.state.params, whole.state.params)
     assert any(jax.tree.leaves(moved))
+
+
+@pytest.mark.slow
+def test_second_stage_of_the_digits_answers_after_one_step(tmp_path):
+    def right_after_one_step(variant, epochs, init_from):
+        config = config_files.load_config(variant)
+        config.train.update({"epochs": epochs, "init_from": init_from, "test_at_end": False})
+        workdir = tmp_path / config.name
+        run.run(config, workdir)
+        parts, state, _ = run.restore_best(workdir, config)
+        found = run.evaluate_at(config, parts, state, parts.dataset.validation, 1)
+        return found.accuracy_spikes, str(workdir)
+
+    before, first = right_after_one_step("digits", 6, "")
+    after, _ = right_after_one_step("digits:low", 2, first)
+    assert after > max(before, 0.8), (before, after)

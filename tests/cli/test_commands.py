@@ -44,7 +44,11 @@ def test_help_lists_every_command_and_each_has_a_main(capsys):
             1,
             "error: there is no config file 'digit'; give a Python file, or one of ",
         ),
-        (["train", "--config=digits:small"], 1, "error: configs/digits.py has no variant 'small'"),
+        (
+            ["train", "--config=digits:small"],
+            1,
+            "error: the config 'digits' has no variant 'small': choose from low",
+        ),
         (["train", "--config.train.epochs=five"], 2, "error: config.train.epochs is 'five'; give a whole number"),
         (["train", "--config"], 2, "error: --config needs a file"),
         (["train", "stray"], 2, "error: unexpected argument 'stray'"),

@@ -109,7 +109,7 @@ def test_settings_build(path, variant, count, paper):
     assert config.train.warmup_epochs < config.train.epochs
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.stem != "digits"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_header_has_every_variant_and_a_command(path):
     said = [variant for variant, _, _ in rows(path)]
     module = runpy.run_path(str(path))
