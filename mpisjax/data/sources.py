@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpisjax.data import arrays, cache, digits, fetch, folders, images, prepared
-from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, checksum, store
+from mpisjax.data.dataset import DataSet, HoldOut, Loaded, assemble, store
 from mpisjax.data.events import saccades
 from mpisjax.data.events.frames import make_binning
 from mpisjax.data.events.recordings import Framed, Recordings, load_recordings
@@ -135,9 +136,11 @@ def load(
         own |= {"image_size": image_size, "fit": fit, "color": color, "cache_dir": cache_dir}
         dataset = folders.from_folder(dir, value_range=value_range, **own)
     elif name == "digits":
-        loaded, said = digits.load(), digits.SENTENCE
-        digest = checksum(loaded)
-        dataset = assemble(name, loaded, 10, source=said, digest=digest, validation=held, classes=DIGITS)
+        # Kept, since scikit-learn takes longer to import than all that a run with warm caches has to compile.
+        loaded, digest, note = _kept(place, {"scikit-learn": version("scikit-learn")}, digits.load)
+        dataset = assemble(
+            name, loaded, 10, source=digits.SENTENCE + note, digest=digest, validation=held, classes=DIGITS
+        )
     elif name == "saccade_digits":
         binned = make_binning(saccades.SENSOR_SIZE, saccades.SENSOR_SIZE, **framing)
         dataset = _of_frames(name, saccades.load_saccades(binned, cache_dir), 10, DIGITS, saccades.SENTENCE, held)
@@ -162,15 +165,23 @@ _OWN_FILES = {
 def _load_images(place: Place, held: HoldOut) -> DataSet:
     found, where = _first(place, {"tfds": _prepared, "files": _files, "download": _download})
     known = IMAGE_SETS[place.name]
+    loaded, digest, note = _kept(place, {"fingerprint": found.fingerprint()}, found.read)
+    sentence = f"{place.name}, {where}, {completeness(loaded, known)}{note}"
+    return assemble(
+        place.name,
+        loaded,
+        known.num_classes,
+        source=sentence,
+        digest=digest,
+        validation=held,
+        classes=known.classes,
+    )
 
-    def build(allocate: cache.Allocate) -> dict[str, Any]:
-        return {"checksum": store(allocate, found.read())}
 
-    entry = cache.fetch(place.cache_dir, place.name, {"fingerprint": found.fingerprint()}, build)
-    loaded = Loaded(**entry.arrays)
-    sentence = f"{place.name}, {where}, {completeness(loaded, known)}{entry.note and f'; {entry.note}'}"
-    count, digest = known.num_classes, entry.facts["checksum"]
-    return assemble(place.name, loaded, count, source=sentence, digest=digest, validation=held, classes=known.classes)
+def _kept(place: Place, key: dict[str, Any], read: Callable[[], Loaded]) -> tuple[Loaded, str, str]:
+    """What `read` gives, from the cache; its checksum; and the end of a sentence that says why it could not be kept."""
+    entry = cache.fetch(place.cache_dir, place.name, key, lambda allocate: {"checksum": store(allocate, read())})
+    return Loaded(**entry.arrays), entry.facts["checksum"], entry.note and f"; {entry.note}"
 
 
 def _load_events(place: Place, held: HoldOut, framing: dict[str, Any], choices: dict[str, str]) -> DataSet:
