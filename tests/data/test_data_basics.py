@@ -35,6 +35,16 @@ def test_digits_are_complete_and_split_by_fixed_seeds():
     np.testing.assert_allclose([first.mean[0], first.std[0]], [scaled.mean(), scaled.std()], rtol=1e-9)
 
 
+def test_kept_digits_need_no_scikit_learn(tmp_path, monkeypatch):
+    first = data.load("digits", cache_dir=tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # its import now fails
+    again = data.load("digits", cache_dir=tmp_path)
+    assert again.checksum == first.checksum and again.source == first.source
+    np.testing.assert_array_equal(again.train.images[:], first.train.images[:])
+    with pytest.raises(ImportError):
+        data.load("digits", cache_dir=tmp_path / "other")
+
+
 def test_validation_is_disjoint_balanced_and_a_function_of_split_seed():
     labels = np.repeat(np.arange(10), 30).astype(np.int32)
     kept, held = dataset.hold_out(labels, 50, 3)
