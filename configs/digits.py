@@ -8,9 +8,9 @@ low       52,690       no row        and through time, 10 epochs   97.87, 98.24,
 
 `low` is a second stage for answers in few time steps. The figures are means of seeds 0, 1 and 2 on 360 test digits, of
 which one is 0.28%; the epoch was chosen on 180 validation digits, and the test split read once a run. 2-core AMD EPYC,
-the first stage 2026-11-28 (47 s), the second 2026-11-29. Another processor rounds differently, and after 80 epochs that
-is another network. Neurons that start from rest (--config.neuron.initial_potential=0) had 98.33 ± 0.50% by the
-equivalent path and 98.10 ± 0.27% by spikes (three seeds on each of two machines, 2026-11-24 and 2026-11-25).
+2026-11-29; the first stage alone takes 42 s. Another processor rounds differently, and after 80 epochs that is another
+network. Neurons that start from rest (--config.neuron.initial_potential=0) had 98.33 ± 0.50% by the equivalent path and
+98.10 ± 0.27% by spikes (three seeds on each of two machines, 2026-11-24 and 2026-11-25).
 
 The recipe was chosen by validation alone: mean accuracy after the last epoch on 360 digits held out of the train split,
 in four splits with seeds 10 to 13: 98.9% as it was before (40 epochs, shifts alone), 98.8% with averaged weights, the

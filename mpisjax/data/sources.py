@@ -136,7 +136,7 @@ def load(
         own |= {"image_size": image_size, "fit": fit, "color": color, "cache_dir": cache_dir}
         dataset = folders.from_folder(dir, value_range=value_range, **own)
     elif name == "digits":
-        # Kept, since scikit-learn takes longer to import than all that a run with warm caches has to compile.
+        # Kept in the cache, since importing scikit-learn takes about a second.
         loaded, digest, note = _kept(place, {"scikit-learn": version("scikit-learn")}, digits.load)
         dataset = assemble(
             name, loaded, 10, source=digits.SENTENCE + note, digest=digest, validation=held, classes=DIGITS

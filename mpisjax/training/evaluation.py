@@ -105,7 +105,7 @@ def make_eval_step(
         if bptt is None or isinstance(forward, RateForward):
             logits = model.classify(network, variables, rates)
         elif bptt.readout == "rate":
-            logits = model.classify(network, variables, found)  # a second simulation would find the same
+            logits = model.classify(network, variables, found)  # of the same spikes
         else:
             logits = through_time.apply(
                 network, variables, x, neuron=neuron, num_steps=forward.num_steps, bptt=bptt
